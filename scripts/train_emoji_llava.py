@@ -1,0 +1,308 @@
+"""Train the embedded dense model `emoji-llava` from nothing: `python scripts/train_emoji_llava.py WORK`.
+
+Three stages, each kept in the folder WORK and not run again once finished:
+1. scenes:  draw the training scenes (uint8, in memory-mapped files) and ask the questions.
+2. vision:  the SigLIP tower alone, with a linear head that names what stands in each of the nine cells. Trained end to
+            end from nothing, a model this small learns the answers' statistics and never looks at the picture.
+3. llava:   the whole LlavaForConditionalGeneration, first on chats of several turns (one picture serves several
+            questions), then on single questions, as it is used.
+The result is WORK/emoji-llava in bfloat16. Two cores, about an hour and a quarter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from ressa.data.emoji.questions import QUESTIONS, ask
+from ressa.data.emoji.scenes import SIZE, draw, scene
+from ressa.data.emoji.things import things
+
+PATCH, WIDTH = 24, 144
+TOKENS = (SIZE // PATCH) ** 2  # patches a picture; each cell of a scene is 2 x 2 of them
+NAMES = [t.name for t in things()]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+# ---- scenes ----------------------------------------------------------------------------------------------------------
+
+
+def _drawn(index: int) -> tuple[bytes, list[int], list[dict[str, str]]]:
+    shown = scene("train", index)
+    cells = [len(NAMES)] * 9
+    for p in shown.placed:
+        cells[p.cell] = NAMES.index(p.thing.name)
+    return np.asarray(draw(shown)).tobytes(), cells, ask(shown, 10)
+
+
+def make_scenes(work: Path, n: int) -> None:
+    if (work / "questions.json").exists():
+        return
+    pixels = np.lib.format.open_memmap(work / "pixels.npy", "w+", np.uint8, (n, SIZE, SIZE, 3))
+    cells = np.zeros((n, 9), np.int64)
+    questions = []
+    with ProcessPoolExecutor(2) as pool:
+        for i, (picture, named, asked) in enumerate(pool.map(_drawn, range(n), chunksize=256)):
+            pixels[i] = np.frombuffer(picture, np.uint8).reshape(SIZE, SIZE, 3)
+            cells[i] = named
+            questions.append([(q["question"], q["answer"]) for q in asked])
+    np.save(work / "cells.npy", cells)
+    (work / "questions.json").write_text(json.dumps(questions))
+
+
+class Indices(torch.utils.data.Dataset):
+    """The numbers 0 to n-1: the collator fetches a whole batch at once."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> int:
+        return i
+
+
+def to_pixels(batch_uint8: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(batch_uint8).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train(model: nn.Module, work: Path, n: int, collate, *, epochs: float, batch: int, lr: float, seed: int) -> None:
+    set_seed(seed)
+    args = TrainingArguments(
+        str(work / "trainer"),
+        per_device_train_batch_size=batch,
+        num_train_epochs=epochs,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=200,
+        weight_decay=0.05,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        use_cpu=True,
+        bf16=True,
+        save_strategy="no",
+        report_to=[],
+        logging_steps=50,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        seed=seed,
+    )
+    Trainer(model=model, args=args, train_dataset=Indices(n), data_collator=collate).train()
+
+
+def quick_on_cpu(model: nn.Module, vision: SiglipVisionModel) -> nn.Module:
+    """Train with plain matrix products: on a CPU the backwards of fused attention and of a bf16 convolution crawl."""
+    conv = vision.embeddings.patch_embedding
+
+    def patches_times_weight(x: torch.Tensor) -> torch.Tensor:
+        b, c, h, w = x.shape
+        x = x.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return nn.functional.linear(x, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+    conv.forward = patches_times_weight
+    return model
+
+
+# ---- vision ----------------------------------------------------------------------------------------------------------
+
+
+class CellNames(nn.Module):
+    """The vision tower with a linear head on the 2 x 2 patches of each cell."""
+
+    def __init__(self, vision: SiglipVisionModel) -> None:
+        super().__init__()
+        self.vision = vision
+        self.head = nn.Linear(4 * WIDTH, len(NAMES) + 1)
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.vision(pixel_values).last_hidden_state
+        b = x.shape[0]
+        x = x.view(b, 3, 2, 3, 2, WIDTH).permute(0, 1, 3, 2, 4, 5).reshape(b, 9, 4 * WIDTH)
+        logits = self.head(x).float()
+        weight = torch.ones(len(NAMES) + 1)
+        weight[-1] = 0.2  # empty cells are many and easy
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight)
+        return {"loss": loss, "logits": logits}
+
+
+def train_vision(work: Path, config: SiglipVisionConfig, epochs: float) -> SiglipVisionModel:
+    if (work / "vision").exists():
+        return SiglipVisionModel.from_pretrained(work / "vision")
+    set_seed(0)
+    pixels, cells = np.load(work / "pixels.npy", mmap_mode="r"), np.load(work / "cells.npy")
+    vision = SiglipVisionModel._from_config(config, attn_implementation="eager")
+    model = quick_on_cpu(CellNames(vision), vision)
+
+    def collate(batch: list[int]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": to_pixels(pixels[batch]), "labels": torch.from_numpy(cells[batch])}
+
+    train(model, work, len(cells), collate, epochs=epochs, batch=128, lr=1.5e-3, seed=0)
+    vision.save_pretrained(work / "vision")
+    return vision
+
+
+# ---- the whole model -------------------------------------------------------------------------------------------------
+
+
+def make_processor(work: Path, vocabulary: int) -> LlavaProcessor:
+    special = ["<pad>", "<image>", "<|user|>", "<|assistant|>", "<|end|>", "<unk>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    tokenizer.decoder = decoders.Metaspace()
+    questions = json.loads((work / "questions.json").read_text())[:20_000]
+    texts = (text for asked in questions for pair in asked for text in pair)
+    tokenizer.train_from_iterator(
+        [*texts, *NAMES * 20], trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>", "<|user|>", "<|assistant|>"],
+        model_max_length=512,
+    )
+    return LlavaProcessor(
+        image_processor=SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}),
+        tokenizer=fast,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATE,
+    )
+
+
+def make_model(processor: LlavaProcessor, vision: SiglipVisionConfig) -> LlavaForConditionalGeneration:
+    tokenizer = processor.tokenizer
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=432,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=TOKENS,
+        tie_word_embeddings=True,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+class Chats:
+    """Collates scene numbers to chats of up to `turns` questions about each picture; loss on the answers only."""
+
+    def __init__(self, work: Path, processor: LlavaProcessor, turns: int) -> None:
+        self.pixels = np.load(work / "pixels.npy", mmap_mode="r")
+        self.questions = json.loads((work / "questions.json").read_text())
+        self.turns = turns
+        self.rng = random.Random(turns)
+        tokenizer = processor.tokenizer
+        self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        self.user, self.assistant, self.image = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "<image>"])
+        self.tokenizer = tokenizer
+        self.known: dict[str, list[int]] = {}
+
+    def tokens(self, text: str) -> list[int]:
+        if text not in self.known:
+            self.known[text] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.known[text]
+
+    def chat(self, index: int) -> tuple[list[int], list[int]]:
+        asked = self.questions[index]
+        ids, labels = [], []
+        for turn, (question, answer) in enumerate(self.rng.sample(asked, min(self.turns, len(asked)))):
+            prompt = [self.user, *([self.image] * TOKENS if turn == 0 else []), *self.tokens(question), self.assistant]
+            reply = [*self.tokens(answer), self.end]
+            ids += prompt + reply
+            labels += [-100] * len(prompt) + reply
+        return ids, labels
+
+    def __call__(self, batch: list[int]) -> dict[str, torch.Tensor]:
+        chats = [self.chat(i) for i in batch]
+        length = max(len(ids) for ids, _ in chats)
+        pad = lambda values, fill: [v + [fill] * (length - len(v)) for v in values]  # noqa: E731
+        ids = torch.tensor(pad([ids for ids, _ in chats], self.pad))
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != self.pad).long(),
+            "labels": torch.tensor(pad([labels for _, labels in chats], -100)),
+            "pixel_values": to_pixels(self.pixels[batch]),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--scenes", type=int, default=30_000)
+    parser.add_argument("--vision-epochs", type=float, default=6)
+    parser.add_argument("--chat-epochs", type=float, default=10)
+    parser.add_argument("--single-epochs", type=float, default=6)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    make_scenes(args.work, args.scenes)
+    vision_config = SiglipVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    vision = train_vision(args.work, vision_config, args.vision_epochs)
+    processor = make_processor(args.work, 1536)
+    model = make_model(processor, vision_config)
+    model.model.vision_tower.load_state_dict(vision.state_dict())
+    for stage, turns, epochs, lr in (("chat", 6, args.chat_epochs, 1.5e-3), ("single", 1, args.single_epochs, 5e-4)):
+        folder = args.work / stage
+        if folder.exists():
+            model = LlavaForConditionalGeneration.from_pretrained(folder)
+            continue
+        train(model, args.work, args.scenes, Chats(args.work, processor, turns), epochs=epochs, batch=128, lr=lr, seed=turns)
+        model.save_pretrained(folder)
+    out = args.work / "emoji-llava"
+    model.to(torch.bfloat16).save_pretrained(out)
+    processor.save_pretrained(out)
+    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, kinds asked: {', '.join(QUESTIONS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Prune vision-language models, repair them, and prove what it did."""

@@ -1,0 +1,90 @@
+"""One pass of all batches through a block, listening to what its linears read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ressa.calibration.tokens import TokenWeights
+from ressa.calibration.walk import Call, Visit
+from ressa.errors import RessaError
+from ressa.model.structure import Block
+
+Reads = dict[str, list[Tensor]]  # by linear, in the order in which it was called
+
+
+def gather(visit: Visit, needs: type[Any] | None, token_weights: Sequence[TokenWeights]) -> dict[str, Any]:
+    """The statistic `needs` of the inputs of each linear of the visited block: {linear name: statistic}.
+
+    Linears that read the same tensors (query, key and value; gate and up) share one statistic, so that a Gram is
+    gathered and factored once. `token_weights[i]` are those of batch i. A linear that no batch reached is left out.
+
+    Raises:
+        RessaError: linears read the same tensor in one batch and different ones in another.
+    """
+    statistics: dict[str, Any] = {}
+    if needs is None:
+        return statistics
+    for call in visit.calls:
+        reads, given = _listen(visit, call)
+        crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
+        for names in _same(reads):
+            statistic = _statistic(statistics, names, needs, reads[names[0]][0])
+            for x in reads[names[0]]:
+                weights = token_weights[call.batch].of(visit.block, names[0], x, crossed=id(x) in crossed)
+                statistic.add(x, weights)
+    return statistics
+
+
+def _listen(visit: Visit, call: Call) -> tuple[Reads, list[Tensor]]:
+    """What each linear reads in this call, and the tensors the block was given. All are kept: ids stay unique."""
+    reads: Reads = {}
+    versions: list[tuple[str, Tensor, int]] = []
+    with _ears(visit.block, reads, versions):
+        given = visit.run(call)
+    for name, x, version in versions:
+        if x._version != version:
+            raise RessaError(f"the input of {name} is overwritten within its block; leave its part out")
+    return reads, given
+
+
+@contextmanager
+def _ears(block: Block, reads: Reads, versions: list[tuple[str, Tensor, int]]) -> Iterator[None]:
+    def ear(name: str) -> Any:
+        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["input"]
+            reads.setdefault(name, []).append(x)
+            versions.append((name, x, x._version))
+
+        return listen
+
+    handles = [linear.register_forward_pre_hook(ear(name), with_kwargs=True) for name, linear in block.linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _same(reads: Reads) -> list[list[str]]:
+    """Names of linears that read the same tensors, together."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, tensors in reads.items():
+        groups.setdefault(tuple(id(x) for x in tensors), []).append(name)
+    return list(groups.values())
+
+
+def _statistic(statistics: dict[str, Any], names: list[str], needs: type[Any], x: Tensor) -> Any:
+    """The statistic of this group of linears; a new one if none of them has one yet."""
+    known = {id(statistics[name]) for name in names if name in statistics}
+    if not known:
+        statistic = needs(x.shape[-1], device=x.device)
+        statistics.update(dict.fromkeys(names, statistic))
+        return statistic
+    statistic = next(statistics[name] for name in names if name in statistics)
+    if {name for name, other in statistics.items() if other is statistic} != set(names):
+        raise RessaError(f"{', '.join(names)} read the same input in one batch only; leave their part out")
+    return statistic

@@ -1,0 +1,43 @@
+"""Calibration samples: a seeded subset of a dataset as padded batches, answers included."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ressa.data.prompts import encode, shortest_first
+from ressa.data.records import Record, read_records
+from ressa.errors import RessaError
+
+
+def samples(
+    source: str | Path | Any,
+    processor: Any,
+    config: Any,
+    n: int = 128,
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+    split: str = "train",
+) -> list[dict[str, torch.Tensor]]:
+    """At most `n` records of `source`, drawn by `seed`, as teacher-forced batches (see `data.prompts.encode`).
+
+    The records are sorted by length before they are batched, so that little is padding. Which records are drawn depends
+    on the seed and the number of records alone, not on the model or the batch size.
+
+    Args:
+        source: what `read_records` reads, or a list of records.
+
+    Raises:
+        RessaError: `n` or `batch_size` below 1, and whatever is wrong with the data.
+    """
+    if n < 1 or batch_size < 1:
+        raise RessaError(f"samples ({n}) and batch size ({batch_size}) must be at least 1")
+    records: list[Record] = source if isinstance(source, list) else read_records(source, split)
+    drawn = random.Random(seed).sample(records, min(n, len(records)))
+    ordered = [drawn[i] for i in shortest_first(processor, drawn, answers=True)]
+    starts = range(0, len(ordered), batch_size)
+    return [encode(processor, ordered[i : i + batch_size], config, answers=True) for i in starts]

@@ -1,0 +1,5 @@
+"""Emoji scenes: the embedded dataset. Real art, nine places, questions whose answers are certain."""
+
+from ressa.data.emoji.write import write
+
+__all__ = ["write"]

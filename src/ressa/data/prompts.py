@@ -1,0 +1,234 @@
+"""From records to model inputs: the prompt each family was trained with, its tokens, its answer, one padded batch.
+
+A record gives the same ids, labels and masks alone and inside a batch; only padding is added around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+
+from ressa.data.images import shown
+from ressa.data.records import Record
+from ressa.errors import RessaError
+
+IGNORED = -100  # the label that the cross-entropy of torch and transformers skips
+# BLIP-2 (Li et al. 2023, section 4) and InstructBLIP (Dai et al. 2023, appendix C); RESSA evaluates with the same.
+QUESTION = "Question: {} Short answer:"
+BLIP2_CAPTION = "a photo of"
+CAPTION = "A short image caption."
+
+
+def prompt_text(processor: Any, record: Record) -> str:
+    """What the model reads before it answers.
+
+    The chat template of the processor or of its tokenizer, with a placeholder for the picture; the paper's own prompts
+    for BLIP-2 and InstructBLIP; for a text-only model without template the bare question. A caption record asks for a
+    caption; a `{"text": ...}` record has an empty prompt. The picture of a record plays no part in a text-only model.
+
+    Raises:
+        RessaError: a vision-language processor without a chat template, or a template that fails on the record.
+    """
+    question = record.question and _plain(processor, record.question)
+    template = _template(processor)
+    if question is None and record.caption is None:
+        return tokenizer_of(processor).bos_token or "" if _writes_specials(processor) else ""
+    if hasattr(processor, "num_query_tokens"):  # the BLIP processors put the picture's tokens in front themselves
+        caption = CAPTION if hasattr(processor, "qformer_tokenizer") else BLIP2_CAPTION
+        return caption if question is None else QUESTION.format(question)
+    if template is None and hasattr(processor, "image_processor"):
+        raise RessaError("the model's processor has no chat template; add chat_template.jinja to its folder")
+    if template is None:
+        return question or ""
+    return _render(processor, template, question or CAPTION, record.image is not None, record.id)
+
+
+def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: bool) -> dict[str, torch.Tensor]:
+    """One padded batch of `records`, ready for `model(**batch)` or `model.generate(**batch)`.
+
+    With `answers` (teacher forcing) a decoder-only model gets prompt + answer + end token in `input_ids`, padded on
+    the right, and `labels` (B, T) that are -100 on prompt and padding; an encoder-decoder gets the prompt in
+    `input_ids` and answer + end token in `labels`. The answer is `record.target`. Without, there are prompts alone,
+    padded on the left for decoder-only models and on the right for encoders. Q-Former text is always padded on the
+    right (its positions count from the left). Text is int64 (B, T), pictures are float32 as the image processor makes
+    them.
+
+    Args:
+        config: the model's config (is it encoder-decoder?).
+
+    Raises:
+        RessaError: a picture that cannot be opened, or a record without one where the model needs it.
+    """
+    prompts = [prompt_text(processor, record) for record in records]
+    encoded = _process(processor, prompts, records)
+    text = {key: value for key, value in encoded.items() if _is_text(key, value, encoded["input_ids"])}
+    batch = {key: _stacked(value) for key, value in encoded.items() if key not in text}
+    if not any(any(row) for row in text.get("token_type_ids", [])):
+        text.pop("token_type_ids", None)  # all zeros say nothing, and most decoders refuse the name
+    crossing = is_encoder_decoder(config)
+    if not crossing:
+        _open_end(processor, prompts, text)
+    if answers:
+        targets = [
+            answer_ids(processor, record.target, prompt="" if crossing else prompt)
+            for record, prompt in zip(records, prompts, strict=True)
+        ]
+        text["labels"] = targets if crossing else _appended(text, targets)
+    left = not answers and not crossing
+    for key, rows in text.items():
+        batch[key] = _padded(rows, _pad_value(processor, key), left and not key.startswith("qformer_"))
+    return batch
+
+
+def shortest_first(processor: Any, records: Sequence[Record], *, answers: bool) -> list[int]:
+    """The order of `records` by their number of text tokens (with `answers`: prompt and answer), ties as they stand."""
+    texts = [prompt_text(processor, r) + (f" {r.target}" if answers else "") for r in records]
+    lengths = [len(ids) for ids in tokenizer_of(processor)(texts, add_special_tokens=False)["input_ids"]]
+    return sorted(range(len(records)), key=lengths.__getitem__)
+
+
+def answer_ids(processor: Any, answer: str, *, prompt: str = "") -> list[int]:
+    """Token ids of an answer that follows `prompt`, with the end token.
+
+    The answer is tokenised apart from the prompt, so that the prompt's ids are the same with and without it. Where the
+    prompt ends in the middle of a line ("... Short answer:") and the tokenizer does not mark word starts by itself, the
+    space between them belongs to the answer, as when the model generates it.
+    """
+    tokenizer = tokenizer_of(processor)
+    text = _plain(processor, answer)
+    if prompt and not prompt[-1].isspace() and not prompt.endswith(tuple(tokenizer.all_special_tokens)):
+        one = tokenizer("a", add_special_tokens=False)["input_ids"]
+        if tokenizer.decode(one + one) == "aa":
+            text = f" {text}"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else ids
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The language model's tokenizer; a text-only model's processor is that tokenizer."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def is_encoder_decoder(config: Any) -> bool:
+    """Whether the language model is an encoder-decoder (InstructBLIP says so only in its text config)."""
+    inner = getattr(config, "text_config", None)
+    return bool(getattr(config, "is_encoder_decoder", False) or getattr(inner, "is_encoder_decoder", False))
+
+
+def to_device(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The batch where the model is; pictures also in its dtype."""
+    first = next(model.parameters())
+    return {k: v.to(first.device, first.dtype if v.is_floating_point() else None) for k, v in batch.items()}
+
+
+def _plain(processor: Any, text: str) -> str:
+    """Text of a record without the placeholder, which stands for one picture wherever a record writes it."""
+    token = getattr(processor, "image_token", None)
+    name = str(getattr(token, "content", token)) if token is not None else "<image>"
+    return text.replace(name, "").strip() if name in text else text
+
+
+def _template(processor: Any) -> str | None:
+    if hasattr(processor, "num_query_tokens"):
+        return None  # a template of the language model's own would not place the picture
+    for holder in (processor, tokenizer_of(processor)):
+        template = getattr(holder, "chat_template", None)
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template:
+            return template
+    return None
+
+
+def _writes_specials(processor: Any) -> bool:
+    """Whether prompts hold the start token already, so that the tokenizer must add none.
+
+    Tokenizers never add to their own template; processors do, unless it starts with the start token (transformers'
+    `ProcessorMixin.apply_chat_template` decides the same way).
+    """
+    template, bos = _template(processor), tokenizer_of(processor).bos_token
+    if template is None or not hasattr(processor, "image_processor"):
+        return template is not None
+    return bool(bos) and _render(processor, template, "?", False, "").startswith(bos)
+
+
+def _render(processor: Any, template: str, question: str, picture: bool, ident: str) -> str:
+    text = {"type": "text", "text": question}
+    content = [{"type": "image"}, text] if picture else [text]
+    messages = [{"role": "user", "content": content if hasattr(processor, "image_processor") else question}]
+    try:
+        return processor.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    except TemplateError as error:
+        raise RessaError(f"record {shown(ident)}: the model's chat template refuses it ({shown(error)})") from None
+
+
+def _process(processor: Any, prompts: list[str], records: Sequence[Record]) -> dict[str, Any]:
+    """One call of the processor, nothing padded: text as lists of ids, pictures as arrays."""
+    options: dict[str, Any] = {"text": prompts, "padding": False}
+    if _writes_specials(processor):
+        options["add_special_tokens"] = False
+    if not hasattr(processor, "image_processor"):
+        return dict(processor(**options))
+    blind = next((r for r in records if r.image is None), None)
+    if blind and hasattr(processor, "num_query_tokens"):
+        raise RessaError(f"record {shown(blind.id)} has no image, which this model cannot do without")
+    images = [record.open_image() for record in records if record.image is not None]
+    return dict(processor(images=images or None, **options))
+
+
+def _is_text(key: str, value: Any, ids: list[list[int]]) -> bool:
+    """Rows of numbers, one per token (picture sizes are rows of numbers too, but of another length)."""
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
+        return False
+    return key.startswith("qformer_") or [len(row) for row in value] == [len(row) for row in ids]
+
+
+def _stacked(value: Any) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.stack(value))
+
+
+def _open_end(processor: Any, prompts: list[str], text: dict[str, list[list[int]]]) -> None:
+    """Take off an end token that the tokenizer put behind a prompt: the answer comes there."""
+    tokenizer = tokenizer_of(processor)
+    for row, prompt in enumerate(prompts):
+        ids = text["input_ids"][row]
+        if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
+            for key, rows in text.items():
+                if not key.startswith("qformer_"):
+                    rows[row] = rows[row][:-1]
+
+
+def _appended(text: dict[str, list[list[int]]], targets: list[list[int]]) -> list[list[int]]:
+    """Append the answers to every row of text in place; return the labels."""
+    labels = [[IGNORED] * len(ids) + target for ids, target in zip(text["input_ids"], targets, strict=True)]
+    for key, rows in text.items():
+        if not key.startswith("qformer_"):
+            fill = {"input_ids": None, "attention_mask": 1}.get(key, 0)  # the kind of an answer token is plain text
+            text[key] = [
+                row + (target if fill is None else [fill] * len(target))
+                for row, target in zip(rows, targets, strict=True)
+            ]
+    return labels
+
+
+def _pad_value(processor: Any, key: str) -> int:
+    if key == "labels":
+        return IGNORED
+    if not key.endswith("input_ids"):
+        return 0
+    tokenizer = processor.qformer_tokenizer if key.startswith("qformer_") else tokenizer_of(processor)
+    # Any id will do, since padding is masked: models without a pad token have an end token.
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def _padded(rows: list[list[int]], value: int, left: bool) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor(
+        [[value] * (width - len(row)) + row if left else row + [value] * (width - len(row)) for row in rows]
+    )

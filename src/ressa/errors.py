@@ -1,0 +1,22 @@
+"""What ressa says when it refuses: one line, what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RessaError(Exception):
+    """A request that cannot be carried out. Its text is one line for the user; the CLI prints it and exits with 2."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> RessaError:
+    """The error for a name that is not among the known ones, with the nearest right one.
+
+    >>> str(unknown("method", "wnda", ["wanda", "magnitude"]))
+    "unknown method 'wnda': did you mean 'wanda'? (known: magnitude, wanda)"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f": did you mean '{near[0]}'?" if near else ":"
+    return RessaError(f"unknown {what} '{name}'{hint} (known: {', '.join(names)})")

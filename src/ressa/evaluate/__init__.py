@@ -1,0 +1,1 @@
+"""Measure a model: generated answers, exact match, VQA accuracy, divergence from the dense model."""

@@ -1,0 +1,176 @@
+"""What a method may know of a layer's inputs: InputNorm, Moments or Gram, gathered batch by batch.
+
+Shapes: T tokens, I input features, O output features. All are weighted means over tokens, from float32 sums: how the
+tokens were cut into batches does not matter, and a token of weight 0 is not looked at (padding may even hold NaN).
+"""
+
+# ruff: noqa: N802  (shape suffixes are part of our names)
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ressa.errors import RessaError
+
+RETRY_DAMPS = (0.01, 0.1, 1.0, 10.0)  # shares of the mean diagonal
+
+
+class InputNorm:
+    """The root mean square of each input: enough for Wanda."""
+
+    def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
+        self.tokens = 0.0
+        self.squares_I = torch.zeros(in_features, dtype=torch.float32, device=device)
+
+    @torch.no_grad()
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
+        x_TI, tokens = _root_weighted(x, weight)
+        self.tokens += tokens
+        self.squares_I += x_TI.square().sum(dim=0)
+
+    @property
+    def norm_I(self) -> Tensor:
+        return _mean(self.squares_I, self.tokens).sqrt()
+
+
+class Moments:
+    """Mean and variance of each input, merged batch by batch around the running mean (Chan, Golub, LeVeque 1979).
+
+    Not E[x^2] - E[x]^2: in float32 that loses the variance of an input whose mean is far from zero.
+    """
+
+    def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
+        self.tokens = 0.0
+        self._mean_I = torch.zeros(in_features, dtype=torch.float32, device=device)
+        self._scatter_I = torch.zeros_like(self._mean_I)  # sum of squared deviations from the mean
+
+    @torch.no_grad()
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
+        x_TI, weight_T1, tokens = _tokens(x, weight)
+        if tokens == 0:
+            return
+        batch_mean_I = (x_TI * weight_T1).sum(dim=0) / tokens
+        shift_I = batch_mean_I - self._mean_I
+        before, self.tokens = self.tokens, self.tokens + tokens
+        self._mean_I += shift_I * (tokens / self.tokens)
+        self._scatter_I += ((x_TI - batch_mean_I).square() * weight_T1).sum(dim=0)
+        self._scatter_I += shift_I.square() * (before * tokens / self.tokens)
+
+    @property
+    def mean_I(self) -> Tensor:
+        return _known(self._mean_I, self.tokens)
+
+    @property
+    def variance_I(self) -> Tensor:
+        return _mean(self._scatter_I, self.tokens)
+
+    @property
+    def norm_I(self) -> Tensor:
+        return (self.variance_I + self.mean_I.square()).sqrt()
+
+
+class Gram:
+    """The mean of x xT: all that a layer's squared output error knows of its inputs."""
+
+    def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
+        self.tokens = 0.0
+        self.products_II = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
+        self._factors: dict[float, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
+        x_TI, tokens = _root_weighted(x, weight)
+        self.tokens += tokens
+        self.products_II.addmm_(x_TI.T, x_TI)  # in place, so that autocast cannot turn it into a bfloat16 product
+        self._factors.clear()
+
+    @property
+    def gram_II(self) -> Tensor:
+        return _mean(self.products_II, self.tokens)
+
+    @property
+    def norm_I(self) -> Tensor:
+        return _mean(self.products_II.diagonal(), self.tokens).sqrt()
+
+    def inverse_factor(self, damp: float = 0.01) -> Tensor:
+        """Upper triangular U_II with UT U = (gram + damp * mean(diagonal) * identity)^-1.
+
+        Kept until more inputs come, so that linears which read the same input factor it once. Where too little damping
+        leaves no positive definite matrix, more of it is tried on the pristine Gram, with a UserWarning. Well below
+        1e-4, float32 rounding may pass for information: no damping is for Grams known to be well conditioned.
+        """
+        if damp not in self._factors:
+            self._factors[damp] = _inverse_factor(self.gram_II, damp)
+        return self._factors[damp]
+
+
+class Method(Protocol):
+    """A pruning method: a pure function, with the statistic of the inputs that it needs (None: no data)."""
+
+    needs: type[InputNorm] | type[Moments] | type[Gram] | None
+
+    def __call__(self, weight_OI: Tensor, inputs: Any, pattern: Any, /, **settings: Any) -> Tensor: ...
+
+
+def needs(statistic: type[InputNorm] | type[Moments] | type[Gram] | None) -> Callable[[Callable[..., Tensor]], Method]:
+    """Marks a method with what calibration must gather for it, and runs it without gradients."""
+
+    def mark(function: Callable[..., Tensor]) -> Method:
+        method: Any = torch.no_grad()(function)
+        method.needs = statistic
+        return method
+
+    return mark
+
+
+def _inverse_factor(gram_II: Tensor, damp: float) -> Tensor:
+    """One Cholesky of the reversed matrix gives gram = R RT with R upper, and U = R^-1 is the factor of the inverse."""
+    eye_II = torch.eye(len(gram_II), dtype=gram_II.dtype, device=gram_II.device)
+    scale = gram_II.diagonal().mean()
+    for tried in (damp, *(more for more in RETRY_DAMPS if more > damp)):
+        lower_II, failed = torch.linalg.cholesky_ex((gram_II + tried * scale * eye_II).flip(0, 1))
+        if failed:
+            continue
+        if tried != damp:
+            warnings.warn(f"the Gram matrix of a layer's inputs needed damping {tried:g}, not {damp:g}", stacklevel=2)
+        return torch.linalg.solve_triangular(lower_II.flip(0, 1), eye_II, upper=True)
+    raise RessaError(f"no damping up to {tried:g} makes the inputs' Gram matrix invertible: are all inputs zero?")
+
+
+def _tokens(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, float]:
+    """The tokens that count, float32 (T, I), their weights (T, 1) and the sum of these."""
+    x_TI = x.reshape(-1, x.shape[-1])
+    if weight is None:
+        return x_TI.float(), torch.ones(1, 1, device=x.device), float(len(x_TI))
+    weight_T = weight.to(x.device, torch.float32).broadcast_to(x.shape[:-1]).reshape(-1)
+    counts_T = weight_T != 0
+    weight_T = weight_T[counts_T]
+    return x_TI[counts_T].float(), weight_T[:, None], weight_T.sum().item()
+
+
+def _root_weighted(x: Tensor, weight: Tensor | None) -> tuple[Tensor, float]:
+    """The tokens that count, each times the root of its weight, and the sum of the weights."""
+    x_TI, weight_T1, tokens = _tokens(x, weight)
+    return (x_TI if weight is None else x_TI * weight_T1.sqrt()), tokens
+
+
+def _mean(total: Tensor, tokens: float) -> Tensor:
+    return _known(total / (tokens or 1), tokens)
+
+
+def _known(mean: Tensor, tokens: float) -> Tensor:
+    """`mean` itself, once it is sure that there is one."""
+    if tokens == 0:
+        raise RessaError("no calibration token reached this layer: use more or other samples, or leave its part out")
+    if not math.isfinite(mean.sum().item()):
+        raise RessaError("a layer's calibration inputs hold NaN or infinity: load the model in float32 or bfloat16")
+    return mean

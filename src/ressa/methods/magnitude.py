@@ -1,0 +1,17 @@
+"""Magnitude: small weights matter least. Needs no data; the baseline of all others (Han et al. 2015).
+
+Shapes: O outputs, I inputs. Paper: arXiv 1506.02626.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ressa.inputs import needs
+from ressa.patterns import Pattern
+
+
+@needs(None)
+def magnitude(weight_OI: Tensor, inputs: None, pattern: Pattern) -> Tensor:
+    """`weight_OI` with zeros where |weight| is lowest."""
+    return weight_OI.where(pattern.keep(weight_OI.float().abs()), 0)

@@ -1,0 +1,17 @@
+"""Wanda: a small weight on a loud input may matter more than a large one on a quiet input (Sun et al. 2023).
+
+Shapes: O outputs, I inputs. Paper: arXiv 2306.11695.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ressa.inputs import Gram, InputNorm, Moments, needs
+from ressa.patterns import Pattern
+
+
+@needs(InputNorm)
+def wanda(weight_OI: Tensor, inputs: InputNorm | Moments | Gram, pattern: Pattern) -> Tensor:
+    """`weight_OI` with zeros where |weight| times its input's norm is lowest (section 3, equation 1); no update."""
+    return weight_OI.where(pattern.keep(weight_OI.float().abs() * inputs.norm_I), 0)

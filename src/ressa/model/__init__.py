@@ -1,0 +1,1 @@
+"""Models: loading them, where their parts are, and their folders on disk."""

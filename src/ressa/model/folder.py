@@ -1,0 +1,201 @@
+"""Model folders on disk: written whole or not at all, their zeros counted, their patterns verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from ressa.errors import RessaError
+from ressa.model.load import auto_class, read_config
+from ressa.patterns import Pattern, parse
+
+MANIFEST = "ressa.json"
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """How many of a matrix's weights are zero."""
+
+    zeros: int
+    weights: int
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.weights if self.weights else 0.0
+
+
+def check_output(out: str | Path) -> None:
+    """Raises RessaError if `out` exists and is not an empty folder, or could not be written. Leaves nothing behind."""
+    path = Path(out)
+    if os.path.lexists(path) and not path.is_dir():
+        raise RessaError(f"{out}: the output is a file; name a new folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise RessaError(f"{out}: the output folder is not empty; name a new one or empty it")
+    above = path.absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    # permission bits do not tell of read-only mounts or of root, so a folder is really made
+    probe = above / f".ressa-{uuid.uuid4().hex}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise RessaError(f"{out}: the output folder cannot be written ({error.strerror} in {above})") from None
+
+
+def write_folder(
+    out: str | Path,
+    model: PreTrainedModel,
+    processor: Any,
+    manifest: Mapping[str, Any],
+    *,
+    patterns: Mapping[str, Pattern] | None = None,
+) -> None:
+    """Writes model, processor and `manifest` (as ressa.json, last) to `out`, which appears complete or not at all.
+
+    `patterns` are verified on the written files before `out` appears. Weights are safetensors; config.json is the
+    model's own and never tells of sparsity, because serving engines refuse models that do.
+
+    Raises:
+        RessaError: as `check_output` and `verify`.
+    """
+    check_output(out)
+    path = Path(out).absolute()
+    with _partial(path) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        _plain_config(folder / "config.json")
+        if patterns:
+            verify(folder, patterns)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for file in sorted(folder.rglob("*"), key=lambda file: file.name == MANIFEST):
+            _sync(file)
+        _sync(folder)
+        os.replace(folder, path)
+        _sync(path.parent)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """What ressa.json says; None if the folder has none. Raises RessaError if it is not JSON."""
+    file = Path(folder) / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RessaError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(manifest, dict):
+        raise RessaError(f"{file}: is not an object in braces; was it written by ressa?")
+    return manifest
+
+
+def patterns_of(manifest: Mapping[str, Any]) -> dict[str, Pattern]:
+    """The pattern of each pruned matrix, by the name of its linear, as a manifest of `prune` tells it."""
+    matrices = manifest.get("matrices", {})
+    return {name: parse(entry["pattern"], entry.get("group", "row")) for name, entry in matrices.items()}
+
+
+def zeros(folder: str | Path) -> dict[str, Zeros]:
+    """The zeros of every matrix in the folder's safetensors, by the name of its module in the loaded model.
+
+    Tensors of one dimension (biases, norms) are left out; tied matrices come once.
+    """
+    return {name: Zeros(int((weight == 0).sum()), weight.numel()) for name, weight in _matrices(Path(folder))}
+
+
+def verify(folder: str | Path, patterns: Mapping[str, Pattern]) -> None:
+    """Raises RessaError naming the first matrix on disk that breaks its pattern, or is not there."""
+    left = dict(patterns)
+    for name, weight in _matrices(Path(folder)):
+        pattern = left.pop(name, None)
+        if pattern is not None and not pattern.holds(weight):
+            raise RessaError(f"{folder}: {name} is not {pattern} on disk")
+    if left:
+        raise RessaError(f"{folder}: no weights of {next(iter(left))} on disk, so its pattern cannot be verified")
+
+
+def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(module name, weight) of all tensors with more than one dimension, one in memory at a time."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise RessaError(f"{folder}: no safetensors in this folder")
+    try:
+        stored = {key: file for file in files for key in _keys(file)}
+        for key, name in _module_names(folder, list(stored)).items():
+            with safe_open(stored[key], framework="pt") as tensors:
+                if len(tensors.get_slice(key).get_shape()) > 1:
+                    yield name, tensors.get_tensor(key)
+    except (SafetensorError, OSError) as error:
+        raise RessaError(f"{folder}: damaged safetensors ({error})") from None
+
+
+def _keys(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def _module_names(folder: Path, keys: list[str]) -> dict[str, str]:
+    """Stored name of a tensor -> name of its module. Many families keep older names on disk than in memory.
+
+    The renaming is transformers' own, as in `from_pretrained`; tensors that it would fuse keep their stored names.
+    """
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = auto_class(config, folder).from_config(config)
+    transforms = get_model_conversion_mapping(model)
+    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+    known = model.state_dict()
+    names = {}
+    for key in sorted(keys, key=dot_natural_key):
+        name, fused = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
+        names[key] = (key if fused or name not in known else name).removesuffix(".weight")
+    return names
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, on the same file system, which is gone afterwards whatever happens."""
+    folder = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    made = [above for above in path.parents if not above.exists()]
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise RessaError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for above in made:
+                if above.is_dir() and not any(above.iterdir()):
+                    above.rmdir()
+
+
+def _plain_config(file: Path) -> None:
+    """Takes `sparsity_config` out of a config that came with one."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.pop("sparsity_config", None) is not None:
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    """Until it is on the disk, a crash could leave the name without the bytes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,240 @@
+"""Where a model keeps its vision, connector and language: their repeated blocks and the linears in them.
+
+Nothing is listed per architecture. transformers names the image encoder, the text encoder and the decoder
+(`get_encoder`, `get_decoder`); blocks are the outermost lists of like modules with linears in them; a block belongs to
+the part it stands below. What is left over between the parts is the connector if its name says so; a block list that
+stands nowhere is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ressa.errors import RessaError, unknown
+
+PartName = Literal["vision", "connector", "language"]
+Stack = Literal["encoder", "decoder"]
+PARTS: tuple[PartName, ...] = ("vision", "connector", "language")  # in the order of the forward pass
+
+# transformers has no accessor for what stands between the parts, so it is known by name
+CONNECTORS = ("qformer", "query_tokens", "projector", "projection", "connector", "resampler", "perceiver", "merger")
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is pruned in one go, and stands on the device alone. `linears` go by their names in the model."""
+
+    name: str
+    part: PartName
+    module: nn.Module
+    linears: dict[str, nn.Linear]
+    stack: Stack | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """`modules` are the highest modules that hold nothing but this part; `parameters` counts each tensor once."""
+
+    name: PartName
+    modules: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The parts of a model, and for every linear, convolution or embedding that is never pruned the reason (`kept`)."""
+
+    parts: dict[str, Part]
+    kept: dict[str, str]
+
+    def blocks(self, names: Iterable[str] = PARTS) -> list[Block]:
+        """The blocks of the named parts in the order of the forward pass. Raises RessaError for a part it has not."""
+        wanted = set(names)
+        for name in wanted - self.parts.keys():
+            if name not in PARTS:
+                raise unknown("part", name, PARTS)
+        return [block for name, part in self.parts.items() if name in wanted for block in part.blocks]
+
+
+@dataclass(frozen=True)
+class _Root:
+    """Every module whose name is `name` or begins with `name.` belongs to `part`."""
+
+    name: str
+    part: PartName
+    stack: Stack | None
+
+
+def structure(model: PreTrainedModel) -> Structure:
+    """Places every block of `model` (LLaVA, BLIP-2, InstructBLIP and whatever is built alike; plain causal models).
+
+    Raises:
+        RessaError: blocks that cannot be placed with certainty, with the names of what was found.
+    """
+    roots = _roots(model)
+    lists = list(_block_lists(model))
+    if lost := [name for name, _ in lists if _home(name, roots) is None]:
+        raise RessaError(f"{type(model).__name__}: cannot tell which part these blocks belong to: {', '.join(lost)}")
+    members = [member for _, blocks in lists for member in blocks]
+    members += _loose_connectors(model, roots, [name for name, _ in lists])
+    once = {id(module): (name, module) for name, module in reversed(members)}  # a shared block goes by its first name
+    kept: dict[str, str] = {}
+    owners = _owners(model)
+    blocks = [_block(name, module, roots, owners, kept) for name, module in reversed(once.values())]
+    if not any(block.linears for block in blocks if block.part == "language"):
+        raise RessaError(f"{type(model).__name__}: no repeated blocks with linear layers found in its language model")
+    kept |= _others(model, roots, {name for block in blocks for name in block.linears} | kept.keys())
+    return Structure(_parts(model, roots, blocks), kept)
+
+
+def _roots(model: PreTrainedModel) -> list[_Root]:
+    """Where vision, the language encoder and the language decoder begin, in the order of the forward pass."""
+    names = {id(module): name for name, module in model.named_modules()}
+    decoder, encoder = _innermost(model, "get_decoder"), _innermost(model, "get_encoder")
+    vision = model.get_encoder(modality="image")
+    roots = [_Root(names[id(decoder)], "language", "decoder")]
+    # a model without an encoder, or without eyes, answers with itself
+    if not _contains(encoder, decoder):
+        roots.insert(0, _Root(names[id(encoder)], "language", "encoder"))
+    if not _contains(vision, decoder):
+        roots.insert(0, _Root(names[id(vision)], "vision", "encoder"))
+    return roots
+
+
+def _innermost(model: PreTrainedModel, accessor: str) -> nn.Module:
+    """Where `accessor` leads in the end: BLIP-2's decoder is a T5 model, whose decoder is the stack."""
+    module: nn.Module = model
+    while isinstance(module, PreTrainedModel) and (inner := getattr(module, accessor)()) is not module:
+        module = inner
+    return module
+
+
+def _contains(outer: nn.Module, inner: nn.Module) -> bool:
+    return any(module is inner for module in outer.modules())
+
+
+def _below(name: str, root: str) -> bool:
+    return root in ("", name) or name.startswith(root + ".")
+
+
+def _home(name: str, roots: list[_Root]) -> _Root | None:
+    """The root that `name` stands below; one of its own if its name says connector; None if it stands nowhere."""
+    for root in roots:
+        if _below(name, root.name):
+            return root
+    multimodal = roots[0].part == "vision"
+    said = any(word in piece.lower() for piece in name.split(".") for word in CONNECTORS)
+    return _Root(name, "connector", None) if multimodal and said else None
+
+
+def _block_lists(model: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
+    """The outermost lists of like modules of which each holds at least two linears: (name, its named members)."""
+    done: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(_below(name, other) for other in done):
+            continue
+        members = list(module.named_children())  # a module that is listed twice comes once
+        alike = len({type(member) for _, member in members}) == 1
+        if alike and all(len(_linears(member)) > 1 for _, member in members):
+            done.append(name)
+            yield name, [(f"{name}.{index}", member) for index, member in members]
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [inner for inner in module.modules() if isinstance(inner, nn.Linear)]
+
+
+def _loose_connectors(model: nn.Module, roots: list[_Root], lists: list[str]) -> list[tuple[str, nn.Module]]:
+    """Projections: the highest modules named as connectors that hold linears, and neither a root nor a block list."""
+    taken, found = [root.name for root in roots] + lists, []
+    for name, module in model.named_modules():
+        apart = not any(_below(name, other) or _below(other, name) for other in taken)
+        home = _home(name, roots)
+        if apart and home and home.part == "connector" and _linears(module):
+            taken.append(name)
+            found.append((name, module))
+    return found
+
+
+def _owners(model: nn.Module) -> dict[int, dict[int, str]]:
+    """For every parameter the modules that own it, with their names: more than one module means that it is tied."""
+    owners: dict[int, dict[int, str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), {})[id(module)] = name
+    return owners
+
+
+def _block(
+    name: str, module: nn.Module, roots: list[_Root], owners: dict[int, dict[int, str]], kept: dict[str, str]
+) -> Block:
+    """The block with its prunable linears; those that cannot be pruned go to `kept`."""
+    home = _home(name, roots)
+    assert home is not None  # structure() refuses the others
+    linears: dict[str, nn.Linear] = {}
+    unheard = {id(inner.out_proj) for inner in module.modules() if isinstance(inner, nn.MultiheadAttention)}
+    for inner_name, inner in module.named_modules():
+        if not isinstance(inner, nn.Linear):
+            continue
+        full = f"{name}.{inner_name}" if inner_name else name
+        if aliases := [owner for key, owner in owners[id(inner.weight)].items() if key != id(inner)]:
+            kept[full] = f"tied to {aliases[0]}"
+        elif id(inner) in unheard:
+            kept[full] = "inside nn.MultiheadAttention, which reads its weight without calling it"
+        else:
+            linears[full] = inner
+    return Block(name, home.part, module, linears, home.stack)
+
+
+def _others(model: PreTrainedModel, roots: list[_Root], known: set[str]) -> dict[str, str]:
+    """Every other linear, convolution and embedding, and why it is not pruned."""
+    others, head = {}, model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if name in known:
+            continue
+        if module is head:
+            others[name] = "output head"
+        elif isinstance(module, nn.Embedding):
+            others[name] = "embedding"
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            others[name] = "convolution"
+        elif isinstance(module, nn.Linear):
+            home = _home(name, roots)
+            others[name] = f"outside the repeated blocks of {home.part}" if home else "outside vision and language"
+    return others
+
+
+def _parts(model: nn.Module, roots: list[_Root], blocks: list[Block]) -> dict[str, Part]:
+    """The parts that the model has. What is below no root and no connector (embeddings, heads) is language."""
+    part_of: dict[str, PartName] = {}
+    sizes: dict[PartName, int] = {}
+    for name, parameter in model.named_parameters():
+        home = _home(name, roots)
+        part_of[name] = home.part if home else "language"
+        sizes[part_of[name]] = sizes.get(part_of[name], 0) + parameter.numel()
+    tops = {part: _tops(part, part_of) for part in sizes}
+    # whichever was registered first, the encoder runs before the decoder
+    order = sorted(blocks, key=lambda block: block.stack == "decoder")
+    own = {part: tuple(block for block in order if block.part == part) for part in PARTS}
+    return {part: Part(part, tops[part], own[part], sizes[part]) for part in PARTS if part in sizes}
+
+
+def _tops(part: PartName, part_of: dict[str, PartName]) -> tuple[str, ...]:
+    """The shortest name prefixes under which every parameter is of this part."""
+    mixed = {prefix for name, other in part_of.items() if other != part for prefix in _prefixes(name)}
+    tops: dict[str, None] = {}  # ordered, without repeats
+    for name in (name for name, other in part_of.items() if other == part):
+        tops[next(prefix for prefix in _prefixes(name) if prefix not in mixed)] = None
+    return tuple(tops)
+
+
+def _prefixes(name: str) -> list[str]:
+    """From the top down: a.b.c gives a, a.b and a.b.c."""
+    pieces = name.split(".")
+    return [".".join(pieces[: end + 1]) for end in range(len(pieces))]

@@ -1,0 +1,152 @@
+"""Which weights stay: Unstructured(0.5) or NofM(2, 4), and how people write them ("50%", "0.5", "2:4").
+
+Shapes: O output features, I input features, G groups that are chosen apart, K weights that compete within one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ressa.errors import RessaError, unknown
+
+Group = Literal["row", "matrix"]
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """The lowest share `sparsity` of every output row (or of the whole matrix) becomes zero.
+
+    >>> str(Unstructured(0.7)), Unstructured(0.7).dropped(10)
+    ('70%', 7)
+    """
+
+    sparsity: float
+    group: Group = "row"
+    columns: ClassVar[int] = 1  # columns that must be chosen together
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:  # not (a or b): NaN fails it too
+            raise _wrong(f"{self.sparsity:g}")
+        if self.group not in get_args(Group):
+            raise unknown("group", str(self.group), get_args(Group))
+
+    def __str__(self) -> str:
+        return f"{100 * self.sparsity:.12g}%"
+
+    def dropped(self, size: int) -> int:
+        """How many of `size` competing weights become zero: the nearest whole number."""
+        return round(size * self.sparsity)
+
+    def keep(self, score_OI: Tensor, start: int = 0) -> Tensor:
+        """True where a weight stays, (O, I) bool.
+
+        `start` is for methods that choose a matrix slab by slab: the scores are of columns start, start + 1, ...;
+        the counts of all slabs then add up to exactly those of the matrix chosen at once.
+        """
+        rows, width = (1 if self.group == "row" else score_OI.shape[0]), score_OI.shape[1]
+        drop = self.dropped(rows * (start + width)) - self.dropped(rows * start)
+        return _drop_lowest(score_OI.reshape(-1, rows * width), drop).view_as(score_OI)
+
+    def check(self, shape_OI: Sequence[int], name: str) -> None:
+        """Fits every matrix."""
+
+    def holds(self, weight_OI: Tensor) -> bool:
+        """Whether every group has at least the zeros that the pattern asks for."""
+        zeros_GK = (weight_OI == 0) if self.group == "row" else (weight_OI == 0).reshape(1, -1)
+        return bool((zeros_GK.sum(dim=1) >= self.dropped(zeros_GK.shape[1])).all())
+
+
+@dataclass(frozen=True)
+class NofM:
+    """`n` of every `m` neighbouring inputs are KEPT: NofM(2, 4) runs on sparse tensor cores, NofM(1, 4) is 75% zero.
+
+    >>> str(NofM(2, 4)), NofM(1, 4).sparsity
+    ('2:4', 0.75)
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise _wrong(str(self))
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    @property
+    def columns(self) -> int:
+        """Columns that must be chosen together."""
+        return self.m
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.n / self.m
+
+    def keep(self, score_OI: Tensor, start: int = 0) -> Tensor:
+        """True where a weight stays, (O, I) bool. A slab may `start` at any multiple of m: groups are independent."""
+        self.check(score_OI.shape, "the matrix")
+        return _drop_lowest(score_OI.reshape(-1, self.m), self.m - self.n).view_as(score_OI)
+
+    def check(self, shape_OI: Sequence[int], name: str) -> None:
+        """Raises RessaError when the inputs of matrix `name` cannot be cut into groups of m."""
+        if shape_OI[1] % self.m:
+            raise RessaError(
+                f"{self} does not fit {name}: its {shape_OI[1]} inputs are not a multiple of {self.m}; "
+                f"leave its part out or prune it unstructured ({100 * self.sparsity:g}%)"
+            )
+
+    def holds(self, weight_OI: Tensor) -> bool:
+        """Whether no group of m has more than n weights that are not zero."""
+        if weight_OI.shape[1] % self.m:
+            return False
+        return bool(((weight_OI != 0).reshape(-1, self.m).sum(dim=1) <= self.n).all())
+
+
+Pattern = Unstructured | NofM
+
+
+def parse(text: str | float, group: Group = "row") -> Pattern:
+    """The pattern that a user wrote; RessaError, one line, when it is none. `group` matters to unstructured ones only.
+
+    >>> parse("2:4"), parse("50%"), parse(0.5) == parse("0.5") == parse("50%")
+    (NofM(n=2, m=4), Unstructured(sparsity=0.5, group='row'), True)
+    """
+    written = str(text).strip()
+    if ratio := re.fullmatch(r"(\d+)\s*:\s*(\d+)", written):
+        return NofM(int(ratio[1]), int(ratio[2]))
+    # "e-2" and not "/ 100": 12.3% is then the same number as 0.123, to the last bit
+    number = re.sub(r"\s*%$", "e-2", written)
+    try:
+        share = float(number)
+    except ValueError:
+        raise _wrong(written) from None
+    if not 0 <= share < 1:
+        raise _wrong(written)
+    return Unstructured(share, group)
+
+
+def _wrong(written: str) -> RessaError:
+    return RessaError(
+        f"sparsity '{written}' is neither a share of at least 0 and below 1 (0.5 or 50%) "
+        "nor N:M with 0 < N < M, N weights kept of every M (2:4; in YAML within quotes)"
+    )
+
+
+def _drop_lowest(score_GK: Tensor, drop: int) -> Tensor:
+    """False at exactly the `drop` lowest scores of each row, (G, K); among equal scores the first ones go.
+
+    Ties decide nothing but order: with a bare threshold, equal scores (a dead input, a zero row) all go or all stay.
+    """
+    if drop == 0:
+        return torch.ones_like(score_GK, dtype=torch.bool)
+    edge_G1 = score_GK.kthvalue(drop, dim=1, keepdim=True).values
+    below_GK, ties_GK = score_GK < edge_G1, score_GK == edge_G1
+    room_G1 = drop - below_GK.sum(dim=1, keepdim=True)
+    return ~(below_GK | (ties_GK & (ties_GK.cumsum(dim=1) <= room_G1)))

@@ -1,0 +1,94 @@
+"""Fixtures: one folder per pico model, built once per run, and a tiny data folder. Tests must not write into them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import pico
+
+COLOURS = ["red", "green", "blue", "yellow"]
+SHAPES = ["square", "circle"]
+SPLITS = {"train": 12, "validation": 4, "test": 8}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models_root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def llava_folder(models_root) -> Path:
+    return pico.llava(models_root / "llava")
+
+
+@pytest.fixture(scope="session")
+def blip2_opt_folder(models_root) -> Path:
+    return pico.blip2_opt(models_root / "blip2_opt")
+
+
+@pytest.fixture(scope="session")
+def blip2_t5_folder(models_root) -> Path:
+    return pico.blip2_t5(models_root / "blip2_t5")
+
+
+@pytest.fixture(scope="session")
+def instructblip_t5_folder(models_root) -> Path:
+    return pico.instructblip_t5(models_root / "instructblip_t5")
+
+
+@pytest.fixture(scope="session")
+def instructblip_llama_folder(models_root) -> Path:
+    return pico.instructblip_llama(models_root / "instructblip_llama")
+
+
+@pytest.fixture(scope="session")
+def causal_lm_folder(models_root) -> Path:
+    return pico.causal_lm(models_root / "causal_lm")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """Pictures of one shape with questions: {split}.jsonl and images/; captions.jsonl holds captions instead."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "images").mkdir()
+    captions, number = [], 0
+    for split, count in SPLITS.items():
+        lines = []
+        for _ in range(count):
+            record, caption = _scene(root, number)
+            lines.append(json.dumps(record))
+            captions.append(json.dumps(caption))
+            number += 1
+        (root / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (root / "captions.jsonl").write_text("\n".join(captions[:4]) + "\n", encoding="utf-8")
+    return root
+
+
+def _scene(root: Path, number: int) -> tuple[dict, dict]:
+    """Scene `number`: its question alternates between the colour and the shape, so that answers differ in length."""
+    colour, shape = COLOURS[number % 4], SHAPES[number // 4 % 2]
+    image = Image.new("RGB", (40 + number % 3 * 8, 40), "white")
+    draw, corner = ImageDraw.Draw(image), 4 + number % 5
+    box = (corner, corner, corner + 22, corner + 22)
+    if shape == "square":
+        draw.rectangle(box, fill=colour)
+    else:
+        draw.ellipse(box, fill=colour)
+    name = f"images/{number}.png"
+    image.save(root / name)
+    if number % 2:
+        record = {"image": name, "question": "What colour is it?", "answer": colour, "kind": "colour"}
+    else:
+        question = f"Is the {colour} thing a square or a circle?"
+        record = {"image": name, "question": question, "answers": [shape], "kind": "shape"}
+    return record, {"image": name, "caption": f"a {colour} {shape}"}

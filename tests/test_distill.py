@@ -1,0 +1,146 @@
+"""The adaptation losses against the definitions, and the chosen logits against a plain forward of every family."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from ressa.data.prompts import encode, is_encoder_decoder
+from ressa.data.records import Record, read_records
+from ressa.repair.distill import (
+    IGNORE,
+    adaptation_loss,
+    answer_cross_entropy,
+    answer_kl,
+    decoder_inputs,
+    logits_at,
+    paper_kl,
+    targets,
+)
+
+SEEING = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama"]
+
+
+def distributions(n=6, v=11, dtype=torch.float32):
+    torch.manual_seed(0)
+    return (2 * torch.randn(n, v)).to(dtype).requires_grad_(), (2 * torch.randn(n, v)).to(dtype)
+
+
+@pytest.fixture(params=[*SEEING, "causal_lm"])
+def family(request, tiny_data):
+    """(model, batch with labels) of one pico model."""
+    folder = request.getfixturevalue(f"{request.param}_folder")
+    seeing = request.param in SEEING
+    model = (AutoModelForImageTextToText if seeing else AutoModelForCausalLM).from_pretrained(folder)
+    processor = (AutoProcessor if seeing else AutoTokenizer).from_pretrained(folder)
+    records = read_records(tiny_data)[:3]
+    records[0] = dataclasses.replace(records[0], answers=("a red square above a circle",))
+    return model.eval(), encode(processor, records, model.config, answers=True)
+
+
+def chosen(model, batch):
+    """Inputs, positions and targets as the repair uses them."""
+    inputs = dict(batch)
+    labels, crossing = inputs.pop("labels"), is_encoder_decoder(model.config)
+    if crossing:
+        inputs["decoder_input_ids"] = decoder_inputs(labels, start=0, pad=0)
+    wanted = targets(labels, encoder_decoder=crossing)
+    return inputs, wanted != IGNORE, wanted[wanted != IGNORE]
+
+
+def test_the_chosen_logits_are_those_of_the_whole_forward(family):
+    model, batch = family
+    inputs, positions, _ = chosen(model, batch)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_at(model, inputs, positions), model(**inputs).logits[positions])
+    assert 0 < positions.sum() < positions.numel()
+
+
+def test_the_cross_entropy_is_the_loss_the_model_itself_reports(family):
+    model, batch = family
+    inputs, positions, wanted = chosen(model, batch)
+    with torch.no_grad():
+        mine = answer_cross_entropy(logits_at(model, inputs, positions), wanted)
+        torch.testing.assert_close(mine, model(**batch).loss)
+
+
+def test_logits_at_leaves_the_model_as_it_was_even_when_the_forward_fails(family):
+    model, batch = family
+    inputs, positions, _ = chosen(model, batch)
+    with pytest.raises(IndexError):
+        logits_at(model, inputs, positions[:, :-1])
+    assert model(**inputs).logits.ndim == 3
+
+
+def test_padding_changes_neither_loss(llava_folder, tiny_data):
+    model = AutoModelForImageTextToText.from_pretrained(llava_folder).eval()
+    processor = AutoProcessor.from_pretrained(llava_folder)
+    record = read_records(tiny_data)[0]
+    losses = []
+    for longer in ([], [Record(id="long", question="How many? " * 9, answers=("x",), image=record.image)]):
+        batch = encode(processor, [record, *longer], model.config, answers=True)
+        batch["labels"][1:] = IGNORE
+        inputs, positions, wanted = chosen(model, batch)
+        with torch.no_grad():
+            logits = logits_at(model, inputs, positions)
+        losses.append(torch.stack([answer_cross_entropy(logits, wanted), answer_kl(logits, logits.flip(1))]))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+def test_kl_is_the_definition_averaged_over_tokens_and_not_turned_round():
+    student, teacher = distributions()
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    torch.testing.assert_close(answer_kl(student, teacher), (p * (p / q).log()).sum(-1).mean())
+    assert not torch.isclose(answer_kl(student, teacher), answer_kl(teacher, student))
+    assert answer_kl(teacher, teacher).abs() < 1e-6
+
+
+def test_temperature_softens_both_and_its_square_keeps_the_gradient_alive():
+    student, teacher = distributions()
+    torch.testing.assert_close(answer_kl(student, teacher, 3.0), 9 * answer_kl(student / 3, teacher / 3))
+    sizes = [torch.autograd.grad(answer_kl(student, teacher, t), student)[0].norm() for t in (100.0, 1000.0)]
+    torch.testing.assert_close(*sizes, rtol=0.05, atol=0)
+
+
+def test_the_weight_runs_from_pure_cross_entropy_to_pure_kl():
+    student, teacher = distributions()
+    wanted = torch.arange(6)
+    loss = functools.partial(adaptation_loss, student, teacher, wanted, kl=answer_kl)
+    torch.testing.assert_close(loss(kl_weight=0.0), functional.cross_entropy(student, wanted))
+    torch.testing.assert_close(loss(kl_weight=1.0), answer_kl(student, teacher))
+    torch.testing.assert_close(loss(kl_weight=0.25), 0.75 * loss(kl_weight=0.0) + 0.25 * loss(kl_weight=1.0))
+
+
+def test_bfloat16_logits_are_compared_in_float32():
+    student, teacher = distributions(dtype=torch.bfloat16)
+    assert answer_kl(student, teacher).dtype == torch.float32
+    torch.testing.assert_close(answer_kl(student, teacher), answer_kl(student.float(), teacher.float()))
+    wanted = torch.arange(6)
+    torch.testing.assert_close(answer_cross_entropy(student, wanted), answer_cross_entropy(student.float(), wanted))
+
+
+def test_the_paper_kl_is_batchmean_over_every_position():
+    student, teacher = distributions(n=12)
+    as_released = functional.kl_div(
+        student.view(3, 4, -1).log_softmax(-1), teacher.view(3, 4, -1).log_softmax(-1), None, None, "batchmean", True
+    )
+    torch.testing.assert_close(paper_kl(student, teacher, 3), as_released)
+
+
+def test_positions_without_an_answer_do_not_count_in_the_cross_entropy():
+    student, _ = distributions()
+    wanted = torch.tensor([3, IGNORE, 4, IGNORE, IGNORE, 5])
+    torch.testing.assert_close(answer_cross_entropy(student, wanted), functional.cross_entropy(student, wanted))
+    assert answer_cross_entropy(student, torch.full((6,), IGNORE)) == 0
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_targets_stand_where_their_logits_are(crossing):
+    labels = torch.tensor([[IGNORE, 5, 6, IGNORE]])
+    expected = [[IGNORE, 5, 6, IGNORE]] if crossing else [[5, 6, IGNORE, IGNORE]]
+    assert targets(labels, encoder_decoder=crossing).tolist() == expected
