@@ -6,13 +6,15 @@ Three stages, each kept in the folder WORK and not run again once finished:
             end from nothing, a model this small learns the answers' statistics and never looks at the picture.
 3. llava:   the whole LlavaForConditionalGeneration, first on chats of several turns (one picture serves several
             questions), then on single questions, as it is used.
-The result is WORK/emoji-llava in bfloat16. Two cores, about an hour and a quarter.
+The result is WORK/emoji-llava in bfloat16. With two cores, run the scenes and the vision tower first, then start again
+under `torchrun --nproc-per-node 2` (one thread a process): two processes train faster than two threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -35,12 +37,14 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from ressa.data.emoji.questions import QUESTIONS, ask
+from ressa.data.emoji.questions import QUESTIONS, ask, caption
 from ressa.data.emoji.scenes import SIZE, draw, scene
 from ressa.data.emoji.things import things
+from ressa.data.prompts import CAPTION
 
 PATCH, WIDTH = 24, 144
 TOKENS = (SIZE // PATCH) ** 2  # patches a picture; each cell of a scene is 2 x 2 of them
+CAPTIONS = 0.08  # share of the chats that end in a caption
 NAMES = [t.name for t in things()]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
@@ -180,7 +184,8 @@ def make_processor(work: Path, vocabulary: int) -> LlavaProcessor:
     questions = json.loads((work / "questions.json").read_text())[:20_000]
     texts = (text for asked in questions for pair in asked for text in pair)
     tokenizer.train_from_iterator(
-        [*texts, *NAMES * 20], trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+        [*texts, *NAMES * 20, *[CAPTION] * 1000],
+        trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False),
     )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -223,7 +228,21 @@ def make_model(processor: LlavaProcessor, vision: SiglipVisionConfig) -> LlavaFo
         image_seq_length=TOKENS,
         tie_word_embeddings=True,
     )
-    return LlavaForConditionalGeneration(config)
+    return LlavaForConditionalGeneration._from_config(config, attn_implementation="eager")
+
+
+class AnswerLoss(nn.Module):
+    """LLaVA's own forward and loss, with logits at the answers only: most positions are picture, question or padding."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        self.llava = llava
+
+    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.llava.model(**inputs, use_cache=False).last_hidden_state
+        answer = labels[:, 1:] != -100
+        logits = self.llava.lm_head(hidden[:, :-1][answer]).float()
+        return {"loss": nn.functional.cross_entropy(logits, labels[:, 1:][answer]), "logits": logits}
 
 
 class Chats:
@@ -233,10 +252,12 @@ class Chats:
         self.pixels = np.load(work / "pixels.npy", mmap_mode="r")
         self.questions = json.loads((work / "questions.json").read_text())
         self.turns = turns
-        self.rng = random.Random(turns)
+        self.rng = random.Random(f"{turns}/{os.environ.get('RANK', 0)}")
         tokenizer = processor.tokenizer
         self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
-        self.user, self.assistant, self.image = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "<image>"])
+        self.user, self.assistant, self.image = tokenizer.convert_tokens_to_ids(
+            ["<|user|>", "<|assistant|>", "<image>"]
+        )
         self.tokenizer = tokenizer
         self.known: dict[str, list[int]] = {}
 
@@ -246,9 +267,11 @@ class Chats:
         return self.known[text]
 
     def chat(self, index: int) -> tuple[list[int], list[int]]:
-        asked = self.questions[index]
+        asked = self.rng.sample(self.questions[index], min(self.turns, len(self.questions[index])))
+        if self.rng.random() < CAPTIONS and len(scene("train", index).placed) <= 3:
+            asked[-1] = (CAPTION, caption(scene("train", index)))
         ids, labels = [], []
-        for turn, (question, answer) in enumerate(self.rng.sample(asked, min(self.turns, len(asked)))):
+        for turn, (question, answer) in enumerate(asked):
             prompt = [self.user, *([self.image] * TOKENS if turn == 0 else []), *self.tokens(question), self.assistant]
             reply = [*self.tokens(answer), self.end]
             ids += prompt + reply
@@ -257,7 +280,7 @@ class Chats:
 
     def __call__(self, batch: list[int]) -> dict[str, torch.Tensor]:
         chats = [self.chat(i) for i in batch]
-        length = max(len(ids) for ids, _ in chats)
+        length = -(-max(len(ids) for ids, _ in chats) // 32) * 32  # few shapes: each new one is compiled anew
         pad = lambda values, fill: [v + [fill] * (length - len(v)) for v in values]  # noqa: E731
         ids = torch.tensor(pad([ids for ids, _ in chats], self.pad))
         return {
@@ -277,6 +300,8 @@ def main() -> None:
     parser.add_argument("--single-epochs", type=float, default=6)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process writes
     make_scenes(args.work, args.scenes)
     vision_config = SiglipVisionConfig(
         hidden_size=WIDTH,
@@ -294,10 +319,15 @@ def main() -> None:
     for stage, turns, epochs, lr in (("chat", 6, args.chat_epochs, 1.5e-3), ("single", 1, args.single_epochs, 5e-4)):
         folder = args.work / stage
         if folder.exists():
-            model = LlavaForConditionalGeneration.from_pretrained(folder)
+            model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
             continue
-        train(model, args.work, args.scenes, Chats(args.work, processor, turns), epochs=epochs, batch=128, lr=lr, seed=turns)
-        model.save_pretrained(folder)
+        quick_on_cpu(model, model.model.vision_tower)
+        collate = Chats(args.work, processor, turns)
+        train(AnswerLoss(model), args.work, args.scenes, collate, epochs=epochs, batch=128 // world, lr=lr, seed=turns)
+        if first:
+            model.save_pretrained(folder)
+    if not first:
+        return
     out = args.work / "emoji-llava"
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)

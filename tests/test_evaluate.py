@@ -8,7 +8,6 @@ from ressa.data.prompts import encode
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.evaluate import generate as generating
-from ressa.evaluate.divergence import answer_kl
 from ressa.evaluate.generate import answers, fingerprint
 from ressa.evaluate.score import evaluate
 from ressa.model.load import load
@@ -42,16 +41,6 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(generating, "generate", spy)
     return asked
-
-
-def perturbed(loaded, scale=0.05):
-    """The same model with every weight a little off."""
-    model = loaded[0]
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * scale)
-    return loaded
 
 
 @torch.inference_mode()
@@ -195,40 +184,13 @@ def test_evaluating_leaves_a_model_in_training_mode_as_it_was_but_without_dropou
     assert model.training
 
 
-def test_the_divergence_from_itself_is_zero_and_from_another_positive(loaded, records):
-    model, processor = loaded
-    assert sum(kl for kl, _ in answer_kl(model, model, processor, records[:4])) == 0
-
-
-def test_the_divergence_is_the_textbook_sum_over_answer_tokens(loaded, records, request):
-    family = request.node.callspec.params["loaded"]
-    dense = load(request.getfixturevalue(f"{family}_folder"))[0]
-    model, processor = perturbed(loaded)
-    found = answer_kl(model, dense, processor, records[:4], batch_size=3)
-    for record, (kl, tokens) in zip(records[:4], found, strict=True):
-        batch = encode(processor, [record], model.config, answers=True)
-        labels = batch["labels"][0]
-        crossing = len(labels) != len(batch["input_ids"][0])
-        at = [i if crossing else i - 1 for i in range(len(labels)) if labels[i] != -100]
-        with torch.no_grad():
-            p = dense(**batch).logits[0, at].double().softmax(-1)
-            q = model(**batch).logits[0, at].double().softmax(-1)
-        assert tokens == len(at)
-        assert kl == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-3)
-        assert kl > 0
-
-
-def test_models_with_different_vocabularies_are_not_compared(llava, blip2_opt_folder, records):
-    model, processor = llava
-    model.resize_token_embeddings(len(processor.tokenizer) + 8)
-    with pytest.raises(RessaError, match="different vocabularies"):
-        answer_kl(model, load(model.name_or_path)[0], processor, records[:1])
-
-
 def test_scores_per_kind_make_up_the_whole(llava_folder, llava, tiny_data, records):
-    oracle = dict(zip((r.id for r in records), ["red", "square"] * 4, strict=True))
-    scores = evaluate(llava_folder, data=tiny_data, against=perturbed(llava), max_new_tokens=3)
-    assert scores["answers"].keys() == oracle.keys()
+    perturbed = llava[0]
+    with torch.no_grad():
+        for parameter in perturbed.parameters():
+            parameter.mul_(1.1)
+    scores = evaluate(llava_folder, data=tiny_data, against=(perturbed, llava[1]), max_new_tokens=3)
+    assert list(scores["answers"]) == [r.id for r in records]
     assert scores["n"] == 8
     assert {kind: part["n"] for kind, part in scores["by_kind"].items()} == {"colour": 4, "shape": 4}
     for name in ("exact_match", "vqa_accuracy"):

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from ressa.data.prompts import answer_ids, encode, prompt_text, shortest_first, tokenizer_of
@@ -87,14 +88,23 @@ def test_a_text_record_is_all_answer(loaded):
         assert batch["labels"].tolist() == batch["input_ids"].tolist()
 
 
-def test_one_start_token_when_the_template_writes_it_whatever_else_is_in_the_batch(seeing, causal_lm_folder, records):
-    tokenizer = AutoTokenizer.from_pretrained(causal_lm_folder)
+def start_added(tokenizer):
+    """The tokenizer, made to put its start token in front of every text, as Llama's does."""
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def test_one_start_token_whoever_writes_it_and_whatever_else_is_in_the_batch(seeing, causal_lm_folder, records):
+    tokenizer = start_added(AutoTokenizer.from_pretrained(causal_lm_folder))
     model, processor = seeing
+    start_added(processor.tokenizer)
     plain = Record("1", None, ("one two three",))
     for holder, config in ((processor, model.config), (tokenizer, model.config.text_config)):
-        holder.chat_template = BOS_TEMPLATE
-        both = encode(holder, [plain, records[0]], config, answers=True)["input_ids"]
-        assert ((both == tokenizer.bos_token_id).sum(1) == 1).all()
+        for template in (holder.chat_template, BOS_TEMPLATE):
+            holder.chat_template = template
+            both = encode(holder, [plain, records[0]], config, answers=True)["input_ids"]
+            assert ((both == tokenizer.bos_token_id).sum(1) == 1).all()
+            assert (both[:, 0] == tokenizer.bos_token_id).all()
 
 
 def test_the_placeholder_in_a_records_own_text_does_not_count_as_a_picture(seeing, records):
@@ -113,6 +123,13 @@ def test_labels_are_the_answer_and_its_end_and_nothing_else(loaded, records):
         kept = row[row != -100].tolist()
         assert kept[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(kept[:-1]).strip() == record.target
+
+
+def test_blip2_answers_end_with_the_token_that_its_generation_stops_at(blip2_opt_folder, records):
+    model, processor = load(blip2_opt_folder)
+    model.config.text_config.eos_token_id = 7  # BLIP-2 OPT really has the line break here
+    labels = encode(processor, records[:1], model.config, answers=True)["labels"]
+    assert labels[0, -1] == 7
 
 
 def test_prompt_ids_are_the_same_with_and_without_the_answer(loaded, records):
@@ -198,8 +215,6 @@ def test_the_space_before_an_answer_belongs_to_it_only_where_the_prompt_leaves_i
 
 
 def test_an_end_token_behind_the_prompt_gives_way_to_the_answer(causal_lm_folder, records):
-    from tokenizers.processors import TemplateProcessing
-
     model, tokenizer = load(causal_lm_folder)
     plain = encode(tokenizer, records[:2], model.config, answers=True)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])

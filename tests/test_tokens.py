@@ -33,9 +33,11 @@ def family(request, tiny_data):
 
 @pytest.fixture
 def t5(instructblip_t5_folder, tiny_data):
-    """Statistics of all linears of InstructBLIP T5 on one padded batch, and that batch."""
+    """Statistics of all linears of InstructBLIP T5 on one batch whose padded questions and answers are equally long."""
     model, processor = load(instructblip_t5_folder)
     (batch,) = samples(tiny_data, processor, model.config, 6, batch_size=6)
+    more = batch["input_ids"].shape[1] - batch["labels"].shape[1]
+    batch["labels"] = nn.functional.pad(batch["labels"], (0, more), value=-100)
     return _gathered(model, [batch], [token_weights(batch, model.config)], InputNorm), batch
 
 

@@ -1,1 +1,46 @@
-"""Prune vision-language models, repair them, and prove what it did."""
+"""Prune vision-language models, repair them, and prove what it did.
+
+    ressa.load(name)                       model and processor of a folder, a hub name, or "demo"
+    ressa.inspect(name)                    its parts, blocks and linears; what would be pruned
+    ressa.prune(name, out, data=...)       a folder with zeros
+    ressa.repair(pruned, out, teacher=...) a folder with the same zeros that answers like the dense model
+    ressa.evaluate(name, data=...)         how well it answers
+    ressa.run(recipe)                      all of it, from one recipe
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ressa.errors import RessaError
+
+if TYPE_CHECKING:
+    from ressa.evaluate.score import evaluate
+    from ressa.model.load import load
+    from ressa.prune import prune
+    from ressa.repair.train import repair
+    from ressa.report.inspection import inspect
+    from ressa.run import run
+
+__all__ = ["RessaError", "evaluate", "inspect", "load", "prune", "repair", "run"]
+
+_HOMES = {
+    "evaluate": "ressa.evaluate.score",
+    "inspect": "ressa.report.inspection",
+    "load": "ressa.model.load",
+    "prune": "ressa.prune",
+    "repair": "ressa.repair.train",
+    "run": "ressa.run",
+}
+
+
+def _verb(name: str, home: str) -> Any:
+    # The setter drops what the import system would put there: the module `ressa.prune` in place of the verb.
+    return property(lambda door: getattr(import_module(home), name), lambda door, module: None)
+
+
+# Verbs are imported when first used, so that `ressa --help` need not wait for torch.
+sys.modules[__name__].__class__ = type("Door", (ModuleType,), {name: _verb(name, home) for name, home in _HOMES.items()})

@@ -74,7 +74,7 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
         _open_end(processor, prompts, text)
     if answers:
         targets = [
-            answer_ids(processor, record.target, prompt="" if crossing else prompt)
+            answer_ids(processor, record.target, prompt="" if crossing else prompt, end=_end(processor, config))
             for record, prompt in zip(records, prompts, strict=True)
         ]
         text["labels"] = targets if crossing else _appended(text, targets)
@@ -91,8 +91,8 @@ def shortest_first(processor: Any, records: Sequence[Record], *, answers: bool) 
     return sorted(range(len(records)), key=lengths.__getitem__)
 
 
-def answer_ids(processor: Any, answer: str, *, prompt: str = "") -> list[int]:
-    """Token ids of an answer that follows `prompt`, with the end token.
+def answer_ids(processor: Any, answer: str, *, prompt: str = "", end: int | None = None) -> list[int]:
+    """Token ids of an answer that follows `prompt`, with the end token (the tokenizer's, if `end` names no other).
 
     The answer is tokenised apart from the prompt, so that the prompt's ids are the same with and without it. Where the
     prompt ends in the middle of a line ("... Short answer:") and the tokenizer does not mark word starts by itself, the
@@ -105,7 +105,8 @@ def answer_ids(processor: Any, answer: str, *, prompt: str = "") -> list[int]:
         if tokenizer.decode(one + one) == "aa":
             text = f" {text}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else ids
+    end = tokenizer.eos_token_id if end is None else end
+    return ids if end is None else [*ids, end]
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -123,6 +124,13 @@ def to_device(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[st
     """The batch where the model is; pictures also in its dtype."""
     first = next(model.parameters())
     return {k: v.to(first.device, first.dtype if v.is_floating_point() else None) for k, v in batch.items()}
+
+
+def _end(processor: Any, config: Any) -> int | None:
+    """The end token that generation stops at, where it is not the tokenizer's: BLIP-2 OPT ends a line, not a text."""
+    inner = getattr(config, "text_config", None) if hasattr(processor, "num_query_tokens") else None
+    end = getattr(inner, "eos_token_id", None)
+    return end if isinstance(end, int) else None
 
 
 def _plain(processor: Any, text: str) -> str:

@@ -178,11 +178,10 @@ def _partial(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise RessaError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            for above in made:
-                if above.is_dir() and not any(above.iterdir()):
-                    above.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
+        for above in made:  # the nearest first; those that now hold `path` stay
+            if above.is_dir() and not any(above.iterdir()):
+                above.rmdir()
 
 
 def _plain_config(file: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -98,7 +99,7 @@ def _weights(name: str | Path, config: PreTrainedConfig, dtype: torch.dtype | st
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RessaError(f"{name}: its weights cannot be loaded from safetensors: {first(error)}") from None
     if missing := sorted(info["missing_keys"]):
         # transformers would go on with random values in their place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ressa.errors import RessaError
+from ressa.model.folder import patterns_of
 from ressa.model.structure import structure
+from ressa.patterns import NofM
 from ressa.repair.sparse_lora import SparseLoraConfig, SparseLoraLinear, SparseLoraModel, keep_kept
 
 PRUNED_FROM = 0.05  # without a manifest, a linear with at least this share of zeros counts as pruned
@@ -36,24 +38,39 @@ class Student:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
-def pruned_linears(model: PreTrainedModel, patterns: Collection[str]) -> tuple[str, ...]:
-    """The linears to repair: those named in `patterns`; when there are none, those with at least 5 % zeros.
+def pruned_matrices(model: PreTrainedModel, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was pruned, by the name of its linear: the entries of `manifest`, or what the zeros of the weights tell.
 
     Raises:
-        RessaError: a name that is no linear of the model, or nothing pruned at all.
+        RessaError: an entry that the model contradicts, or nothing pruned at all.
     """
-    linears = {name: module for block in structure(model).blocks() for name, module in block.linears.items()}
-    if lost := sorted(set(patterns) - linears.keys()):
-        raise RessaError(f"ressa.json names {lost[0]} as pruned, but it is no linear of the model's blocks")
-    names = tuple(name for name, linear in linears.items() if (name in patterns if patterns else _is_pruned(linear)))
-    if not names:
+    linears = {n: (block, linear) for block in structure(model).blocks() for n, linear in block.linears.items()}
+    for name, pattern in patterns_of(manifest).items():
+        if name not in linears or not pattern.holds(linears[name][1].weight):
+            raise RessaError(
+                f"ressa.json says that {name} is pruned to {pattern}, but it is not: prune the model again"
+            )
+    if matrices := manifest.get("matrices"):
+        return matrices
+    found = {name: _entry(block.part, linear.weight) for name, (block, linear) in linears.items()}
+    pruned = {name: entry for name, entry in found.items() if entry["sparsity"] >= PRUNED_FROM}
+    if not pruned:
         raise RessaError("nothing to repair: no linear of the model has zeros; name a folder that ressa prune wrote")
-    return names
+    return pruned
+
+
+def _entry(part: str, weight_OI: torch.Tensor) -> dict[str, Any]:
+    """A matrix as `prune` would have told of it: 2:4 if it holds, else the share of zeros it happens to have."""
+    size = weight_OI.numel()
+    zeros = size - int(torch.count_nonzero(weight_OI))
+    pattern = {"pattern": "2:4"} if NofM(2, 4).holds(weight_OI) else {"pattern": repr(zeros / size), "group": "matrix"}
+    sizes = {"shape": list(weight_OI.shape), "weights": size, "zeros": zeros, "sparsity": zeros / size}
+    return {"part": part, **pattern, **sizes}
 
 
 def wrap(
     model: PreTrainedModel,
-    pruned: tuple[str, ...],
+    pruned: Collection[str],
     *,
     rank: int,
     alpha: float,
@@ -79,7 +96,7 @@ def wrap(
         raise RuntimeError("peft adapted other linears than those that were named")
     for parameter in others:
         parameter.requires_grad_(id(parameter) not in masked)
-    return Student(tuner, pruned, dtypes)
+    return Student(tuner, tuple(pruned), dtypes)
 
 
 def unwrap(student: Student) -> PreTrainedModel:
@@ -96,10 +113,6 @@ def unwrap(student: Student) -> PreTrainedModel:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def _is_pruned(linear: nn.Linear) -> bool:
-    return torch.count_nonzero(linear.weight).item() <= (1 - PRUNED_FROM) * linear.weight.numel()
 
 
 def _norms(model: nn.Module) -> Iterator[nn.Parameter]:

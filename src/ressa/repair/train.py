@@ -11,12 +11,13 @@ import json
 import random
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import set_seed
 
 from ressa.data.prompts import encode, is_encoder_decoder
@@ -25,7 +26,8 @@ from ressa.errors import RessaError
 from ressa.model.folder import check_output, patterns_of, read_manifest, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.patterns import Pattern
-from ressa.repair.student import Student, pruned_linears, unwrap, wrap
+from ressa.provenance import peak_memory, plain, versions
+from ressa.repair.student import Student, pruned_matrices, unwrap, wrap
 from ressa.repair.trainer import Adaptation, Objective, Progress, Report, arguments, last_checkpoint
 
 
@@ -111,7 +113,7 @@ def repair(
     Raises:
         RessaError: one line; before weights are loaded where that is possible.
     """
-    given = locals()
+    given = {name: plain(value) for name, value in locals().items() if name not in ("out", "progress")}
     settings = _Settings(**{field.name: given[field.name] for field in fields(_Settings)})
     out, started = Path(out), time.perf_counter()
     check_output(out)
@@ -119,19 +121,50 @@ def repair(
     records = _draw(read_records(data, split), samples, seed)
     before = read_manifest(Path(resolve(pruned))) or {}
     model, processor = load(pruned)
-    patterns = patterns_of(before)
-    names = pruned_linears(model, patterns)
-    zeros: Any = {name: _SameZeros(_digest(model.get_submodule(name).weight), patterns.get(name)) for name in names}
+    matrices = pruned_matrices(model, before)
+    zeros = _zeros(model, matrices)
     set_seed(seed)  # A of every adapter is drawn
     student = wrap(
-        model, names, rank=rank, alpha=alpha, norms=train_norms, biases=train_biases, connector=train_connector
+        model, matrices, rank=rank, alpha=alpha, norms=train_norms, biases=train_biases, connector=train_connector
     )
     work = _work_folder(out, {**asdict(settings), **_inputs(pruned, teacher, records)})
     log = _train(student, processor, teacher, records, settings, work, checkpoint_every, progress)
-    manifest = before
+    manifest = _manifest(given, matrices, log, before) | {"seconds": round(time.perf_counter() - started, 2)}
     write_folder(out, unwrap(student), processor, manifest, patterns=zeros)
     shutil.rmtree(work)
     return manifest
+
+
+def _zeros(model: nn.Module, matrices: dict[str, Any]) -> Any:
+    """What `write_folder` is to verify on disk: for every pruned matrix its pattern and its very zeros."""
+    patterns = patterns_of({"matrices": matrices})
+    return {name: _SameZeros(_digest(model.get_submodule(name).weight), pattern) for name, pattern in patterns.items()}
+
+
+def _manifest(
+    given: dict[str, Any], matrices: dict[str, Any], log: dict[str, Any], before: dict[str, Any]
+) -> dict[str, Any]:
+    """What ressa.json says: the request, what it ran on, what was trained, and the sparsity, which is as before."""
+    return {
+        "command": "repair",
+        "arguments": given,
+        "seed": given["seed"],
+        "versions": versions("peft"),
+        "peak_memory_bytes": peak_memory(),
+        **log,
+        "parts": before.get("parts") or _parts(matrices),
+        "matrices": matrices,
+        "before": {key: value for key, value in before.items() if key not in ("parts", "matrices")},
+    }
+
+
+def _parts(matrices: dict[str, Any]) -> dict[str, Any]:
+    """The sums of the matrices over each part."""
+    parts: dict[str, Counter[str]] = {}
+    for entry in matrices.values():
+        counts = Counter(matrices=1, weights=entry["weights"], zeros=entry["zeros"])
+        parts.setdefault(entry["part"], Counter()).update(counts)
+    return {name: {**counts, "sparsity": counts["zeros"] / counts["weights"]} for name, counts in parts.items()}
 
 
 def _check_teacher(pruned: str | Path, teacher: str | Path) -> None:
@@ -163,6 +196,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train in place, going on from the last checkpoint in `work` if there is one; what the manifest says of it."""
     config = student.model.config
+    untouched = dict(vars(config))
     steps = settings.steps or -(-len(records) // settings.batch_size)
     trainer = Adaptation(
         model=student.model,
@@ -180,8 +214,11 @@ def _train(
     )
     checkpoint = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    history = [{"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
-    return {"steps": steps, "samples": len(records), "trained_parameters": student.trained, "loss": history}
+    vars(config).clear()
+    vars(config).update(untouched)  # Trainer turns use_cache off there, and the folder would keep it
+    keys = {"step": "step", "loss": "loss", "learning_rate": "lr"}
+    history = [{keys[k]: v for k, v in e.items() if k in keys} for e in trainer.state.log_history if "loss" in e]
+    return {"steps": steps, "samples": len(records), "trained_parameters": student.trained, "history": history}
 
 
 def _crossing(config: Any) -> tuple[int, int] | None:
@@ -222,10 +259,11 @@ class _SameZeros:
     """Stands where `folder.verify` expects a pattern: holds for weights with exactly the zeros of `digest`."""
 
     digest: str
-    pattern: Pattern | None
+    pattern: Pattern
 
     def holds(self, weight_OI: Tensor) -> bool:
-        return _digest(weight_OI) == self.digest and (self.pattern is None or self.pattern.holds(weight_OI))
+        """Whether the zeros are the same ones, no more and no fewer."""
+        return _digest(weight_OI) == self.digest and self.pattern.holds(weight_OI)
 
     def __str__(self) -> str:
         return "zero exactly where it was before repair"

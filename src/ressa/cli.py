@@ -1,0 +1,269 @@
+"""The command line: one sub-command a verb, thin. Options are the settings of recipe.py; heavy imports wait inside."""
+
+from __future__ import annotations
+
+import inspect as reflection
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ressa.errors import RessaError
+from ressa.recipe import Evaluate, Prune, Recipe, Repair, build, read_recipe
+
+app = typer.Typer(
+    name="ressa",
+    help="Prune vision-language models, repair them, and prove what it did. MODEL is a folder, a hub name, or `demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Write data as an ordinary folder: {split}.jsonl and pictures.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Model = Annotated[str, typer.Argument(help="A model folder, a hub name, or `demo` for the model ressa carries.")]
+Data = Annotated[str, typer.Option(help="A folder with {split}.jsonl, or one .jsonl file.")]
+Out = Annotated[Path, typer.Argument(help="The folder to write; must be new or empty.")]
+Seed = Annotated[int, typer.Option(help="Draws the samples, the order and the adapters.")]
+Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
+
+
+def main() -> None:
+    """The entry point: what ressa refuses is one line on stderr and exit code 2."""
+    try:
+        app()
+    except RessaError as error:
+        print(f"ressa: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def with_settings(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one option for every field of `cls`, and passes them to it as one checked object, `settings`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        kinds = get_type_hints(cls)
+        own = [p for p in reflection.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        options = [
+            reflection.Parameter(
+                f.name,
+                reflection.Parameter.KEYWORD_ONLY,
+                default=f.default,
+                annotation=Annotated[kinds[f.name], typer.Option(help=f.metadata["help"])],
+            )
+            for f in fields(cls)
+        ]
+
+        def wrapper(**given: Any) -> None:
+            settings = build(cls, {f.name: given.pop(f.name) for f in fields(cls)}, "ressa")
+            command(**given, settings=settings)
+
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        parameters = [p.replace(kind=reflection.Parameter.KEYWORD_ONLY) for p in own] + options
+        wrapper.__signature__ = reflection.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+@data_app.command()
+def emoji(
+    out: Out,
+    train: Annotated[int, typer.Option(help="Scenes to train on.")] = 4000,
+    validation: Annotated[int, typer.Option(help="Scenes to choose by.")] = 250,
+    test: Annotated[int, typer.Option(help="Scenes to measure on, and as many never-together ones.")] = 500,
+    questions: Annotated[int, typer.Option(help="Questions about each scene, at most.")] = 4,
+    seed: Annotated[int, typer.Option(help="Draws everything.")] = 0,
+) -> None:
+    """Draw the embedded data: emoji scenes with questions and captions (OpenMoji art, CC BY-SA 4.0)."""
+    from ressa.data.emoji import write
+
+    with bars() as bar:
+        write(
+            out, train=train, validation=validation, test=test, questions=questions, seed=seed, progress=bar("drawing")
+        )
+    print(f"{out}: {train} + {validation} + {test} + {test} scenes")
+
+
+@app.command()
+def inspect(
+    model: Model,
+    sparsity: Annotated[str, typer.Option(help="The pattern to plan for: 2:4, 50%, ...")] = "2:4",
+    as_json: Json = False,
+) -> None:
+    """Show parts, blocks, linears, parameters and zeros; what would be pruned, what not, and why."""
+    from ressa.report.inspection import inspect as look
+    from ressa.report.inspection import tables
+
+    with quiet():
+        told = look(model, sparsity)
+    show(told, as_json, *tables(told))
+
+
+@app.command()
+@with_settings(Prune)
+def prune(
+    model: Model, out: Out, settings: Prune, data: Data | None = None, seed: Seed = 0, as_json: Json = False
+) -> None:
+    """Prune MODEL to a pattern and write it to OUT, which loads with plain transformers.
+
+    **Example:** `ressa prune demo out/ --data data/ --method wanda --sparsity 2:4`
+    """
+    from ressa.prune import prune as verb
+
+    with quiet(), bars() as bar:
+        told = verb(model, out, data=data, seed=seed, progress=bar("pruning"), **asdict(settings))
+    show(told, as_json, *(_part(name, part) for name, part in told["parts"].items()))
+
+
+def _part(name: str, part: dict[str, Any]) -> str:
+    return f"{name}: {part['sparsity']:.1%} of {part['weights']:,} weights in {part['matrices']} matrices are zero"
+
+
+@app.command()
+@with_settings(Repair)
+def repair(
+    pruned: Annotated[Path, typer.Argument(help="The folder of a pruned model.")],
+    out: Out,
+    settings: Repair,
+    teacher: Annotated[str, typer.Option(help="The dense original: a folder, a hub name, or `demo`.")],
+    data: Data,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train the weights that PRUNED kept until it answers as its dense original; no zero is lost, nothing is added.
+
+    **Example:** `ressa repair pruned/ out/ --teacher demo --data data/ --steps 500`
+    """
+    from ressa.repair.train import repair as verb
+
+    with quiet(), bars() as bar:
+        told = verb(pruned, out, teacher=teacher, data=data, seed=seed, progress=bar("repairing"), **asdict(settings))
+    show(told, as_json, f"{out}: repaired in {told['seconds']:.0f} s; every zero of {pruned} is still zero on disk")
+
+
+@app.command()
+@with_settings(Evaluate)
+def evaluate(
+    model: Model,
+    data: Data,
+    settings: Evaluate,
+    against: Annotated[str | None, typer.Option(help="The dense model: adds the KL of MODEL's answers to it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep scores.json and every answer here; resumes there too.")] = None,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="Show grey pictures: what can be guessed without looking?")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask MODEL the questions of a split: exact match and VQA accuracy, per kind and overall.
+
+    **Example:** `ressa evaluate out/ --data data/ --against demo`
+    """
+    from ressa.evaluate.score import evaluate as verb
+    from ressa.report.table import by_kind
+
+    with quiet(), bars() as bar:
+        told = verb(model, data=data, against=against, out=out, grey=grey, progress=bar("asking"), **asdict(settings))
+    told.pop("answers")
+    kl = f", KL to dense {told['kl']:.4f}" if told["kl"] is not None else ""
+    line = f"exact match {told['exact_match']:.1%}, VQA accuracy {told['vqa_accuracy']:.1%}{kl} ({told['n']} questions)"
+    show(told, as_json, by_kind({Path(model).name: told}), line)
+
+
+@app.command()
+def run(recipe: Annotated[Path, typer.Argument(help="A YAML file; see the shipped ones in ressa/recipes.")]) -> None:
+    """Carry out a recipe: prune, repair, evaluate. Stages that are finished are not run again."""
+    _run(read_recipe(recipe))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo-out"),
+) -> None:
+    """Everything on the embedded model, in minutes: dense, 2:4 by Wanda, repaired; with a table and a picture."""
+    from dataclasses import replace
+
+    _run(replace(read_recipe(Path(__file__).parent / "recipes" / "demo.yaml"), out=str(out)))
+
+
+def _run(recipe: Recipe) -> None:
+    from rich.console import Console
+
+    from ressa import run as stages
+    from ressa.report.picture import picture
+    from ressa.report.table import by_kind, summary
+
+    with quiet(), bars() as bar:
+        result = stages.run(recipe, bar)
+    console = Console()
+    console.print(summary(result))
+    if recipe.evaluate:
+        console.print(by_kind(result["scores"]))
+        path = picture(result, stages.data_of(recipe), recipe.evaluate.split, Path(recipe.out) / "answers.png")
+        console.print(f"picture: {path}", highlight=False)
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str], Callable[[int, int, str], None]]]:
+    """Progress bars with time left, on stderr: bar("pruning") gives a callable (done, total, what)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[what]}"), console=Console(stderr=True)
+    ) as progress:
+
+        def bar(title: str) -> Callable[[int, int, str], None]:
+            task = progress.add_task(title, total=None, what="")
+
+            def update(done: int, total: int, what: str) -> None:
+                progress.update(task, completed=done, total=total, what=what if what != title else "")
+
+            return update
+
+        yield bar
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries keep their own bars and notes to themselves; ours are enough."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+
+
+def show(told: dict[str, Any], as_json: bool, *lines: Any) -> None:
+    """Print the result for machines, or its summary for people."""
+    if as_json:
+        print(json.dumps(told, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    for line in lines:
+        Console().print(line, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

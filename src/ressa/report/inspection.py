@@ -1,0 +1,75 @@
+"""inspect: the parts of a model, what would be pruned, what not and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ressa.errors import RessaError
+from ressa.model.load import load
+from ressa.model.structure import Part, structure
+from ressa.patterns import parse
+
+
+def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
+    """What `model` is made of, and what pruning it to `sparsity` would touch.
+
+    Returns:
+        {"parts": {name: {modules, parameters, blocks, linears, weights, zeros, pruned_by_default}},
+         "kept": {module name: why it is never pruned}, "unfit": {linear name: why the pattern does not fit it}}
+    """
+    pattern = parse(sparsity)
+    plan = structure(load(model)[0])
+    unfit = {}
+    for block in plan.blocks():
+        for name, linear in block.linears.items():
+            try:
+                pattern.check(linear.weight.shape, name)
+            except RessaError as error:
+                unfit[name] = str(error)
+    parts = {name: _part(part) for name, part in plan.parts.items()}
+    return {"model": str(model), "sparsity": sparsity, "parts": parts, "kept": plan.kept, "unfit": unfit}
+
+
+def _part(part: Part) -> dict[str, Any]:
+    weights = [linear.weight for block in part.blocks for linear in block.linears.values()]
+    return {
+        "modules": list(part.modules),
+        "parameters": part.parameters,
+        "blocks": len(part.blocks),
+        "linears": len(weights),
+        "weights": sum(w.numel() for w in weights),
+        "zeros": sum(int((w == 0).sum()) for w in weights),
+        "pruned_by_default": part.name != "connector",
+    }
+
+
+def tables(told: dict[str, Any]) -> list[Any]:
+    """The same for people."""
+    parts = Table(title=told["model"], title_justify="left")
+    for header in (
+        "part",
+        "where",
+        "parameters",
+        "blocks",
+        "linears",
+        "weights in them",
+        "zeros now",
+        told["sparsity"],
+    ):
+        parts.add_column(header, justify="left" if header in ("part", "where") else "right")
+    for name, p in told["parts"].items():
+        share = f"{p['zeros'] / p['weights']:.1%}" if p["weights"] else ""
+        counts = [f"{p[key]:,}" for key in ("parameters", "blocks", "linears", "weights")]
+        planned = "pruned" if p["pruned_by_default"] else "only if asked"
+        parts.add_row(name, ", ".join(p["modules"]), *counts, share, planned)
+    reasons = Table(title="not pruned", title_justify="left")
+    for header in ("why", "how many", "for example"):
+        reasons.add_column(header)
+    for why, n in Counter(told["kept"].values()).most_common():
+        reasons.add_row(why, str(n), next(name for name, reason in told["kept"].items() if reason == why))
+    unfit = [f"{name}: {why}" for name, why in list(told["unfit"].items())[:5]]
+    return [parts, reasons, *unfit]

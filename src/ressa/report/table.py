@@ -1,0 +1,65 @@
+"""What a run came to, as tables for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ressa.model.folder import read_manifest, zeros
+from ressa.model.load import resolve
+
+
+def summary(result: dict[str, Any]) -> Table:
+    """One row a model of a run (what `run` returned): score, KL, sparsity of each part, weights left, size, time."""
+    table = Table(title=f"{result['out']}", title_justify="left")
+    table.add_column("model")
+    parts = _parts(result["models"])
+    scored = bool(result["scores"])
+    headers = [*(["exact match", "VQA accuracy", "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
+    for header in (*headers, "weights left", "on disk", "made in"):
+        table.add_column(header, justify="right")
+    times = {"pruned": "prune", "repaired": "repair"}
+    for name, model in result["models"].items():
+        cells = _scores(result["scores"][name]) if scored else []
+        seconds = result["seconds"].get(times.get(name, ""))
+        table.add_row(name, *cells, *_sizes(model, parts), f"{seconds:.0f} s" if seconds is not None else "")
+    return table
+
+
+def by_kind(scores: dict[str, dict[str, Any]]) -> Table:
+    """Exact match per kind of question, one column a model."""
+    table = Table(title="exact match by kind of question", title_justify="left")
+    table.add_column("kind")
+    table.add_column("questions", justify="right")
+    for name in scores:
+        table.add_column(name, justify="right")
+    kinds = next(iter(scores.values()))["by_kind"]
+    for kind, first in kinds.items():
+        table.add_row(kind, str(first["n"]), *(f"{s['by_kind'][kind]['exact_match']:.1%}" for s in scores.values()))
+    return table
+
+
+def _parts(models: dict[str, str]) -> list[str]:
+    """The parts that any model of the run has pruned matrices in."""
+    manifests = [read_manifest(resolve(model)) or {} for model in models.values()]
+    return list(dict.fromkeys(p for m in manifests for p, told in m.get("parts", {}).items() if told["matrices"]))
+
+
+def _scores(scores: dict[str, Any]) -> list[str]:
+    kl = scores.get("kl")
+    return [f"{scores['exact_match']:.1%}", f"{scores['vqa_accuracy']:.1%}", "" if kl is None else f"{kl:.3f}"]
+
+
+def _sizes(model: str, parts: list[str]) -> list[str]:
+    folder = Path(resolve(model))
+    told = (read_manifest(folder) or {}).get("parts", {})
+    counted = zeros(folder).values()
+    left = sum(z.weights - z.zeros for z in counted)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return [
+        *(f"{told[p]['sparsity']:.1%}" if p in told else "0.0%" for p in parts),
+        f"{left / 1e6:.2f} M",
+        f"{size / 1e6:.1f} MB",
+    ]
