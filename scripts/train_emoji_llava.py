@@ -111,6 +111,8 @@ def train(model: nn.Module, work: Path, n: int, collate, *, epochs: float, batch
         adam_beta2=0.98,
         max_grad_norm=1.0,
         use_cpu=True,
+        ddp_backend="gloo",
+        ddp_find_unused_parameters=False,
         bf16=True,
         save_strategy="no",
         report_to=[],
@@ -296,8 +298,8 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--scenes", type=int, default=30_000)
     parser.add_argument("--vision-epochs", type=float, default=6)
-    parser.add_argument("--chat-epochs", type=float, default=10)
-    parser.add_argument("--single-epochs", type=float, default=6)
+    parser.add_argument("--chat-epochs", type=float, default=5)
+    parser.add_argument("--single-epochs", type=float, default=2.5)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -322,6 +324,7 @@ def main() -> None:
             model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
             continue
         quick_on_cpu(model, model.model.vision_tower)
+        model.model.vision_tower.requires_grad_(stage == "single")
         collate = Chats(args.work, processor, turns)
         train(AnswerLoss(model), args.work, args.scenes, collate, epochs=epochs, batch=128 // world, lr=lr, seed=turns)
         if first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -12,7 +13,6 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import pico
-import ressa.prune
 from ressa.errors import RessaError
 from ressa.model.folder import patterns_of, read_manifest, verify, zeros
 from ressa.model.load import load
@@ -138,7 +138,8 @@ def never_loads(monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("weights were loaded before the request was checked")
 
-    monkeypatch.setattr(ressa.prune, "load", refuse)
+    # by way of importlib: `ressa.prune` may be the verb, which the package exports under its module's name
+    monkeypatch.setattr(importlib.import_module("ressa.prune"), "load", refuse)
 
 
 EARLY = {

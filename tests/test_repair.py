@@ -25,13 +25,15 @@ FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_l
 LINEARS_ONLY = {"train_norms": False, "train_biases": False, "train_connector": False}
 
 
-def prune_by_magnitude(dense: Path, out: Path, pattern: str = "2:4", *, manifest: bool = True, dtype=None) -> Path:
+def prune_by_magnitude(
+    dense: Path, out: Path, pattern: str = "2:4", *, manifest: bool = True, connector: bool = False, dtype=None
+) -> Path:
     """A pruned folder as the prune verb leaves it: vision and language, and ressa.json unless told otherwise."""
     model, processor = load(dense, dtype=dtype)
     matrices = {}
     wanted = parse(pattern)
     for block in structure(model).blocks():
-        if block.part == "connector":
+        if block.part == "connector" and not connector:
             continue
         for name, linear in block.linears.items():
             linear.weight.data *= wanted.keep(linear.weight.abs())
@@ -149,6 +151,13 @@ def test_only_the_pruned_linears_change_unless_more_is_asked_for(run, pruned, tm
         more = changed(pruned, tmp_path / switch) - matrices
         assert more, switch
         assert all(belongs(name) for name in more), (switch, more)
+
+
+def test_a_connector_that_was_pruned_is_trained_without_losing_its_zeros(run, llava_folder, tmp_path):
+    pruned = prune_by_magnitude(llava_folder, tmp_path / "pruned", connector=True)
+    run(pruned=pruned, train_connector=True)
+    assert "model.multi_modal_projector.linear_1.weight" in changed(pruned, tmp_path / "out")
+    assert_same_zeros(pruned, tmp_path / "out")
 
 
 def test_a_model_repaired_against_itself_has_nothing_to_learn(run, pruned):

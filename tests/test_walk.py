@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import gc
 from types import SimpleNamespace
@@ -119,6 +120,7 @@ def test_batches_that_skip_a_block_wait_at_the_next_one_they_share(llava):
     there = {
         visit.block.name: [call.batch for call in visit.calls] for visit in walk(model, blocks, mixed, outputs=outputs)
     }
+    assert list(there) == [block.name for block in blocks]
     parts = {block.name: block.part for block in blocks}
     assert all(there[name] == ([0, 1, 2] if parts[name] == "language" else [0, 2]) for name in parts)
     _equal(outputs, plain)
@@ -155,6 +157,18 @@ def test_every_forward_is_restored_when_the_caller_stops_early(llava):
     assert [block.name for block in blocks if "forward" in vars(block.module)] == [blocks[1].name]
     assert blocks[1].module.forward is marked
     assert _alive() == alive
+
+
+def test_a_forward_sees_the_context_of_its_caller(llava):
+    model, blocks, batches = llava
+    setting = contextvars.ContextVar("setting", default="forgotten")
+    setting.set("seen")
+    told = set()
+    handle = blocks[0].module.register_forward_pre_hook(lambda *_: told.add(setting.get()))
+    for _ in walk(model, blocks, batches):
+        pass
+    handle.remove()
+    assert told == {"seen"}
 
 
 def test_the_caller_keeps_its_gradients_and_the_model_its_mode(llava):

@@ -184,11 +184,10 @@ class _Journey:
     def _count(self, traveller: _Traveller, index: int) -> None:
         traveller.passed[index] += 1
         if traveller.passed[index] > traveller.gathered[index]:
-            name = self.blocks[index].name
-            raise RessaError(
-                f"{name} was pruned before batch {traveller.batch} had entered it for the last time: "
-                "its forward goes another way than that of a batch of the same shapes"
+            who = (
+                f"{self.blocks[index].name} was pruned before batch {traveller.batch} had entered it for the last time"
             )
+            raise RessaError(f"{who}: its forward goes another way than that of a batch of the same shapes")
 
     def _survey(self) -> list[Counter[int]]:
         """How often each batch will enter each block. Batches of one kind go the same way: only the first is run.
@@ -210,8 +209,7 @@ class _Journey:
         if traveller.at == index and planned <= 1:
             calls = [traveller.call] if traveller.call else []
         elif planned:
-            ahead = self._entries(traveller.batch, lambda other: other == index, planned)
-            calls = [call for _, call in ahead]
+            calls = [call for _, call in self._entries(traveller.batch, lambda other: other == index, planned)]
         else:
             calls = []
         traveller.gathered[index] = len(calls)
