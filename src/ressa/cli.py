@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ressa.errors import RessaError
-from ressa.recipe import Evaluate, Prune, Recipe, Repair, build, read_recipe
+from ressa.recipe import SEEDS, Evaluate, Prune, Recipe, Repair, build, read_recipe
 
 app = typer.Typer(
     name="ressa",
@@ -28,9 +28,11 @@ data_app = typer.Typer(help="Write data as an ordinary folder: {split}.jsonl and
 app.add_typer(data_app, name="data")
 
 Model = Annotated[str, typer.Argument(help="A model folder, a hub name, or `demo` for the model ressa carries.")]
-Data = Annotated[str, typer.Option(help="A folder with {split}.jsonl, or one .jsonl file.")]
+_DATA = typer.Option(help="A folder with {split}.jsonl, or one .jsonl file.")
+Data = Annotated[str, _DATA]
+MaybeData = Annotated[str | None, _DATA]  # Typer looks for its words at the outermost type only
 Out = Annotated[Path, typer.Argument(help="The folder to write; must be new or empty.")]
-Seed = Annotated[int, typer.Option(help="Draws the samples, the order and the adapters.")]
+Seed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Draws the samples, the order and the adapters.")]
 Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     try:
         app()
     except RessaError as error:
-        print(f"ressa: {error}", file=sys.stderr)
+        print(f"ressa: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -60,7 +62,7 @@ def with_settings(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[..
         ]
 
         def wrapper(**given: Any) -> None:
-            settings = build(cls, {f.name: given.pop(f.name) for f in fields(cls)}, "ressa")
+            settings = build(cls, {f.name: given.pop(f.name) for f in fields(cls)}, command.__name__)
             command(**given, settings=settings)
 
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -109,7 +111,7 @@ def inspect(
 @app.command()
 @with_settings(Prune)
 def prune(
-    model: Model, out: Out, settings: Prune, data: Data | None = None, seed: Seed = 0, as_json: Json = False
+    model: Model, out: Out, settings: Prune, data: MaybeData = None, seed: Seed = 0, as_json: Json = False
 ) -> None:
     """Prune MODEL to a pattern and write it to OUT, which loads with plain transformers.
 
@@ -119,7 +121,7 @@ def prune(
 
     with quiet(), bars() as bar:
         told = verb(model, out, data=data, seed=seed, progress=bar("pruning"), **asdict(settings))
-    show(told, as_json, *(_part(name, part) for name, part in told["parts"].items()))
+    show(told, as_json, *(_part(name, part) for name, part in told["parts"].items() if part["matrices"]))
 
 
 def _part(name: str, part: dict[str, Any]) -> str:
@@ -195,23 +197,27 @@ def demo(
 def _run(recipe: Recipe) -> None:
     from rich.console import Console
 
-    from ressa import run as stages
     from ressa.report.picture import picture
     from ressa.report.table import by_kind, summary
+    from ressa.run import data_of
+    from ressa.run import run as verb
 
     with quiet(), bars() as bar:
-        result = stages.run(recipe, bar)
+        result = verb(recipe, bar)
     console = Console()
     console.print(summary(result))
     if recipe.evaluate:
         console.print(by_kind(result["scores"]))
-        path = picture(result, stages.data_of(recipe), recipe.evaluate.split, Path(recipe.out) / "answers.png")
-        console.print(f"picture: {path}", highlight=False)
+        if path := picture(result, data_of(recipe), recipe.evaluate.split, Path(recipe.out) / "answers.png"):
+            print(f"picture: {path}")
 
 
 @contextmanager
 def bars() -> Iterator[Callable[[str], Callable[[int, int, str], None]]]:
-    """Progress bars with time left, on stderr: bar("pruning") gives a callable (done, total, what)."""
+    """Progress bars with time left, on stderr: bar("pruning") gives a callable (done, total, what).
+
+    They go when there is an error to be read.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -241,7 +247,12 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int, str], None]]]:
 
             return update
 
-        yield bar
+        try:
+            yield bar
+        except BaseException:
+            progress.live.transient = True
+            raise
+        progress.live.transient = not progress.task_ids  # else an empty line stands for them
 
 
 @contextmanager
@@ -249,20 +260,29 @@ def quiet() -> Iterator[None]:
     """Libraries keep their own bars and notes to themselves; ours are enough."""
     from transformers.utils import logging
 
+    verbosity, bars_before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    yield
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars_before:
+            logging.enable_progress_bar()
 
 
 def show(told: dict[str, Any], as_json: bool, *lines: Any) -> None:
     """Print the result for machines, or its summary for people."""
     if as_json:
-        print(json.dumps(told, ensure_ascii=False))
+        print(json.dumps(told))
         return
     from rich.console import Console
 
     for line in lines:
-        Console().print(line, highlight=False)
+        if isinstance(line, str):
+            print(line)  # rich would wrap it, and read [brackets] in names as colours
+        else:
+            Console().print(line, highlight=False)
 
 
 if __name__ == "__main__":

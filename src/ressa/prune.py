@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +23,9 @@ from ressa.model.folder import check_output, write_folder
 from ressa.model.load import auto_class, load, read_config
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
+from ressa.provenance import peak_memory, plain, versions
 
 Sparsity = str | float
-PACKAGES = ("ressa", "torch", "transformers")
 
 
 def prune(
@@ -72,7 +69,7 @@ def prune(
     Raises:
         RessaError: one line; before weights are loaded where that is possible. Nothing is written then.
     """
-    arguments = {name: _plain(value) for name, value in locals().items() if name not in ("out", "progress")}
+    arguments = {name: plain(value) for name, value in locals().items() if name not in ("out", "progress")}
     started = time.perf_counter()
     run = methods.get(method, damp=damp)
     wanted = _wanted(sparsity, vision, connector, language, group)
@@ -189,9 +186,9 @@ def _manifest(
         "command": "prune",
         "arguments": arguments,
         "seed": arguments["seed"],
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "seconds": round(seconds, 2),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "parts": parts,
         "matrices": matrices,
     }
@@ -203,22 +200,3 @@ def _matrix(weight_OI: torch.Tensor, block: Block, pattern: Pattern) -> dict[str
     if isinstance(pattern, Unstructured):
         entry["group"] = pattern.group
     return entry | {"weights": weights, "zeros": zeros, "sparsity": zeros / weights}
-
-
-def _peak_memory() -> int:
-    """The most this process has held so far, in bytes: on the GPU if it used one, else in main memory."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it; a dataset that came as an object is named by its type."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(value) if isinstance(value, Path | torch.device) else type(value).__name__

@@ -1,12 +1,15 @@
 """What a recipe may say. Every setting of every verb is declared, explained and checked here, once.
 
-The command line builds its options from these classes; `ressa run` reads the same from YAML. Nothing here loads a model.
+The command line builds its options from these classes; `ressa run` reads the same from YAML. No model is loaded here.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -15,10 +18,21 @@ import yaml
 
 from ressa.errors import RessaError, unknown
 
+SEEDS = 2**32 - 1  # numpy, which transformers seeds too, takes no larger one
 
-def setting(default: Any, help: str) -> Any:
-    """A field with its default and the words that `--help` and the docs print."""
-    return field(default=default, metadata={"help": help})
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    among: tuple[str, ...] | None = None,
+) -> Any:
+    """A field with its default, the words that `--help` and the docs print, and its limits. Whole numbers are >= 1."""
+    limits = {"above": above, "least": least, "most": most, "among": among}
+    return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
@@ -35,9 +49,17 @@ class Prune:
     split: str = setting("train", "Which records calibrate.")
     samples: int = setting(128, "How many records calibrate.")
     batch_size: int = setting(8, "Records that run together in calibration.")
-    propagate: str = setting("sequential", "Inputs of a block come from pruned blocks (sequential) or not (dense).")
-    group: str | None = setting(None, "What competes in a share: row or matrix. Default: matrix in vision, else row.")
-    damp: float | None = setting(None, "SparseGPT: added to the Gram's diagonal, as a share of its mean. [0.01]")
+    propagate: str = setting(
+        "sequential",
+        "Inputs of a block come from pruned blocks (sequential) or not (dense).",
+        among=("sequential", "dense"),
+    )
+    group: str | None = setting(
+        None, "What competes in a share: row or matrix. [matrix in vision, else row]", among=("row", "matrix")
+    )
+    damp: float | None = setting(
+        None, "SparseGPT: added to the Gram's diagonal, as a share of its mean. [0.01]", least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -48,12 +70,12 @@ class Repair:
     samples: int | None = setting(None, "How many of them. [all]")
     steps: int | None = setting(None, "Optimiser steps. [one pass over the samples]")
     batch_size: int = setting(16, "Records a step.")
-    lr: float = setting(1e-3, "Peak learning rate; cosine to 0 after the warm-up.")
-    warmup: float = setting(0.03, "Share of the steps until the peak learning rate.")
+    lr: float = setting(1e-3, "Peak learning rate; cosine to 0 after the warm-up.", above=0)
+    warmup: float = setting(0.03, "Share of the steps until the peak learning rate.", least=0, most=1)
     rank: int = setting(16, "Rank of SparseLoRA.")
-    alpha: float = setting(32.0, "The update is scaled by alpha / rank.")
-    kl_weight: float = setting(0.5, "a in (1 - a) * cross-entropy + a * KL(dense || sparse).")
-    temperature: float = setting(2.0, "Of the KL, which is scaled by its square.")
+    alpha: float = setting(32.0, "The update is scaled by alpha / rank.", above=0)
+    kl_weight: float = setting(0.5, "a in (1 - a) * cross-entropy + a * KL(dense || sparse).", least=0, most=1)
+    temperature: float = setting(2.0, "Of the KL, which is scaled by its square.", above=0)
     paper: bool = setting(False, "The KL as RESSA released it: summed over positions, divided by the batch.")
     train_norms: bool = setting(True, "Train the norms too.")
     train_biases: bool = setting(True, "Train the biases of pruned linears too.")
@@ -73,18 +95,22 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment: prune, then repair, then ask all three models. Leave a section out to leave the stage out."""
+    """One experiment: prune, then repair, then ask all three models.
+
+    Leave a section out to leave the stage out; `{}` is a section with nothing but defaults.
+    """
 
     model: str = setting("demo", "The dense model: a folder, a hub name, or demo for the one ressa carries.")
     data: str = setting("emoji", "A folder of records, or emoji for the scenes ressa draws.")
     out: str = setting("runs/ressa", "Where everything goes.")
-    seed: int = setting(0, "Of calibration, training and drawing.")
+    seed: int = setting(0, "Of calibration, training and drawing.", least=0, most=SEEDS)
     prune: Prune | None = None
     repair: Repair | None = None
     evaluate: Evaluate | None = None
 
 
 SECTIONS = {"prune": Prune, "repair": Repair, "evaluate": Evaluate}
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -97,7 +123,7 @@ def read_recipe(path: str | Path) -> Recipe:
         told = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, `!!int x`
         raise RessaError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     return build(Recipe, told, str(path))
 
@@ -125,56 +151,89 @@ def build(cls: type[Any], told: Any, where: str) -> Any:
 def _value(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`, where that loses nothing."""
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    if value is None:
-        if type(None) in options:
-            return None
+    section = next((option for option in options if option in SECTIONS.values()), None)
+    if value is None and section:
+        raise RessaError(f"{where}: has nothing in it; write {{}} for its defaults, or leave the line out")
+    if value is None and type(None) not in options:
         raise RessaError(f"{where}: has no value")
-    for option in options:
-        if option in SECTIONS.values():
-            return build(option, value, where)
-        if option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if option is str and isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)  # sparsity: 0.5
-        if option is not type(None) and type(value) is option:
-            return value
-    names = " or ".join("nothing" if o is type(None) else o.__name__ for o in options)
+    if value is None or type(value) in options:
+        return value
+    if section:
+        return build(section, value, where)
+    if type(value) in (int, float) and str in options:
+        return str(value)  # sparsity: 0.5
+    if type(value) is int and float in options:
+        return float(value)
+    names = " or ".join(WORDS[option] for option in options if option in WORDS)
     raise RessaError(f"{where}: {value!r} is not {names}")
 
 
 def _check(made: Any, where: str) -> None:
     """What a type cannot say: patterns, names and numbers out of range."""
     for f in fields(made):
-        value = getattr(made, f.name)
-        if type(value) is int and f.name != "seed" and value < 1:
-            raise RessaError(f"{where}: {f.name}: {value} must be at least 1")
+        value, place = getattr(made, f.name), f"{where}: {f.name}"
+        if type(value) in (int, float):
+            _limits(value, f.metadata, place)
+        if isinstance(value, str) and f.metadata["among"] and value not in f.metadata["among"]:
+            raise RessaError(f"{where}: {unknown(f.name, value, f.metadata['among'])}")
     if isinstance(made, Prune):
         from ressa import methods  # both load torch: only when there is something to check
         from ressa.patterns import parse
 
-        methods.get(made.method, damp=made.damp)
+        with _told_from(where):
+            methods.get(made.method, damp=made.damp)
         for name in ("sparsity", "vision", "connector", "language"):
             if (text := getattr(made, name)) is not None:
-                parse(text)
-        if made.propagate not in ("sequential", "dense"):
-            raise unknown("propagate", made.propagate, ("sequential", "dense"))
+                with _told_from(where if name == "sparsity" else f"{where}: {name}"):
+                    parse(text)
+
+
+def _limits(value: float, limits: Mapping[str, Any], where: str) -> None:
+    above, least, most = limits["above"], limits["least"], limits["most"]
+    if least is None and isinstance(value, int):
+        least = 1
+    if not math.isfinite(value):
+        raise RessaError(f"{where}: {value} is no number that can be used")
+    if above is not None and not value > above:
+        raise RessaError(f"{where}: {value} must be above {above}")
+    if least is not None and not value >= least:
+        raise RessaError(f"{where}: {value} must be at least {least}")
+    if most is not None and not value <= most:
+        raise RessaError(f"{where}: {value} must be at most {most}")
+
+
+@contextmanager
+def _told_from(where: str) -> Iterator[None]:
+    """Errors of other modules, with the place of the setting they are about."""
+    try:
+        yield
+    except RessaError as error:
+        raise RessaError(f"{where}: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2:4 as 124, in base sixty. Here it is a pattern; and 1e-3 is a number."""
+    """YAML 1.1 reads 2:4 as 124, in base sixty, and 010 as 8. Here they are texts; and 1e-3 is a number."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping; of two equal keys YAML would silently take the last one."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands here twice", key.start_mark)
+        seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+    return loader.construct_mapping(node, deep=True)
 
 
 def _number(tag: str, pattern: str) -> None:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list("-+0123456789."))
 
 
-_number("int", r"^[-+]?\d+$")
-_number("float", r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$")
+_OURS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp")}  # no setting is a date
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OURS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_number("int", r"^[-+]?(0|[1-9]\d*)$")
+_number("float", r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$")

@@ -1,7 +1,7 @@
 """A recipe, stage by stage: data, prune, repair, then the same questions to the dense, pruned and repaired model.
 
-A stage's key is a hash of its settings and of the stages before it. A finished stage whose key is unchanged is not run
-again; a folder made with other settings is never overwritten.
+A stage's key is a hash of its settings and of the keys of the stages it builds on. A finished stage whose key is
+unchanged is not run again; a folder made with other settings is never overwritten.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ressa.data.emoji import SPLITS
 from ressa.data.emoji import write as write_emoji
-from ressa.errors import RessaError
+from ressa.data.records import read_records
+from ressa.errors import RessaError, unknown
 from ressa.evaluate.score import evaluate, write_atomic
 from ressa.model.load import resolve
 from ressa.prune import prune
-from ressa.recipe import Recipe, write_recipe
+from ressa.recipe import Evaluate, Prune, Recipe, Repair, write_recipe
 from ressa.repair.train import repair
 
 Progress = Callable[[int, int, str], None]
@@ -27,12 +29,20 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run: what it makes, from which settings, and the call that makes it."""
+    """One step of a run: the stages it builds on, its settings, and the call that makes its folder.
+
+    `proof` is the file of the folder that is written last: where it stands, the stage is finished.
+    """
 
     name: str
-    folder: Path
+    proof: Path
+    after: tuple[str, ...]
     settings: dict[str, Any]
     make: Callable[[Progress | None], Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.proof.parent
 
 
 def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> dict[str, Any]:
@@ -42,28 +52,25 @@ def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> di
         progress: called with a stage's name as it begins; gives that stage's progress callable.
 
     Returns:
-        {"out", "models": {dense, pruned, repaired: folder or name}, "scores": {the same: scores}, "seconds": {stage: s}}
+        {"out", "models": {dense, pruned, repaired: folder or name}, "scores": {the same: scores},
+         "seconds": {stage: seconds}}
 
     Raises:
-        RessaError: anything wrong with the recipe's values, or a stage's folder that other settings made.
+        RessaError: anything wrong with the recipe's values, or folders that other settings made. Where it can be told
+            before the first stage, it is.
     """
-    out = Path(recipe.out)
-    resolve(recipe.model)
-    if recipe.repair and not recipe.prune:
-        raise RessaError("the recipe repairs what it does not prune: add a prune section")
-    ledger = _read(out / "run.json")
-    key = ""
-    plan = stages(recipe)
-    for stage in plan:
-        key = hashlib.sha256(json.dumps([key, stage.name, stage.settings], sort_keys=True).encode()).hexdigest()[:16]
-        done = ledger.get(stage.name)
-        if done and done["key"] == key and stage.folder.exists():
-            continue
-        if done and stage.folder.exists():
-            raise RessaError(f"{stage.folder}: was made with other settings; name another `out`, or delete this folder")
+    out, plan = Path(recipe.out), stages(recipe)
+    ledger, keys = _read(out / "run.json"), _keys(plan)
+    changed = [stage for stage in plan if ledger.get(stage.name, {}).get("key") not in (None, keys[stage.name])]
+    if in_the_way := [str(stage.folder) for stage in changed if stage.folder.exists()]:
+        raise RessaError(f"{', '.join(in_the_way)}: made with other settings; name another `out`, or delete this first")
+    todo = [stage for stage in plan if stage.name not in ledger or stage in changed or not stage.proof.is_file()]
+    if todo:
+        _check(recipe)
+    for stage in todo:
         started = time.perf_counter()
         stage.make(progress(stage.name) if progress else None)
-        ledger[stage.name] = {"key": key, "seconds": round(time.perf_counter() - started, 2)}
+        ledger[stage.name] = {"key": keys[stage.name], "seconds": round(time.perf_counter() - started, 2)}
         write_atomic(out / "run.json", json.dumps(ledger, indent=2) + "\n")
     write_atomic(out / "recipe.yaml", write_recipe(recipe))
     return {
@@ -88,58 +95,81 @@ def data_of(recipe: Recipe) -> str:
 
 def stages(recipe: Recipe) -> list[Stage]:
     """What a recipe asks for, in order."""
-    out, data = Path(recipe.out), data_of(recipe)
-    common = {"model": recipe.model, "data": recipe.data, "seed": recipe.seed}
-    todo = []
-    if recipe.data == "emoji":
-        todo.append(
-            Stage(
-                "data", out / "data", {"seed": recipe.seed}, lambda p: write_emoji(data, seed=recipe.seed, progress=p)
-            )
-        )
+    todo = [_data_stage(recipe)] if recipe.data == "emoji" else []
     if recipe.prune:
-        pruning = asdict(recipe.prune)
-        todo.append(
-            Stage(
-                "prune",
-                out / "pruned",
-                common | pruning,
-                lambda p: prune(recipe.model, out / "pruned", data=data, seed=recipe.seed, progress=p, **pruning),
-            )
-        )
+        todo.append(_prune_stage(recipe, recipe.prune))
     if recipe.repair:
-        todo.append(_repair_stage(recipe, data, common))
+        todo.append(_repair_stage(recipe, recipe.repair))
     if recipe.evaluate:
-        todo += [_score_stage(recipe, data, name, model) for name, model in models(recipe).items()]
+        todo += [_score_stage(recipe, recipe.evaluate, name, model) for name, model in models(recipe).items()]
     return todo
 
 
-def _repair_stage(recipe: Recipe, data: str, common: dict[str, Any]) -> Stage:
-    out, training = Path(recipe.out), asdict(recipe.repair)  # type: ignore[arg-type]
+def _data_stage(recipe: Recipe) -> Stage:
+    def make(progress: Progress | None) -> None:
+        write_emoji(data_of(recipe), seed=recipe.seed, progress=progress)
+
+    return Stage("data", Path(recipe.out) / "data" / "README.txt", (), {"seed": recipe.seed}, make)
+
+
+def _prune_stage(recipe: Recipe, section: Prune) -> Stage:
+    out = Path(recipe.out) / "pruned"
 
     def make(progress: Progress | None) -> None:
-        repair(
-            out / "pruned",
-            out / "repaired",
-            teacher=recipe.model,
-            data=data,
-            seed=recipe.seed,
-            progress=progress,
-            **training,
-        )
+        prune(recipe.model, out, data=data_of(recipe), seed=recipe.seed, progress=progress, **asdict(section))
 
-    return Stage("repair", out / "repaired", common | training, make)
+    return Stage("prune", out / "ressa.json", ("data",), _common(recipe) | asdict(section), make)
 
 
-def _score_stage(recipe: Recipe, data: str, name: str, model: str) -> Stage:
-    asking, folder = asdict(recipe.evaluate), Path(recipe.out) / "scores" / name  # type: ignore[arg-type]
+def _repair_stage(recipe: Recipe, section: Repair) -> Stage:
+    pruned, out = Path(recipe.out) / "pruned", Path(recipe.out) / "repaired"
+
+    def make(progress: Progress | None) -> None:
+        source: dict[str, Any] = {"teacher": recipe.model, "data": data_of(recipe), "seed": recipe.seed}
+        repair(pruned, out, progress=progress, **source, **asdict(section))
+
+    return Stage("repair", out / "ressa.json", ("data", "prune"), _common(recipe) | asdict(section), make)
+
+
+def _score_stage(recipe: Recipe, section: Evaluate, name: str, model: str) -> Stage:
+    folder = Path(recipe.out) / "scores" / name
     against = recipe.model if name != "dense" else None
 
     def make(progress: Progress | None) -> None:
-        evaluate(model, data=data, against=against, out=folder, progress=progress, **asking)
+        evaluate(model, data=data_of(recipe), against=against, out=folder, progress=progress, **asdict(section))
 
-    return Stage(f"evaluate {name}", folder, asking, make)
+    made_by = {"pruned": ("prune",), "repaired": ("repair",)}.get(name, ())
+    settings = {"model": recipe.model, "data": recipe.data} | asdict(section)
+    return Stage(f"evaluate {name}", folder / "scores.json", ("data", *made_by), settings, make)
+
+
+def _common(recipe: Recipe) -> dict[str, Any]:
+    return {"model": recipe.model, "data": recipe.data, "seed": recipe.seed}
+
+
+def _keys(plan: list[Stage]) -> dict[str, str]:
+    """The key of every stage; a recipe without a data stage has no key for it either."""
+    keys: dict[str, str] = {}
+    for stage in plan:
+        told = [stage.name, stage.settings, [keys.get(name) for name in stage.after]]
+        keys[stage.name] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return keys
+
+
+def _check(recipe: Recipe) -> None:
+    """What would be wrong at a later stage is refused before the first."""
+    if recipe.repair and not recipe.prune:
+        raise RessaError("the recipe repairs what it does not prune: add a prune section")
+    resolve(recipe.model)
+    for split in dict.fromkeys(section.split for section in (recipe.prune, recipe.repair, recipe.evaluate) if section):
+        if recipe.data != "emoji":
+            read_records(recipe.data, split)
+        elif split.removesuffix("_captions") not in SPLITS:
+            raise unknown("split", split, SPLITS)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise RessaError(f"{path}: is not JSON any more; delete it or name another `out`") from None

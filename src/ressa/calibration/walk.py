@@ -215,10 +215,8 @@ class _Journey:
         traveller.gathered[index] = len(calls)
         return calls
 
-    def _entries(
-        self, number: int, pauses: Callable[[int], bool], limit: int | None = None
-    ) -> Iterator[tuple[int, Call]]:
-        """Where a forward of batch `number`, on its own, pauses; it is given up after `limit` pauses."""
+    def _entries(self, number: int, pauses: Callable[[int], bool], limit: int = 0) -> Iterator[tuple[int, Call]]:
+        """Where a forward of batch `number`, on its own, pauses; given up after `limit` of them if that is not 0."""
         scout = self._start(number, pauses)
         count = 0
         while scout.at is not None and scout.call is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
@@ -198,6 +199,8 @@ def _train(
     config = student.model.config
     untouched = dict(vars(config))
     steps = settings.steps or -(-len(records) // settings.batch_size)
+    if not torch.accelerator.is_available():
+        student.model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
     trainer = Adaptation(
         model=student.model,
         teacher=load(teacher)[0].float().requires_grad_(False) if settings.kl_weight else None,

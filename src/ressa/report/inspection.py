@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from ressa.errors import RessaError
 from ressa.model.load import load
@@ -49,27 +51,17 @@ def _part(part: Part) -> dict[str, Any]:
 
 def tables(told: dict[str, Any]) -> list[Any]:
     """The same for people."""
-    parts = Table(title=told["model"], title_justify="left")
-    for header in (
-        "part",
-        "where",
-        "parameters",
-        "blocks",
-        "linears",
-        "weights in them",
-        "zeros now",
-        told["sparsity"],
-    ):
-        parts.add_column(header, justify="left" if header in ("part", "where") else "right")
+    where = [f"{name}: {', '.join(part['modules'])}" for name, part in told["parts"].items()]
+    parts = Table(title=Text(told["model"]), title_justify="left", box=SIMPLE)
+    for header in ("part", "parameters", "blocks", "linears", "weights in them", "zeros now", told["sparsity"]):
+        parts.add_column(header, justify="left" if header == "part" else "right", overflow="fold")
     for name, p in told["parts"].items():
         share = f"{p['zeros'] / p['weights']:.1%}" if p["weights"] else ""
         counts = [f"{p[key]:,}" for key in ("parameters", "blocks", "linears", "weights")]
-        planned = "pruned" if p["pruned_by_default"] else "only if asked"
-        parts.add_row(name, ", ".join(p["modules"]), *counts, share, planned)
-    reasons = Table(title="not pruned", title_justify="left")
+        parts.add_row(name, *counts, share, "pruned" if p["pruned_by_default"] else "if asked")
+    reasons = Table(title="not pruned", title_justify="left", box=SIMPLE)
     for header in ("why", "how many", "for example"):
-        reasons.add_column(header)
+        reasons.add_column(header, overflow="fold")
     for why, n in Counter(told["kept"].values()).most_common():
         reasons.add_row(why, str(n), next(name for name, reason in told["kept"].items() if reason == why))
-    unfit = [f"{name}: {why}" for name, why in list(told["unfit"].items())[:5]]
-    return [parts, reasons, *unfit]
+    return [parts, *where, reasons, *list(told["unfit"].values())[:5]]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from ressa.model.folder import read_manifest, zeros
 from ressa.model.load import resolve
@@ -13,31 +15,33 @@ from ressa.model.load import resolve
 
 def summary(result: dict[str, Any]) -> Table:
     """One row a model of a run (what `run` returned): score, KL, sparsity of each part, weights left, size, time."""
-    table = Table(title=f"{result['out']}", title_justify="left")
-    table.add_column("model")
+    table = Table(title=Text(result["out"]), title_justify="left", box=SIMPLE)
+    table.add_column("model", no_wrap=True)
     parts = _parts(result["models"])
     scored = bool(result["scores"])
     headers = [*(["exact match", "VQA accuracy", "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
-    for header in (*headers, "weights left", "on disk", "made in"):
-        table.add_column(header, justify="right")
+    for header in (*headers, "weights left (M)", "on disk (MB)", "made in (s)"):
+        table.add_column(header, justify="right", overflow="fold")
     times = {"pruned": "prune", "repaired": "repair"}
     for name, model in result["models"].items():
         cells = _scores(result["scores"][name]) if scored else []
         seconds = result["seconds"].get(times.get(name, ""))
-        table.add_row(name, *cells, *_sizes(model, parts), f"{seconds:.0f} s" if seconds is not None else "")
+        table.add_row(name, *cells, *_sizes(model, parts), f"{seconds:.0f}" if seconds is not None else "")
     return table
 
 
 def by_kind(scores: dict[str, dict[str, Any]]) -> Table:
     """Exact match per kind of question, one column a model."""
-    table = Table(title="exact match by kind of question", title_justify="left")
-    table.add_column("kind")
+    table = Table(title="exact match by kind of question", title_justify="left", box=SIMPLE)
+    table.add_column("kind", overflow="fold")
     table.add_column("questions", justify="right")
     for name in scores:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right", overflow="fold")
     kinds = next(iter(scores.values()))["by_kind"]
     for kind, first in kinds.items():
-        table.add_row(kind, str(first["n"]), *(f"{s['by_kind'][kind]['exact_match']:.1%}" for s in scores.values()))
+        table.add_row(
+            Text(kind), str(first["n"]), *(f"{s['by_kind'][kind]['exact_match']:.1%}" for s in scores.values())
+        )
     return table
 
 
@@ -53,13 +57,16 @@ def _scores(scores: dict[str, Any]) -> list[str]:
 
 
 def _sizes(model: str, parts: list[str]) -> list[str]:
+    """Blank for a model that lies on the hub and not in a folder."""
     folder = Path(resolve(model))
+    if not folder.is_dir():
+        return [*("" for _ in parts), "", ""]
     told = (read_manifest(folder) or {}).get("parts", {})
     counted = zeros(folder).values()
     left = sum(z.weights - z.zeros for z in counted)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return [
         *(f"{told[p]['sparsity']:.1%}" if p in told else "0.0%" for p in parts),
-        f"{left / 1e6:.2f} M",
-        f"{size / 1e6:.1f} MB",
+        f"{left / 1e6:.2f}",
+        f"{size / 1e6:.1f}",
     ]

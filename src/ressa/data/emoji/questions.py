@@ -27,7 +27,7 @@ def _focus(scene: Scene, rng: random.Random) -> Placed:
 
 
 def _absent(scene: Scene, rng: random.Random) -> Thing:
-    """A thing the scene does not show; half the time of a kind it does show, so that a glance at the kind is no answer."""
+    """A thing the scene does not show; half the time of a kind it does show, so that the kind alone is no answer."""
     shown = {p.thing for p in scene.placed}
     kind = rng.choice(scene.placed).thing.kind
     near = [t for t in things() if t.kind == kind and t not in shown]

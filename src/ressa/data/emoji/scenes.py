@@ -78,7 +78,7 @@ def _split(content: list[tuple[Thing, int]]) -> str:
 
 
 def _content(rng: random.Random) -> list[tuple[Thing, int]]:
-    """A few things in distinct cells; a third of the scenes lean to one kind, so that counting a kind means something."""
+    """A few things in distinct cells; a third of the scenes lean to one kind, so that there is something to count."""
     n = rng.choices(range(1, 10), weights=(14, 12, 13, 13, 12, 10, 9, 9, 8))[0]
     pool = list(things())
     if n > 1 and rng.random() < 1 / 3:

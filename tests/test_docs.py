@@ -1,0 +1,283 @@
+"""What the documentation shows is run, and what it lists is compared with the code.
+
+Fenced blocks of a page run in order, in one empty folder:
+
+    ```python     executed; the blocks of a page share their names
+    ```console    lines `$ ressa ...` go through the command line; what is shown below them must be printed (... is any
+                  text), and a line `ressa: ...` means that the command is refused with exit code 2; other lines rest
+    ```yaml       read as a recipe, and kept under the name in its first line, `# name.yaml`
+    ```jsonl      read as records; the pictures they name are made
+    ```sh or none lines `ressa ...` are parsed, not run: for models and data that are not here
+
+A block marked slow (```console slow) runs under `pytest -m slow` only. `python tests/test_docs.py` writes the tables of
+settings anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+
+import ressa.demo
+from ressa import recipe
+from ressa.cli import app, main
+from ressa.data.records import read_records
+from ressa.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *(p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if p.is_file()),
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
+SETTINGS = {"prune": recipe.Prune, "repair": recipe.Repair, "evaluate": recipe.Evaluate, "run": recipe.Recipe}
+
+
+@dataclass(frozen=True)
+class Fence:
+    """One fenced block of a page."""
+
+    line: int
+    language: str
+    slow: bool
+    text: str
+
+
+def fences(page: Path) -> list[Fence]:
+    found, start, info, body = [], 0, "", []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.startswith("```"):
+            body.append(line)
+        elif start:
+            found.append(Fence(start, info.partition(" ")[0], " slow" in info, "\n".join(body) + "\n"))
+            start = 0
+        else:
+            start, info, body = number, line.removeprefix("```"), []
+    assert not start, f"{page}: the block that opens in line {start} does not close"
+    return found
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# ---- what is shown is run --------------------------------------------------------------------------------------------
+
+
+def _runs() -> Iterator[Any]:
+    for page in PAGES:
+        yield pytest.param(page, False, id=named(page))
+        if any(fence.slow for fence in fences(page)):
+            yield pytest.param(page, True, id=f"{named(page)}, slow blocks too", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("page", "slow"), list(_runs()))
+def test_what_a_page_shows_runs(page, slow, tmp_path, monkeypatch, capsys, verbosity):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for fence in fences(page):
+        if fence.slow and not slow:
+            continue
+        where = f"{named(page)}:{fence.line}"
+        needs_demo = fence.language in ("python", "console") and re.search(r"\bdemo\b", fence.text)
+        if needs_demo and not ressa.demo.EMBEDDED.is_dir():
+            pytest.skip(f"{where} needs the embedded model, which is not there yet")
+        if fence.language == "python":
+            exec(compile(fence.text, where, "exec"), names)
+        elif fence.language == "console":
+            run_console(fence.text, where, monkeypatch, capsys)
+        elif fence.language == "yaml":
+            run_yaml(fence.text, tmp_path)
+        elif fence.language == "jsonl":
+            run_jsonl(fence.text, tmp_path / f"records of line {fence.line}")
+        elif fence.language in ("sh", ""):
+            parse_only(fence.text, where)
+
+
+@pytest.fixture
+def verbosity():
+    """The command line silences transformers; the tests after this one get it back as it was."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    yield
+    logging.set_verbosity(before)
+    if bars:
+        logging.enable_progress_bar()
+
+
+def run_console(text: str, where: str, monkeypatch: Any, capsys: Any) -> None:
+    for command, shown in commands(text):
+        if command[0] != "ressa":
+            continue
+        refused = any(line.startswith("ressa: ") for line in shown)
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert (ended.value.code or 0) == (2 if refused else 0), f"{where}: {shlex.join(command)}\n{told.err}"
+        printed = [" ".join(line.split()) for line in (told.out + told.err).splitlines()]
+        for line in shown:
+            pattern = re.sub(r"([][?*])", r"[\1]", " ".join(line.split())).replace("...", "*")
+            assert fnmatch.filter(printed, pattern), f"{where}: {line!r} is not printed, but\n{told.out}{told.err}"
+
+
+def commands(text: str) -> list[tuple[list[str], list[str]]]:
+    """(words of a command, lines shown below it); a command may go on after a backslash."""
+    told: list[tuple[list[str], list[str]]] = []
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("$ "):
+            told.append((shlex.split(line.removeprefix("$ "), comments=True), []))
+        elif line.strip():
+            told[-1][1].append(line)
+    return told
+
+
+def parse_only(text: str, where: str) -> None:
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True) if line.startswith("ressa ") else []
+        command: Any = typer.main.get_command(app)
+        while (words := words[1:]) and not words[0].startswith("-") and hasattr(command, "commands"):
+            assert words[0] in command.commands, f"{where}: there is no {line}"
+            command = command.commands[words[0]]
+        if not hasattr(command, "commands"):
+            command.make_context(where, words)  # raises what the user would read
+
+
+def run_yaml(text: str, folder: Path) -> None:
+    name = re.match(r"# ([\w-]+\.yaml)\n", text)
+    path = folder / (name[1] if name else "recipe of a page.yaml")
+    path.write_text(text, encoding="utf-8")
+    recipe.read_recipe(path)
+
+
+def run_jsonl(text: str, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(text, encoding="utf-8")
+    for picture in re.findall(r'"([^"]+\.(?:png|jpg))"', text):
+        (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / picture)
+    records = read_records(folder)
+    assert len(records) == text.count("\n")
+    for record in records:
+        assert record.references
+        if record.image:
+            record.open_image()
+
+
+# ---- what is listed is there -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", LINKED, ids=named)
+def test_what_a_page_links_to_exists(page):
+    prose = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", prose):
+        path, _, anchor = (target[0] or target[1]).partition("#")
+        if "://" in path or path.startswith("mailto:"):
+            continue
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{named(page)} links to {path}, which is not there"
+        assert not anchor or anchor in anchors(there), f"{named(page)}: {path} has no heading #{anchor}"
+    for path in re.findall(r"`((?:src|tests|docs|scripts|benchmarks)/[\w./-]+)`", prose):
+        assert (ROOT / path).exists(), f"{named(page)} names {path}, which is not there"
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings as GitHub makes anchors of them."""
+    titles = re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("verb", SETTINGS)
+def test_the_table_of_settings_says_what_the_code_says(verb):
+    page = ROOT / "docs" / f"{verb}.md"
+    text = page.read_text(encoding="utf-8")
+    assert with_table(text, SETTINGS[verb]) == text, f"{named(page)} is out of date; run: python tests/test_docs.py"
+
+
+def with_table(text: str, cls: type[Any]) -> str:
+    """The text of a page with its table of the settings of `cls` as it should be."""
+    begin, end = f"<!-- settings: {cls.__name__} -->\n", "<!-- end of settings -->"
+    assert text.count(begin) == 1
+    before, _, rest = text.partition(begin)
+    return before + begin + settings_table(cls) + end + rest.partition(end)[2]
+
+
+def settings_table(cls: type[Any]) -> str:
+    rows = [
+        f"| `{f.name}` | {_default(f.default)} | {f.metadata['help']} |" for f in fields(cls) if "help" in f.metadata
+    ]
+    return "\n".join(["| setting | default | |", "|---|---|---|", *rows]) + "\n"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def test_every_option_of_the_command_line_is_on_the_page_of_its_verb():
+    pages = {"emoji": "data", "demo": "run"}
+    group = typer.main.get_command(app)
+    told = {**group.commands, **group.commands["data"].commands}
+    del told["data"]
+    for name, command in told.items():
+        text = (ROOT / "docs" / f"{pages.get(name, name)}.md").read_text(encoding="utf-8")
+        for option in (p for p in command.params if p.param_type_name == "option" and p.name != "help"):
+            long = max(option.opts, key=len)
+            assert f"`{option.name}`" in text or f"`{long}`" in text, f"docs say nothing of `ressa {name} {long}`"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_page_that_the_page_of_prune_links_to(method):
+    assert f"# {method}\n" in (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8").lower()
+    assert f"(methods/{method}.md)" in (ROOT / "docs" / "prune.md").read_text(encoding="utf-8")
+
+
+# ---- the rooms of CONTRIBUTING.md ------------------------------------------------------------------------------------
+
+
+def test_every_room_imports_only_what_contributing_says_and_only_rooms_above_it():
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("<!-- rooms -->")[2]
+    rows = re.findall(r"(?m)^\| `(\w+)[^|]*\|[^|]*\|([^|]*)\|$", table.partition("<!-- end of rooms -->")[0])
+    allowed = {room: set(re.findall(r"`(\w+)`", imports)) for room, imports in rows}
+    above: set[str] = set()
+    for room, imports in allowed.items():
+        assert imports <= above, f"{room} stands above {imports - above}"
+        above.add(room)
+    for room, imports in imported().items():
+        assert room in allowed, f"CONTRIBUTING.md does not say what {room} is"
+        assert imports <= allowed[room], f"{room} imports {imports - allowed[room]}"
+
+
+def imported() -> dict[str, set[str]]:
+    """Which rooms each room imports; the door is `__init__`."""
+    told: dict[str, set[str]] = {}
+    for file in (ROOT / "src" / "ressa").rglob("*.py"):
+        parts = file.relative_to(ROOT / "src" / "ressa").with_suffix("").parts
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module == "ressa":
+                modules = [f"ressa.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            rooms = {module.split(".")[1] for module in modules if module.startswith("ressa.")}
+            told.setdefault(parts[0], set()).update(rooms - {parts[0]})
+    return told
+
+
+if __name__ == "__main__":
+    for verb, cls in SETTINGS.items():
+        path = ROOT / "docs" / f"{verb}.md"
+        path.write_text(with_table(path.read_text(encoding="utf-8"), cls), encoding="utf-8")
