@@ -15,7 +15,6 @@ settings anew.
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import re
 import shlex
@@ -34,6 +33,7 @@ from ressa import recipe
 from ressa.cli import app, main
 from ressa.data.records import read_records
 from ressa.methods import METHODS
+from test_layers import MAY
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -82,6 +82,7 @@ def _runs() -> Iterator[Any]:
             yield pytest.param(page, True, id=f"{named(page)}, slow blocks too", marks=pytest.mark.slow)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 asks for it
 @pytest.mark.parametrize(("page", "slow"), list(_runs()))
 def test_what_a_page_shows_runs(page, slow, tmp_path, monkeypatch, capsys, verbosity):
     monkeypatch.chdir(tmp_path)
@@ -90,7 +91,7 @@ def test_what_a_page_shows_runs(page, slow, tmp_path, monkeypatch, capsys, verbo
         if fence.slow and not slow:
             continue
         where = f"{named(page)}:{fence.line}"
-        needs_demo = fence.language in ("python", "console") and re.search(r"\bdemo\b", fence.text)
+        needs_demo = fence.language in ("python", "console", "yaml") and re.search(r"\bdemo\b", fence.text)
         if needs_demo and not ressa.demo.EMBEDDED.is_dir():
             pytest.skip(f"{where} needs the embedded model, which is not there yet")
         if fence.language == "python":
@@ -190,7 +191,7 @@ def test_what_a_page_links_to_exists(page):
         assert there.exists(), f"{named(page)} links to {path}, which is not there"
         assert not anchor or anchor in anchors(there), f"{named(page)}: {path} has no heading #{anchor}"
     for path in re.findall(r"`((?:src|tests|docs|scripts|benchmarks)/[\w./-]+)`", prose):
-        assert (ROOT / path).exists(), f"{named(page)} names {path}, which is not there"
+        assert "NAME" in path or (ROOT / path).exists(), f"{named(page)} names {path}, which is not there"
 
 
 def anchors(page: Path) -> set[str]:
@@ -245,36 +246,15 @@ def test_every_method_has_a_page_that_the_page_of_prune_links_to(method):
     assert f"(methods/{method}.md)" in (ROOT / "docs" / "prune.md").read_text(encoding="utf-8")
 
 
-# ---- the rooms of CONTRIBUTING.md ------------------------------------------------------------------------------------
-
-
-def test_every_room_imports_only_what_contributing_says_and_only_rooms_above_it():
+def test_the_table_of_rooms_says_what_the_test_of_layers_enforces():
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("<!-- rooms -->")[2]
     rows = re.findall(r"(?m)^\| `(\w+)[^|]*\|[^|]*\|([^|]*)\|$", table.partition("<!-- end of rooms -->")[0])
-    allowed = {room: set(re.findall(r"`(\w+)`", imports)) for room, imports in rows}
+    told = {room: set(re.findall(r"`(\w+)`", imports)) for room, imports in rows if room != "__init__"}
+    assert told == MAY
     above: set[str] = set()
-    for room, imports in allowed.items():
+    for room, imports in told.items():
         assert imports <= above, f"{room} stands above {imports - above}"
         above.add(room)
-    for room, imports in imported().items():
-        assert room in allowed, f"CONTRIBUTING.md does not say what {room} is"
-        assert imports <= allowed[room], f"{room} imports {imports - allowed[room]}"
-
-
-def imported() -> dict[str, set[str]]:
-    """Which rooms each room imports; the door is `__init__`."""
-    told: dict[str, set[str]] = {}
-    for file in (ROOT / "src" / "ressa").rglob("*.py"):
-        parts = file.relative_to(ROOT / "src" / "ressa").with_suffix("").parts
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module == "ressa":
-                modules = [f"ressa.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                modules = [node.module or ""]
-            rooms = {module.split(".")[1] for module in modules if module.startswith("ressa.")}
-            told.setdefault(parts[0], set()).update(rooms - {parts[0]})
-    return told
 
 
 if __name__ == "__main__":

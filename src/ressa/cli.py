@@ -223,36 +223,32 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int, str], None]]]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-    )
-    with Progress(
-        *columns, TimeRemainingColumn(), TextColumn("{task.fields[what]}"), console=Console(stderr=True)
-    ) as progress:
+    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (*columns, TimeElapsedColumn(), TextColumn("left"))
+    columns = (*columns, TimeRemainingColumn(), TextColumn("{task.fields[what]}", markup=False))
+    progress, shown = Progress(*columns, console=Console(stderr=True)), False
 
-        def bar(title: str) -> Callable[[int, int, str], None]:
-            task = progress.add_task(title, total=None, what="")
+    def bar(title: str) -> Callable[[int, int, str], None]:
+        task = progress.add_task(title, total=None, what="")
 
-            def update(done: int, total: int, what: str) -> None:
-                progress.update(task, completed=done, total=total, what=what if what != title else "")
+        def update(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, what=what if what != title else "")
 
-            return update
+        return update
 
-        try:
-            yield bar
-        except BaseException:
-            progress.live.transient = True
-            raise
-        progress.live.transient = not progress.task_ids  # else an empty line stands for them
+    progress.start()
+    try:
+        yield bar
+        shown = bool(progress.task_ids)
+    finally:
+        progress.live.transient = not shown
+        (progress.stop if shown else progress.live.stop)()  # the first adds an empty line where there is no terminal
 
 
 @contextmanager

@@ -6,14 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-from rich.text import Text
-
 from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.model.structure import Part, structure
 from ressa.patterns import parse
+from ressa.report.table import plain
 
 
 def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
@@ -52,14 +49,14 @@ def _part(part: Part) -> dict[str, Any]:
 def tables(told: dict[str, Any]) -> list[Any]:
     """The same for people."""
     where = [f"{name}: {', '.join(part['modules'])}" for name, part in told["parts"].items()]
-    parts = Table(title=Text(told["model"]), title_justify="left", box=SIMPLE)
+    parts = plain(told["model"])
     for header in ("part", "parameters", "blocks", "linears", "weights in them", "zeros now", told["sparsity"]):
         parts.add_column(header, justify="left" if header == "part" else "right", overflow="fold")
     for name, p in told["parts"].items():
         share = f"{p['zeros'] / p['weights']:.1%}" if p["weights"] else ""
         counts = [f"{p[key]:,}" for key in ("parameters", "blocks", "linears", "weights")]
         parts.add_row(name, *counts, share, "pruned" if p["pruned_by_default"] else "if asked")
-    reasons = Table(title="not pruned", title_justify="left", box=SIMPLE)
+    reasons = plain("not pruned")
     for header in ("why", "how many", "for example"):
         reasons.add_column(header, overflow="fold")
     for why, n in Counter(told["kept"].values()).most_common():

@@ -10,6 +10,7 @@ from typing import Any
 
 from ressa.data.records import Record, read_records
 
+TITLE, IMAGE, WORDS = 0.8, 3.0, 1.4  # heights in inches
 GOOD, BAD, INK, PALE = "#1a7f37", "#cf222e", "#24292f", "#57606a"
 Answers = dict[str, dict[str, dict[str, Any]]]  # model -> record id -> its row in answers.jsonl
 
@@ -29,16 +30,18 @@ def picture(
     chosen = _choose(asked, answers, columns * rows)
     if not chosen:
         return None
-    figure = Figure(figsize=(3.3 * columns, 4.35 * rows + 0.8), facecolor="white")
+    figure = Figure(figsize=(3.3 * columns, (IMAGE + WORDS) * rows + TITLE), facecolor="white")
     scores = "   ".join(f"{name} {s['exact_match']:.1%}" for name, s in result["scores"].items())
     figure.suptitle(f"Right answers of {result['scores']['dense']['n']}:   {scores}", fontsize=17, color=INK, y=0.985)
     for place, record in enumerate(chosen, 1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(record.open_image(), interpolation="lanczos")
+        axes.set_anchor("S")  # the words stand right below
         axes.set_axis_off()
         _caption(axes, record.question or "(caption)", {name: told[record.id] for name, told in answers.items()})
-    top = 1 - 0.75 / figure.get_figheight()
-    figure.subplots_adjust(left=0.02, right=0.98, top=top, bottom=0.13, wspace=0.12, hspace=0.42)
+    height = figure.get_figheight()
+    edges = {"left": 0.02, "right": 0.98, "top": 1 - TITLE / height, "bottom": WORDS / height}
+    figure.subplots_adjust(**edges, wspace=0.12, hspace=WORDS / IMAGE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks are drawn as boxes
         figure.savefig(path, dpi=100)
@@ -78,13 +81,18 @@ def _picture_of(record: Record) -> str:
 
 
 def _caption(axes: Any, question: str, told: dict[str, dict[str, Any]]) -> None:
-    """The question in at most two lines, then one line a model. A $ of the user's is no formula."""
-    common = {"transform": axes.transAxes, "va": "top", "parse_math": False}
+    """The question in at most two lines, then one line a model."""
     asked = textwrap.fill(question, 32, max_lines=2, placeholder=" …")
-    axes.text(0.5, -0.03, asked, ha="center", fontsize=11.5, color=INK, weight="bold", **common)
+    _write(axes, 0, -6, asked, ha="center", fontsize=11.5, color=INK, weight="bold")
     for line, (name, row) in enumerate(told.items()):
-        colour = GOOD if row["exact_match"] == 1 else BAD
         answer = " ".join(row["answer"].split()) or "(nothing)"
-        y = -0.19 - 0.115 * line
-        axes.text(0.3, y, name, ha="right", fontsize=11, color=PALE, **common)
-        axes.text(0.35, y, answer if len(answer) < 27 else answer[:25] + "…", fontsize=11, color=colour, **common)
+        answer = answer if len(answer) < 27 else answer[:25] + "…"
+        y = -42 - 17 * line
+        _write(axes, -42, y, name, ha="right", fontsize=11, color=PALE)
+        _write(axes, -34, y, answer, ha="left", fontsize=11, color=GOOD if row["exact_match"] == 1 else BAD)
+
+
+def _write(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
+    """`text`, (x, y) points from the middle of the lower edge of a picture of any shape. A $ in it is no formula."""
+    place = {"xy": (0.5, 0), "xycoords": "axes fraction", "xytext": (x, y), "textcoords": "offset points"}
+    axes.annotate(text, **place, va="top", parse_math=False, annotation_clip=False, **style)

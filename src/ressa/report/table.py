@@ -13,14 +13,19 @@ from ressa.model.folder import read_manifest, zeros
 from ressa.model.load import resolve
 
 
+def plain(title: str) -> Table:
+    """A table without lines, so that nine columns find room in a terminal of 80."""
+    return Table(title=Text(title), title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+
+
 def summary(result: dict[str, Any]) -> Table:
-    """One row a model of a run (what `run` returned): score, KL, sparsity of each part, weights left, size, time."""
-    table = Table(title=Text(result["out"]), title_justify="left", box=SIMPLE)
+    """One row a model of a run (what `run` returned): scores, zeros of each part, weights kept, size, time."""
+    table = plain(result["out"])
     table.add_column("model", no_wrap=True)
     parts = _parts(result["models"])
     scored = bool(result["scores"])
-    headers = [*(["exact match", "VQA accuracy", "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
-    for header in (*headers, "weights left (M)", "on disk (MB)", "made in (s)"):
+    headers = [*(["exact match", "VQA", "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
+    for header in (*headers, "kept (M)", "on disk (MB)", "made in (s)"):
         table.add_column(header, justify="right", overflow="fold")
     times = {"pruned": "prune", "repaired": "repair"}
     for name, model in result["models"].items():
@@ -32,7 +37,7 @@ def summary(result: dict[str, Any]) -> Table:
 
 def by_kind(scores: dict[str, dict[str, Any]]) -> Table:
     """Exact match per kind of question, one column a model."""
-    table = Table(title="exact match by kind of question", title_justify="left", box=SIMPLE)
+    table = plain("exact match by kind of question")
     table.add_column("kind", overflow="fold")
     table.add_column("questions", justify="right")
     for name in scores:
