@@ -234,7 +234,7 @@ def make_model(processor: LlavaProcessor, vision: SiglipVisionConfig) -> LlavaFo
 
 
 class AnswerLoss(nn.Module):
-    """LLaVA's own forward and loss, with logits at the answers only: most positions are picture, question or padding."""
+    """LLaVA's own forward and loss, with logits at the answers only: most positions are picture or question."""
 
     def __init__(self, llava: LlavaForConditionalGeneration) -> None:
         super().__init__()

@@ -89,7 +89,6 @@ def test_every_stage_loads_with_plain_transformers_and_gives_the_same_answers(
     asked = json.dumps([(str(r.image.path), r.question) for r in records])  # type: ignore[union-attr]
     for folder in stages.values():
         told = ressa.evaluate(folder, data=scenes, limit=None, batch_size=1, max_new_tokens=32)["answers"]
-        plain = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", PLAIN, str(folder), asked], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-W", "ignore", "-c", PLAIN, str(folder), asked]
+        plain = subprocess.run(command, capture_output=True, text=True, check=True)
         assert json.loads(plain.stdout) == [told[r.id] for r in records]

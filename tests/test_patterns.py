@@ -13,7 +13,7 @@ from ressa.patterns import NofM, Unstructured, parse
 
 
 @pytest.fixture
-def score_OI() -> torch.Tensor:  # noqa: N802
+def score_OI() -> torch.Tensor:
     return torch.rand(6, 40, generator=torch.Generator().manual_seed(0))
 
 

@@ -1,11 +1,11 @@
 """Prune vision-language models, repair them, and prove what it did.
 
-    ressa.load(name)                       model and processor of a folder, a hub name, or "demo"
-    ressa.inspect(name)                    its parts, blocks and linears; what would be pruned
-    ressa.prune(name, out, data=...)       a folder with zeros
-    ressa.repair(pruned, out, teacher=...) a folder with the same zeros that answers like the dense model
-    ressa.evaluate(name, data=...)         how well it answers
-    ressa.run(recipe)                      all of it, from one recipe
+ressa.load(name)                       model and processor of a folder, a hub name, or "demo"
+ressa.inspect(name)                    its parts, blocks and linears; what would be pruned
+ressa.prune(name, out, data=...)       a folder with zeros
+ressa.repair(pruned, out, teacher=...) a folder with the same zeros that answers like the dense model
+ressa.evaluate(name, data=...)         how well it answers
+ressa.run(recipe)                      all of it, from one recipe
 """
 
 from __future__ import annotations
@@ -43,4 +43,5 @@ def _verb(name: str, home: str) -> Any:
 
 
 # Verbs are imported when first used, so that `ressa --help` need not wait for torch.
-sys.modules[__name__].__class__ = type("Door", (ModuleType,), {name: _verb(name, home) for name, home in _HOMES.items()})
+_verbs = {name: _verb(name, home) for name, home in _HOMES.items()}
+sys.modules[__name__].__class__ = type("Door", (ModuleType,), _verbs)

@@ -4,7 +4,7 @@ Shapes: T tokens, I input features, O output features. All are weighted means ov
 tokens were cut into batches does not matter, and a token of weight 0 is not looked at (padding may even hold NaN).
 """
 
-# ruff: noqa: N802  (shape suffixes are part of our names)
+
 
 from __future__ import annotations
 

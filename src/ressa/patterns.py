@@ -135,7 +135,7 @@ def parse(text: str | float, group: Group = "row") -> Pattern:
 def _wrong(written: str) -> RessaError:
     return RessaError(
         f"sparsity '{written}' is neither a share of at least 0 and below 1 (0.5 or 50%) "
-        "nor N:M with 0 < N < M, N weights kept of every M (2:4; in YAML within quotes)"
+        "nor N:M with 0 < N < M, N weights kept of every M (2:4)"
     )
 
 
