@@ -76,7 +76,8 @@ def main() -> None:
     told = f"{datetime.date.today()}, {platform.machine()}, CPU, {versions}; seed 0, 128 calibration records."
     text = (
         f"# emoji-llava: scores, and what pruning costs\n\n{told}\n\nExact match:\n\n{dense_table(work)}\n\n"
-        f"Pruned in vision and language, not repaired; exact match on 1,000 questions of test (points lost) and KL to dense in nats:\n\n"
+        "Pruned in vision and language, not repaired; exact match on 1,000 questions of test (points lost) and KL to "
+        f"dense in nats:\n\n"
         f"{sweep_table(work)}\n"
     )
     RESULTS.parent.mkdir(exist_ok=True)

@@ -218,21 +218,20 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int, str], None]]]:
 
     They go when there is an error to be read.
     """
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    columns = (*columns, TimeElapsedColumn(), TextColumn("left"))
-    columns = (*columns, TimeRemainingColumn(), TextColumn("{task.fields[what]}", markup=False))
-    progress, shown = Progress(*columns, console=Console(stderr=True)), False
+    progress = rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[what]}", markup=False),
+        console=Console(stderr=True),
+    )
+    shown = False
 
     def bar(title: str) -> Callable[[int, int, str], None]:
         task = progress.add_task(title, total=None, what="")
@@ -254,15 +253,18 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int, str], None]]]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Libraries keep their own bars and notes to themselves; ours are enough."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    verbosity, bars_before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    before, hub_before, bars_before = logging.get_verbosity(), hub.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()  # it tells of every retry
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        logging.set_verbosity(before)
+        hub.set_verbosity(hub_before)
         if bars_before:
             logging.enable_progress_bar()
 

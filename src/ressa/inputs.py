@@ -4,8 +4,6 @@ Shapes: T tokens, I input features, O output features. All are weighted means ov
 tokens were cut into batches does not matter, and a token of weight 0 is not looked at (padding may even hold NaN).
 """
 
-
-
 from __future__ import annotations
 
 import math

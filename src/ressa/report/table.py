@@ -26,7 +26,7 @@ def summary(result: dict[str, Any]) -> Table:
     scored = bool(result["scores"])
     headers = [*(["exact match", "VQA", "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
     for header in (*headers, "kept (M)", "on disk (MB)", "made in (s)"):
-        table.add_column(header, justify="right", overflow="fold")
+        table.add_column("\n".join(header.rsplit(" ", 1)), justify="right", overflow="fold")
     times = {"pruned": "prune", "repaired": "repair"}
     for name, model in result["models"].items():
         cells = _scores(result["scores"][name]) if scored else []

@@ -1,0 +1,415 @@
+"""A recipe is carried out once: finished stages rest, changed ones refuse to overwrite, interrupted ones go on."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import ressa
+from ressa.errors import RessaError
+from ressa.recipe import Evaluate, Prune, Recipe, Repair, read_recipe
+from ressa.report.picture import picture
+from ressa.report.table import by_kind, summary
+from ressa.run import run
+
+VERBS = ("prune", "repair", "evaluate", "write_emoji")
+
+
+@pytest.fixture(scope="module")
+def finished(llava_folder, tiny_data, tmp_path_factory) -> tuple[Recipe, dict]:
+    """A finished run. Tests must not write into its folder."""
+    recipe = Recipe(
+        model=str(llava_folder),
+        data=str(tiny_data),
+        out=str(tmp_path_factory.mktemp("run") / "out"),
+        prune=Prune(samples=4),
+        repair=Repair(steps=2, batch_size=4),
+        evaluate=Evaluate(limit=6, max_new_tokens=2),
+    )
+    return recipe, run(recipe)
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Recipe:
+    """The same run in a folder of one's own."""
+    recipe, _ = finished
+    return replace(recipe, out=str(shutil.copytree(recipe.out, tmp_path / "out")))
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Every verb fails when it is called, but for those that are named."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("this was to rest")
+
+    def set_idle(*, but: tuple[str, ...] = ()) -> list[str]:
+        called: list[str] = []
+        for name in VERBS:
+            real = run.__globals__[name]
+
+            def counted(*args, _name=name, _real=real, **kwargs):
+                called.append(_name)
+                return _real(*args, **kwargs)
+
+            monkeypatch.setitem(run.__globals__, name, counted if name in but else fail)
+        return called
+
+    return set_idle
+
+
+def times(out: str) -> dict[str, int]:
+    """When each file below was last written; recipe.yaml and run.json are notes."""
+    files = (path for path in Path(out).rglob("*") if path.is_file() and path.name != "recipe.yaml")
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+# ---- what a run makes ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_makes_every_stage_and_tells_of_it(finished):
+    recipe, result = finished
+    out = Path(recipe.out)
+    models = {"dense": recipe.model, "pruned": str(out / "pruned"), "repaired": str(out / "repaired")}
+    assert result["models"] == models
+    assert json.loads((out / "pruned" / "ressa.json").read_text())["command"] == "prune"
+    assert json.loads((out / "repaired" / "ressa.json").read_text())["command"] == "repair"
+    assert list(result["seconds"]) == ["prune", "repair", "evaluate dense", "evaluate pruned", "evaluate repaired"]
+    for name in models:
+        assert result["scores"][name] == json.loads((out / "scores" / name / "scores.json").read_text())
+        assert result["scores"][name]["n"] == 6
+    assert result["scores"]["dense"]["kl"] is None
+    assert result["scores"]["pruned"]["kl"] > 0
+    assert read_recipe(out / "recipe.yaml") == recipe
+    assert sorted(path.name for path in out.iterdir()) == ["pruned", "recipe.yaml", "repaired", "run.json", "scores"]
+
+
+def test_all_models_are_asked_the_same_questions(finished):
+    recipe, result = finished
+    asked = []
+    for name in result["models"]:
+        lines = (Path(recipe.out) / "scores" / name / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+        asked.append([json.loads(line)["id"] for line in lines])
+    assert asked[0] == asked[1] == asked[2]
+
+
+def test_the_settings_of_the_recipe_reach_the_verbs(finished):
+    recipe, _ = finished
+    pruned = json.loads((Path(recipe.out) / "pruned" / "ressa.json").read_text())["arguments"]
+    repaired = json.loads((Path(recipe.out) / "repaired" / "ressa.json").read_text())["arguments"]
+    assert (pruned["samples"], pruned["method"], pruned["data"]) == (4, "wanda", recipe.data)
+    assert (repaired["steps"], repaired["batch_size"], repaired["teacher"]) == (2, 4, recipe.model)
+
+
+def test_the_emoji_data_is_drawn_where_the_recipe_says_emoji(tmp_path, llava_folder, idle, monkeypatch):
+    idle()
+    drawn: list[tuple] = []
+
+    def draw(out, *, seed, progress):
+        drawn.append((out, seed))
+        Path(out).mkdir(parents=True)
+        (Path(out) / "README.txt").write_text("scenes")
+
+    monkeypatch.setitem(run.__globals__, "write_emoji", draw)
+    recipe = Recipe(model=str(llava_folder), out=str(tmp_path / "out"), seed=5)
+    for _ in range(2):
+        run(recipe)
+    assert drawn == [(str(tmp_path / "out" / "data"), 5)]
+    with pytest.raises(RessaError, match="data: made with other settings"):
+        run(replace(recipe, seed=6))
+
+
+def test_progress_is_told_for_each_stage_by_its_name(finished, tmp_path):
+    recipe, _ = finished
+    told: dict[str, list] = {}
+
+    def begin(name):
+        told[name] = []
+        return lambda done, total, what: told[name].append((done, total))
+
+    run(replace(recipe, out=str(tmp_path / "out"), repair=None, evaluate=None), begin)
+    assert list(told) == ["prune"]
+    assert told["prune"][-1] == (4, 4)
+
+
+# ---- what a second run does ------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_makes_nothing_anew_and_tells_the_same(copied, finished, idle):
+    idle()
+    before = times(copied.out)
+    again = run(copied)
+    assert times(copied.out) == before
+    _, first = finished
+    assert again["scores"] == first["scores"]
+    assert again["seconds"] == first["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("change", "in_the_way"),
+    [
+        ({"repair": Repair(steps=3, batch_size=4)}, ["repaired", "scores/repaired"]),
+        ({"prune": Prune(samples=5)}, ["pruned", "repaired", "scores/pruned", "scores/repaired"]),
+        ({"evaluate": Evaluate(limit=5)}, ["scores/dense", "scores/pruned", "scores/repaired"]),
+        ({"seed": 1}, ["pruned", "repaired", "scores/pruned", "scores/repaired"]),
+    ],
+)
+def test_changed_settings_refuse_to_overwrite_and_name_every_folder_in_the_way(copied, idle, change, in_the_way):
+    idle()
+    before = times(copied.out)
+    with pytest.raises(RessaError) as refused:
+        run(replace(copied, **change))
+    folders, _, advice = str(refused.value).partition(": made with other settings")
+    assert folders.split(", ") == [f"{copied.out}/{name}" for name in in_the_way]
+    assert "name another `out`, or delete" in advice
+    assert times(copied.out) == before
+
+
+def test_another_model_or_other_data_is_another_run_even_without_pruning(llava_folder, tiny_data, tmp_path, idle):
+    recipe = Recipe(
+        model=str(llava_folder),
+        data=str(tiny_data),
+        out=str(tmp_path / "out"),
+        evaluate=Evaluate(limit=2, max_new_tokens=2),
+    )
+    run(recipe)
+    idle()
+    for other in ({"model": str(shutil.copytree(llava_folder, tmp_path / "model"))}, {"data": str(tmp_path)}):
+        with pytest.raises(RessaError, match="scores/dense: made with other settings"):
+            run(replace(recipe, **other))
+
+
+def test_what_was_deleted_is_made_again_and_the_rest_stays(copied, idle):
+    called = idle(but=("repair", "evaluate"))
+    shutil.rmtree(Path(copied.out, "repaired"))
+    shutil.rmtree(Path(copied.out, "scores", "repaired"))
+    before = times(copied.out)
+    run(replace(copied, repair=Repair(steps=3, batch_size=4)))
+    assert called == ["repair", "evaluate"]
+    after = times(copied.out)
+    assert {name: after[name] for name in before if not name.endswith("run.json")} == {
+        name: time for name, time in before.items() if not name.endswith("run.json")
+    }
+
+
+def test_a_stage_that_is_added_later_builds_on_those_that_are_there(finished, tmp_path, idle):
+    recipe, _ = finished
+    recipe = replace(recipe, out=str(tmp_path / "out"))
+    run(replace(recipe, repair=None, evaluate=None))
+    called = idle(but=("repair",))
+    result = run(replace(recipe, evaluate=None))
+    assert called == ["repair"]
+    assert result["scores"] == {}
+
+
+def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, idle, monkeypatch):
+    recipe, first = finished
+    recipe = replace(recipe, out=str(tmp_path / "out"))
+    real = run.__globals__["evaluate"]
+
+    def killed(model, **settings):
+        if str(model).endswith("repaired"):
+            raise KeyboardInterrupt
+        return real(model, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(run.__globals__, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    called = idle(but=("evaluate",))
+    result = run(recipe)
+    assert called == ["evaluate"]
+    for name, scores in result["scores"].items():
+        assert scores["by_kind"] == first["scores"][name]["by_kind"]
+
+
+def test_a_run_interrupted_in_its_first_stage_begins_anew(finished, tmp_path, monkeypatch):
+    recipe, _ = finished
+    recipe = replace(recipe, out=str(tmp_path / "out"), repair=None, evaluate=None)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(run.__globals__, "prune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    assert not (tmp_path / "out").exists()
+    run(recipe)
+    assert (tmp_path / "out" / "pruned" / "ressa.json").is_file()
+
+
+def test_notes_that_are_no_json_any_more_are_refused(copied, idle):
+    idle()
+    Path(copied.out, "run.json").write_text("{")
+    with pytest.raises(RessaError, match=r"run\.json: is not JSON any more"):
+        run(copied)
+
+
+# ---- tables and the picture ------------------------------------------------------------------------------------------
+
+
+def printed(table) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_the_summary_has_a_row_for_each_model_in_eighty_columns(finished):
+    _, result = finished
+    told = printed(summary(result))
+    lines = {line.split()[0]: line.split() for line in told.splitlines() if line.split()}
+    assert "…" not in told
+    for word in ("exact", "dense", "vision", "language", "zeros", "disk"):
+        assert word in told.split(), word
+    kl = result["scores"]["repaired"]["kl"]
+    assert lines["dense"][:1] + lines["dense"][3:5] == ["dense", "0.0%", "0.0%"]
+    assert lines["pruned"][4:6] == lines["repaired"][4:6] == ["50.0%", "50.0%"]
+    assert lines["repaired"][3] == f"{kl:.3f}"
+    weights = {name: float(lines[name][-2 if name == "dense" else -3]) for name in ("dense", "pruned", "repaired")}
+    assert weights["pruned"] == weights["repaired"] < weights["dense"]
+
+
+def test_the_summary_of_a_run_without_scores_has_sizes_only(finished):
+    _, result = finished
+    told = printed(summary(result | {"scores": {}}))
+    assert "exact" not in told
+    assert told.count("50.0%") == 4
+
+
+def test_the_summary_leaves_blank_what_it_cannot_count_of_a_hub_model(finished):
+    _, result = finished
+    told = printed(summary(result | {"models": result["models"] | {"dense": "somebody/some-model"}}))
+    assert "dense" in told
+
+
+def test_scores_by_kind_have_a_row_for_each_kind_and_a_column_for_each_model(finished):
+    _, result = finished
+    told = printed(by_kind(result["scores"]))
+    assert [line.split()[0] for line in told.splitlines() if "%" in line] == ["colour", "shape"]
+    assert all(name in told for name in ("dense", "pruned", "repaired"))
+
+
+def test_brackets_in_names_and_kinds_are_no_markup(finished):
+    _, result = finished
+    scores = result["scores"]["dense"]
+    odd = scores | {"by_kind": {"[bold]": scores["by_kind"]["colour"]}}
+    told = printed(by_kind({"[/x]": odd}))
+    assert "[bold]" in told
+    assert "[/x]" in told
+    assert "[red]" in printed(summary(result | {"out": "runs/[red]"}))
+
+
+def test_the_picture_is_one_a_person_can_look_at(finished, tmp_path):
+    recipe, result = finished
+    path = picture(result, recipe.data, "test", tmp_path / "answers.png")
+    with Image.open(path) as image:
+        assert image.size[0] >= 1000
+        assert image.size[1] >= 800
+        pixels = image.convert("RGB")
+        assert len(pixels.getcolors(maxcolors=1 << 24)) > 100
+        reds = pixels.crop((0, 400, image.width, image.height)).getcolors(maxcolors=1 << 24)
+        assert (207, 34, 46) in {colour for _, colour in reds}  # a random model answers wrong
+    assert path.stat().st_size > 20_000
+
+
+@pytest.fixture
+def answered(tiny_data, tmp_path):
+    """A result whose answers can be chosen: {model: {record number: (answer, right)}}."""
+
+    def make(told: dict[str, list[tuple[str, bool]]], records: list[dict]) -> tuple[dict, str]:
+        data = tmp_path / "data"
+        shutil.copytree(tiny_data, data)
+        (data / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        for name, rows in told.items():
+            folder = tmp_path / "out" / "scores" / name
+            folder.mkdir(parents=True)
+            lines = [
+                json.dumps({"id": f"test-{i}", "answer": answer, "exact_match": float(right)}, ensure_ascii=False)
+                for i, (answer, right) in enumerate(rows, 1)
+            ]
+            (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        scores = {name: {"n": len(rows), "exact_match": 0.5} for name, rows in told.items()}
+        return {"out": str(tmp_path / "out"), "scores": scores}, str(data)
+
+    return make
+
+
+def chosen(monkeypatch, result: dict, data: str, path: Path) -> list[str]:
+    """The questions that the picture shows, in order."""
+    seen: list[str] = []
+    real = picture.__globals__["_caption"]
+
+    def caption(axes, question, told):
+        seen.append(question)
+        return real(axes, question, told)
+
+    monkeypatch.setitem(picture.__globals__, "_caption", caption)
+    picture(result, data, "test", path)
+    return seen
+
+
+def test_half_of_the_picture_is_what_repair_regained_and_no_picture_comes_twice(answered, monkeypatch, tmp_path):
+    # 10 pictures with 3 questions each; repair regains every question about pictures 7, 8 and 9
+    records = [
+        {"image": f"images/{i}.png", "question": f"Question {i}.{j}?", "answer": "yes"}
+        for i in range(10)
+        for j in range(3)
+    ]
+    lost = [i >= 7 for i in range(10) for _ in range(3)]
+    told = {
+        "dense": [("yes", True)] * 30,
+        "pruned": [("no", False) if gone else ("yes", True) for gone in lost],
+        "repaired": [("yes", True)] * 30,
+    }
+    questions = chosen(monkeypatch, *answered(told, records), tmp_path / "a.png")
+    pictures = [question.split()[1].split(".")[0] for question in questions]
+    assert len(questions) == 8
+    assert len(set(pictures)) == 8
+    assert set(pictures[:3]) == {"7", "8", "9"}
+
+
+def test_odd_answers_are_drawn_as_they_are(answered, monkeypatch, tmp_path):
+    records = [{"image": "images/0.png", "question": "Is it $5 or $x_{$?\n" + "long " * 60, "answer": "$"}]
+    told = {"dense": [("", False)], "pruned": [("$\\frac{$ 漢字 🦉\n\u2028" + "x" * 300, False)]}
+    assert len(chosen(monkeypatch, *answered(told, records), tmp_path / "a.png")) == 1
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_records_without_pictures_make_no_picture(answered, tmp_path):
+    result, data = answered({"dense": [("yes", True)]}, [{"question": "Is it?", "answer": "yes"}])
+    assert picture(result, data, "test", tmp_path / "a.png") is None
+    assert not (tmp_path / "a.png").exists()
+
+
+# ---- by the command line ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_prints_tables_and_draws_the_picture_again(copied, idle, tmp_path, monkeypatch, capsys):
+    from ressa import cli
+    from ressa.recipe import write_recipe
+
+    idle()
+    (tmp_path / "recipe.yaml").write_text(write_recipe(copied), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["ressa", "run", str(tmp_path / "recipe.yaml")])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    told = capsys.readouterr()
+    assert not stop.value.code
+    assert told.err == ""
+    assert "exact match by kind of question" in told.out
+    assert told.out.splitlines()[-1] == f"picture: {copied.out}/answers.png"
+    assert Path(copied.out, "answers.png").is_file()
+
+
+def test_the_door_runs_recipes(copied, idle):
+    idle()
+    assert ressa.run(copied)["out"] == copied.out
