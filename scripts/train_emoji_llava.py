@@ -32,6 +32,7 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -45,6 +46,16 @@ from ressa.data.prompts import CAPTION
 PATCH, WIDTH = 24, 144
 TOKENS = (SIZE // PATCH) ** 2  # patches a picture; each cell of a scene is 2 x 2 of them
 CAPTIONS = 0.08  # share of the chats that end in a caption
+VISION = SiglipVisionConfig(
+    hidden_size=WIDTH,
+    intermediate_size=4 * WIDTH,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    image_size=SIZE,
+    patch_size=PATCH,
+    vision_use_head=False,
+)
+WORLD, FIRST = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"  # torchrun's; one writes
 NAMES = [t.name for t in things()]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
@@ -98,7 +109,20 @@ def to_pixels(batch_uint8: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(batch_uint8).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train(model: nn.Module, work: Path, n: int, collate, *, epochs: float, batch: int, lr: float, seed: int) -> None:
+class Keep(TrainerCallback):
+    """Keeps the model in a folder every 100 steps, to look at while it learns."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration, folder: Path) -> None:
+        self.llava, self.folder = llava, folder
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if FIRST and state.global_step % 100 == 0:
+            self.llava.save_pretrained(self.folder)
+
+
+def train(
+    model: nn.Module, work: Path, n: int, collate, *, epochs: float, batch: int, lr: float, seed: int, keep=()
+) -> None:
     set_seed(seed)
     args = TrainingArguments(
         str(work / "trainer"),
@@ -106,7 +130,7 @@ def train(model: nn.Module, work: Path, n: int, collate, *, epochs: float, batch
         num_train_epochs=epochs,
         learning_rate=lr,
         lr_scheduler_type="cosine",
-        warmup_steps=200,
+        warmup_steps=0.05,
         weight_decay=0.05,
         adam_beta2=0.98,
         max_grad_norm=1.0,
@@ -121,7 +145,7 @@ def train(model: nn.Module, work: Path, n: int, collate, *, epochs: float, batch
         dataloader_num_workers=0,
         seed=seed,
     )
-    Trainer(model=model, args=args, train_dataset=Indices(n), data_collator=collate).train()
+    Trainer(model=model, args=args, train_dataset=Indices(n), data_collator=collate, callbacks=list(keep)).train()
 
 
 def quick_on_cpu(model: nn.Module, vision: SiglipVisionModel) -> nn.Module:
@@ -138,6 +162,16 @@ def quick_on_cpu(model: nn.Module, vision: SiglipVisionModel) -> nn.Module:
 
 
 # ---- vision ----------------------------------------------------------------------------------------------------------
+
+
+class Cells:
+    """Collates scene numbers to pictures and the names in their nine cells."""
+
+    def __init__(self, work: Path) -> None:
+        self.pixels, self.named = np.load(work / "pixels.npy", mmap_mode="r"), np.load(work / "cells.npy")
+
+    def __call__(self, batch: list[int]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": to_pixels(self.pixels[batch]), "labels": torch.from_numpy(self.named[batch])}
 
 
 class CellNames(nn.Module):
@@ -163,14 +197,10 @@ def train_vision(work: Path, config: SiglipVisionConfig, epochs: float) -> Sigli
     if (work / "vision").exists():
         return SiglipVisionModel.from_pretrained(work / "vision")
     set_seed(0)
-    pixels, cells = np.load(work / "pixels.npy", mmap_mode="r"), np.load(work / "cells.npy")
+    cells = Cells(work)
     vision = SiglipVisionModel._from_config(config, attn_implementation="eager")
     model = quick_on_cpu(CellNames(vision), vision)
-
-    def collate(batch: list[int]) -> dict[str, torch.Tensor]:
-        return {"pixel_values": to_pixels(pixels[batch]), "labels": torch.from_numpy(cells[batch])}
-
-    train(model, work, len(cells), collate, epochs=epochs, batch=128, lr=1.5e-3, seed=0)
+    train(model, work, len(cells.named), cells, epochs=epochs, batch=128, lr=1.5e-3, seed=0)
     vision.save_pretrained(work / "vision")
     return vision
 
@@ -293,48 +323,92 @@ class Chats:
         }
 
 
+class PatchNames(nn.Module):
+    """LLaVA with linear heads: every image token, and the mean of each cell, names the thing there; and the cell."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration, pooled: bool) -> None:
+        super().__init__()
+        self.llava, self.pooled = llava, pooled
+        self.name, self.cell = nn.Linear(WIDTH, len(NAMES) + 1), nn.Linear(WIDTH, 9)
+        self.weight = torch.ones(len(NAMES) + 1)
+        self.weight[-1] = 0.2  # empty cells are many and easy
+        row, column = torch.meshgrid(torch.arange(6) // 2, torch.arange(6) // 2, indexing="ij")
+        self.cells = (3 * row + column).flatten()
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokens = torch.stack(self.llava.model.get_image_features(pixel_values).pooler_output)
+        pooled = tokens.view(-1, 3, 2, 3, 2, WIDTH).mean((2, 4)).flatten(1, 2)
+        names, cells = self.name(tokens).float(), self.cell(tokens).float()
+        each = nn.functional.cross_entropy(names.flatten(0, 1), labels[:, self.cells].flatten(), self.weight)
+        together = nn.functional.cross_entropy(self.name(pooled).float().flatten(0, 1), labels.flatten(), self.weight)
+        place = nn.functional.cross_entropy(cells.flatten(0, 1), self.cells.repeat(len(labels)))
+        named = together + 0.5 * each if self.pooled else each
+        return {"loss": named + 0.3 * place, "logits": names}
+
+
+STAGES = (  # name, questions a chat, epochs, learning rate, whether the vision tower learns too
+    ("language", 6, 4, 1.5e-3, False),
+    ("aligned", 0, 1.7, 1e-3, True),
+    ("named", 0, 3.2, 1.5e-3, True),
+    ("chat", 6, 4, 1.5e-3, True),
+    ("single", 1, 1, 4e-4, True),
+)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--scenes", type=int, default=30_000)
-    parser.add_argument("--vision-epochs", type=float, default=6)
-    parser.add_argument("--chat-epochs", type=float, default=4)
-    parser.add_argument("--single-epochs", type=float, default=2)
+    parser.add_argument("--until", choices=["vision", *(name for name, *_ in STAGES)], default="single")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process writes
     make_scenes(args.work, args.scenes)
-    vision_config = SiglipVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=PATCH,
-        vision_use_head=False,
-    )
-    vision = train_vision(args.work, vision_config, args.vision_epochs)
+    vision = train_vision(args.work, VISION, 6)
     processor = make_processor(args.work, 1536)
-    model = make_model(processor, vision_config)
+    model = make_model(processor, VISION)
     model.model.vision_tower.load_state_dict(vision.state_dict())
-    for stage, turns, epochs, lr in (("chat", 6, args.chat_epochs, 1.5e-3), ("single", 1, args.single_epochs, 5e-4)):
-        folder = args.work / stage
-        if folder.exists():
-            model = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
-            continue
-        quick_on_cpu(model, model.model.vision_tower)
-        model.model.vision_tower.requires_grad_(stage == "single")
-        collate = Chats(args.work, processor, turns)
-        train(AnswerLoss(model), args.work, args.scenes, collate, epochs=epochs, batch=128 // world, lr=lr, seed=turns)
-        if first:
-            model.save_pretrained(folder)
-    if not first:
-        return
-    out = args.work / "emoji-llava"
-    model.to(torch.bfloat16).save_pretrained(out)
-    processor.save_pretrained(out)
-    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters, kinds asked: {', '.join(QUESTIONS)}")
+    for stage, turns, epochs, lr, seeing in STAGES if args.until != "vision" else ():
+        model = train_stage(args.work, processor, model, stage, turns, epochs, lr, seeing)
+        if stage == args.until:
+            break
+    if args.until == "single" and FIRST:
+        out = args.work / "emoji-llava"
+        model.to(torch.bfloat16).save_pretrained(out)
+        processor.save_pretrained(out)
+        print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters; asked: {', '.join(QUESTIONS)}")
+
+
+def train_stage(work, processor, model, stage: str, turns: int, epochs: float, lr: float, seeing: bool):
+    """One of STAGES: from WORK if it is finished, else trained (and kept there)."""
+    folder = work / stage
+    if folder.exists():
+        return LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    quick_on_cpu(model, model.model.vision_tower)
+    model.model.vision_tower.requires_grad_(seeing)
+    if turns:
+        learner, collate = AnswerLoss(model), Chats(work, processor, turns)
+    else:
+        if stage == "aligned":
+            model.model.multi_modal_projector.apply(model._init_weights)
+        learner, collate = PatchNames(model, pooled=stage == "named"), Cells(work)
+    n = len(np.load(work / "cells.npy"))
+    model.model.language_model.requires_grad_(turns > 0)
+    model.model.vision_tower.post_layernorm.requires_grad_(False)  # LLaVA reads the layer before it
+    train(
+        learner,
+        work,
+        n,
+        collate,
+        epochs=epochs,
+        batch=128 // WORLD,
+        lr=lr,
+        seed=turns,
+        keep=[Keep(model, work / "latest")],
+    )
+    model.requires_grad_(True)
+    if FIRST:
+        model.save_pretrained(folder)
+    return model
 
 
 if __name__ == "__main__":

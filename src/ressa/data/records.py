@@ -132,7 +132,9 @@ def collect(raws: Iterable[tuple[object, str, Find]], split: str, name: str) -> 
             ident = f"{ident}-{number}"
         records[ident] = _parse(raw, ident, where, find)
     if not records:
-        raise RessaError(f"{name}: no records")
+        raise RessaError(
+            f'{name}: no records; it needs at least one line such as {{"image": ..., "question": ..., "answer": ...}}'
+        )
     return list(records.values())
 
 

@@ -19,6 +19,7 @@ from ressa.errors import RessaError
 from ressa.evaluate.divergence import answer_kl
 from ressa.evaluate.generate import Progress, answers, settings
 from ressa.evaluate.vqa import exact_match, vqa_accuracy
+from ressa.model.folder import check_writable
 from ressa.model.load import load
 
 Model = str | Path | tuple[Any, Any]
@@ -107,13 +108,8 @@ def _writable(out: str | Path | None) -> Path | None:
     """The output folder, known to be possible before any weight is loaded; it is made when there is something in it."""
     if out is None:
         return None
-    folder = Path(out)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise RessaError(f"{folder}: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK):
-        raise RessaError(f"{folder}: {there} is not writable")
-    return folder
+    check_writable(out)
+    return Path(out)
 
 
 def _loaded(model: Model, device: str) -> tuple[Any, Any]:

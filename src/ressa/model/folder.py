@@ -45,9 +45,16 @@ def check_output(out: str | Path) -> None:
         raise RessaError(f"{out}: the output is a file; name a new folder")
     if path.is_dir() and any(path.iterdir()):
         raise RessaError(f"{out}: the output folder is not empty; name a new one or empty it")
-    above = path.absolute().parent
+    check_writable(path)
+
+
+def check_writable(out: str | Path) -> None:
+    """Raises RessaError if nothing could be made in (or as) the folder `out`. Leaves nothing behind."""
+    above = Path(out).absolute()
     while not os.path.lexists(above):
         above = above.parent
+    if not above.is_dir():
+        raise RessaError(f"{out}: {above} is a file; name a folder")
     # permission bits do not tell of read-only mounts or of root, so a folder is really made
     probe = above / f".ressa-{uuid.uuid4().hex}"
     try:

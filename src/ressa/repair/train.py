@@ -129,10 +129,14 @@ def repair(
         model, matrices, rank=rank, alpha=alpha, norms=train_norms, biases=train_biases, connector=train_connector
     )
     work = _work_folder(out, {**asdict(settings), **_inputs(pruned, teacher, records)})
-    log = _train(student, processor, teacher, records, settings, work, checkpoint_every, progress)
+    try:
+        log = _train(student, processor, teacher, records, settings, work, checkpoint_every, progress)
+    finally:
+        if not last_checkpoint(work):
+            shutil.rmtree(work)  # nothing to go on from
     manifest = _manifest(given, matrices, log, before) | {"seconds": round(time.perf_counter() - started, 2)}
     write_folder(out, unwrap(student), processor, manifest, patterns=zeros)
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
     return manifest
 
 
