@@ -39,7 +39,7 @@ from transformers import (
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ressa.data.emoji.questions import QUESTIONS, ask, caption
-from ressa.data.emoji.scenes import SIZE, draw, scene
+from ressa.data.emoji.scenes import PLACES, SIZE, draw, scene
 from ressa.data.emoji.things import things
 from ressa.data.prompts import CAPTION
 
@@ -283,7 +283,8 @@ class Chats:
     def __init__(self, work: Path, processor: LlavaProcessor, turns: int) -> None:
         self.pixels = np.load(work / "pixels.npy", mmap_mode="r")
         self.questions = json.loads((work / "questions.json").read_text())
-        self.turns = turns
+        self.turns, self.words = turns, False
+        self.named = np.load(work / "cells.npy")
         self.rng = random.Random(f"{turns}/{os.environ.get('RANK', 0)}")
         tokenizer = processor.tokenizer
         self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -298,9 +299,21 @@ class Chats:
             self.known[text] = self.tokenizer(text, add_special_tokens=False).input_ids
         return self.known[text]
 
+    def of_cells(self, index: int) -> list[tuple[str, str]]:
+        """Every question that ties one name, one place and one kind together."""
+        asked = [("What is this?", NAMES[n]) for n in self.named[index] if n < len(NAMES)]
+        asked = asked if len(asked) == 1 else []
+        for place, n in zip(PLACES, self.named[index], strict=True):
+            if n < len(NAMES):
+                asked.append((f"What is in the {place}?", NAMES[n]))
+                asked.append((f"Where is the {NAMES[n]}?", place))
+                asked.append((f"What kind of thing is in the {place}?", things()[n].kind))
+        return asked
+
     def chat(self, index: int) -> tuple[list[int], list[int]]:
-        asked = self.rng.sample(self.questions[index], min(self.turns, len(self.questions[index])))
-        if self.rng.random() < CAPTIONS and len(scene("train", index).placed) <= 3:
+        asked = self.of_cells(index) if self.words else self.questions[index]
+        asked = self.rng.sample(asked, min(self.turns, len(asked)))
+        if not self.words and self.rng.random() < CAPTIONS and len(scene("train", index).placed) <= 3:
             asked[-1] = (CAPTION, caption(scene("train", index)))
         ids, labels = [], []
         for turn, (question, answer) in enumerate(asked):
@@ -321,6 +334,16 @@ class Chats:
             "labels": torch.tensor(pad([labels for _, labels in chats], -100)),
             "pixel_values": to_pixels(self.pixels[batch]),
         }
+
+
+@torch.no_grad()
+def to_text_scale(llava: LlavaForConditionalGeneration, work: Path) -> None:
+    """Makes image tokens as long as text tokens: at many times that length, no block could change what they say."""
+    pixels = to_pixels(np.load(work / "pixels.npy", mmap_mode="r")[:64])
+    image = torch.stack(llava.model.get_image_features(pixels).pooler_output).norm(dim=-1).mean()
+    text = llava.get_input_embeddings().weight.norm(dim=-1).mean()
+    for parameter in llava.model.multi_modal_projector.linear_2.parameters():
+        parameter *= text / image
 
 
 class PatchNames(nn.Module):
@@ -346,12 +369,13 @@ class PatchNames(nn.Module):
         return {"loss": named + 0.3 * place, "logits": names}
 
 
-STAGES = (  # name, questions a chat, epochs, learning rate, whether the vision tower learns too
-    ("language", 6, 4, 1.5e-3, False),
-    ("aligned", 0, 1.7, 1e-3, True),
-    ("named", 0, 3.2, 1.5e-3, True),
-    ("chat", 6, 4, 1.5e-3, True),
-    ("single", 1, 1, 4e-4, True),
+STAGES = (  # name, questions a chat, epochs, batch, learning rate, whether the vision tower learns too
+    ("language", 6, 4, 128, 1.5e-3, False),
+    ("aligned", 0, 1.7, 128, 1e-3, True),
+    ("named", 0, 3.2, 128, 1.5e-3, True),
+    ("words", 8, 1.7, 32, 1.5e-3, False),
+    ("chat", 8, 3.2, 32, 1.5e-3, False),
+    ("single", 1, 1, 64, 3e-4, True),
 )
 
 
@@ -367,8 +391,8 @@ def main() -> None:
     processor = make_processor(args.work, 1536)
     model = make_model(processor, VISION)
     model.model.vision_tower.load_state_dict(vision.state_dict())
-    for stage, turns, epochs, lr, seeing in STAGES if args.until != "vision" else ():
-        model = train_stage(args.work, processor, model, stage, turns, epochs, lr, seeing)
+    for stage, turns, epochs, batch, lr, seeing in STAGES if args.until != "vision" else ():
+        model = train_stage(args.work, processor, model, stage, turns, epochs, batch, lr, seeing)
         if stage == args.until:
             break
     if args.until == "single" and FIRST:
@@ -378,15 +402,19 @@ def main() -> None:
         print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters; asked: {', '.join(QUESTIONS)}")
 
 
-def train_stage(work, processor, model, stage: str, turns: int, epochs: float, lr: float, seeing: bool):
+def train_stage(work, processor, model, stage: str, turns: int, epochs: float, batch: int, lr: float, seeing: bool):
     """One of STAGES: from WORK if it is finished, else trained (and kept there)."""
     folder = work / stage
     if folder.exists():
         return LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     quick_on_cpu(model, model.model.vision_tower)
+    if stage == "words":
+        to_text_scale(model, work)
     model.model.vision_tower.requires_grad_(seeing)
+    model.model.multi_modal_projector.requires_grad_(seeing)
     if turns:
         learner, collate = AnswerLoss(model), Chats(work, processor, turns)
+        collate.words = stage == "words"
     else:
         if stage == "aligned":
             model.model.multi_modal_projector.apply(model._init_weights)
@@ -400,7 +428,7 @@ def train_stage(work, processor, model, stage: str, turns: int, epochs: float, l
         n,
         collate,
         epochs=epochs,
-        batch=128 // WORLD,
+        batch=batch // WORLD,
         lr=lr,
         seed=turns,
         keep=[Keep(model, work / "latest")],
