@@ -42,7 +42,7 @@ class ImageFile:
     where: str
 
     def open(self) -> Image.Image:
-        return decode(self.path, f"{self.where}: image {shown(str(self.path))}")
+        return decode(self.path, f"{self.where}: image {shown(str(self.path), limit=4096)}")
 
     def identity(self) -> str:
         found = self.path.stat()
