@@ -374,8 +374,7 @@ STAGES = (  # name, questions a chat, epochs, batch, learning rate, whether the 
     ("aligned", 0, 1.7, 128, 1e-3, True),
     ("named", 0, 3.2, 128, 1.5e-3, True),
     ("words", 8, 1.7, 32, 1.5e-3, False),
-    ("chat", 8, 3.2, 32, 1.5e-3, False),
-    ("single", 1, 1, 64, 3e-4, True),
+    ("chat", 8, 1.9, 32, 1.2e-3, False),
 )
 
 
@@ -383,7 +382,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--scenes", type=int, default=30_000)
-    parser.add_argument("--until", choices=["vision", *(name for name, *_ in STAGES)], default="single")
+    parser.add_argument("--until", choices=["vision", *(name for name, *_ in STAGES)], default="chat")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     make_scenes(args.work, args.scenes)
@@ -395,7 +394,7 @@ def main() -> None:
         model = train_stage(args.work, processor, model, stage, turns, epochs, batch, lr, seeing)
         if stage == args.until:
             break
-    if args.until == "single" and FIRST:
+    if args.until == STAGES[-1][0] and FIRST:
         out = args.work / "emoji-llava"
         model.to(torch.bfloat16).save_pretrained(out)
         processor.save_pretrained(out)
