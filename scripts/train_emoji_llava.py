@@ -1,11 +1,9 @@
 """Train the embedded dense model `emoji-llava` from nothing: `python scripts/train_emoji_llava.py WORK`.
 
-Three stages, each kept in the folder WORK and not run again once finished:
-1. scenes:  draw the training scenes (uint8, in memory-mapped files) and ask the questions.
-2. vision:  the SigLIP tower alone, with a linear head that names what stands in each of the nine cells. Trained end to
-            end from nothing, a model this small learns the answers' statistics and never looks at the picture.
-3. llava:   the whole LlavaForConditionalGeneration, first on chats of several turns (one picture serves several
-            questions), then on single questions, as it is used.
+Every stage is kept in the folder WORK and not run again once finished: scenes are drawn; the SigLIP tower names what
+stands in each of the nine cells; then STAGES, in order. Trained end to end from nothing, a model this small learns the
+answers' statistics and never looks at the picture. The model in the repository differs in two settings: its connector
+also learned in `language`, the warm-up of `language` and of the tower was 200 steps, that of the others 5 %.
 The result is WORK/emoji-llava in bfloat16. With two cores, run the scenes and the vision tower first, then start again
 under `torchrun --nproc-per-node 2` (one thread a process): two processes train faster than two threads.
 """
