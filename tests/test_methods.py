@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from ressa import methods
 from ressa.errors import RessaError
-from ressa.inputs import Gram, InputNorm, Moments
-from ressa.methods import METHODS, get
+from ressa.inputs import Gram, GramAndMoments, InputNorm, Moments
+from ressa.methods import METHODS, REFIT, get
 from ressa.patterns import NofM, Unstructured, parse
 
 AUTHORS = load_file(Path(__file__).parent / "references" / "authors.safetensors")
@@ -28,11 +28,11 @@ def recorded(statistic) -> tuple[torch.Tensor, InputNorm | Gram]:
     return weight_OI, inputs
 
 
-def layer(seed: int, outputs: int = 24, width: int = 160) -> tuple[torch.Tensor, Gram]:
+def layer(seed: int, outputs: int = 24, width: int = 160) -> tuple[torch.Tensor, GramAndMoments]:
     """A random layer with correlated inputs of unlike size."""
     random = torch.Generator().manual_seed(seed)
     mix = torch.randn(width, width, generator=random) * torch.rand(width, generator=random).exp()
-    inputs = Gram(width)
+    inputs = GramAndMoments(width)  # for any method
     inputs.add(torch.randn(2 * width, width, generator=random) @ mix / width**0.5)
     return torch.randn(outputs, width, generator=random), inputs
 
@@ -91,7 +91,7 @@ def test_wanda_reads_the_same_norm_from_any_statistic():
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "wanda+refit"])
 def test_every_method_gives_exactly_the_zeros_asked_for(name, pattern):
     weight_OI, inputs = layer(0)
     zeros = get(name)(weight_OI, inputs, pattern) == 0
@@ -189,13 +189,30 @@ def test_sparsegpt_prunes_on_fewer_tokens_than_inputs():
     assert error(weight_OI, pruned, gram) < 0.5 * error(weight_OI, get("wanda")(weight_OI, gram, parse("2:4")), gram)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_refit_keeps_the_zeros_of_any_method_and_lowers_its_error(name):
+    weight_OI, inputs = layer(7)
+    pruned, refitted = (get(called)(weight_OI, inputs, parse("2:4")) for called in (name, name + REFIT))
+    assert torch.equal(pruned == 0, refitted == 0)
+    assert error(weight_OI, refitted, inputs) <= error(weight_OI, pruned, inputs) * 1.0001
+    if name in ("magnitude", "wanda", "ria", "random"):
+        assert error(weight_OI, refitted, inputs) < 0.6 * error(weight_OI, pruned, inputs)
+
+
 def test_methods_say_what_they_need():
     assert {name: method.needs for name, method in METHODS.items()} == {
         "magnitude": None,
+        "random": None,
         "wanda": InputNorm,
+        "ria": InputNorm,
+        "dsnot": Moments,
         "sparsegpt": Gram,
+        "admm": Gram,
+        "alps": Gram,
     }
     assert get("sparsegpt", damp=0.1).needs is Gram
+    assert get("magnitude+refit").needs is Gram
+    assert get("dsnot+refit", damp=0.1).needs is GramAndMoments
 
 
 def test_get_fixes_settings_ignores_none_and_refuses_what_a_method_does_not_have():

@@ -82,6 +82,23 @@ def test_a_matrix_group_drops_the_lowest_of_all_and_counts_exactly(score_OI, spa
     assert sparsity == 0 or len(set((~keep).sum(dim=1).tolist())) > 1, "rows should differ, or it is the row group"
 
 
+@pytest.mark.parametrize("width", [40, 7, 1])
+@pytest.mark.parametrize("zeros", [0, 1, 3, 17, 100, 101, 123, 200])
+def test_even_rows_differ_by_one_weight_and_the_matrix_counts_exactly(score_OI, zeros, width):
+    score_OI = score_OI[:, :width]
+    zeros %= score_OI.numel()
+    pattern = Unstructured(zeros / score_OI.numel(), "even")
+    keep = pattern.keep(score_OI)
+    gone_O = (~keep).sum(dim=1)
+    assert gone_O.sum() == zeros
+    assert gone_O.max() - gone_O.min() <= 1
+    lowest_kept_O1 = score_OI.masked_fill(~keep, torch.inf).amin(dim=1, keepdim=True)
+    assert (score_OI[~keep] < lowest_kept_O1.expand_as(score_OI)[~keep]).all()
+    assert pattern.holds(keep.float())
+    slabs = [pattern.keep(score_OI[:, a : a + 3], start=a) for a in range(0, width, 3)]
+    assert torch.equal((~torch.cat(slabs, dim=1)).sum(dim=1), gone_O)
+
+
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (3, 5), (1, 2)])
 def test_n_of_m_keeps_the_highest_n_of_each_m_neighbours(score_OI, n, m):
     keep = NofM(n, m).keep(score_OI)
@@ -118,7 +135,11 @@ def test_a_width_that_m_does_not_divide_is_refused_by_name():
         NofM(2, 4).keep(torch.rand(8, 30))
 
 
-@pytest.mark.parametrize("pattern", [NofM(2, 4), NofM(1, 8), Unstructured(0.5), Unstructured(0.5, "matrix")], ids=repr)
+@pytest.mark.parametrize(
+    "pattern",
+    [NofM(2, 4), NofM(1, 8), Unstructured(0.5), Unstructured(0.5, "matrix"), Unstructured(0.33, "even")],
+    ids=repr,
+)
 def test_holds_is_false_as_soon_as_one_zero_is_missing(score_OI, pattern):
     weight_OI = torch.where(pattern.keep(score_OI), 1.0, -0.0)
     assert pattern.holds(weight_OI)

@@ -45,11 +45,12 @@ def main() -> None:
         sys.exit(2)
 
 
-def with_settings(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command one option for every field of `cls`, and passes them to it as one checked object, `settings`."""
+def with_settings(cls: type[Any], without: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for every field of `cls` (but one), passed on as one checked object, `settings`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         kinds = get_type_hints(cls)
+        told = [f for f in fields(cls) if f.name != without]
         own = [p for p in reflection.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
         options = [
             reflection.Parameter(
@@ -58,11 +59,11 @@ def with_settings(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[..
                 default=f.default,
                 annotation=Annotated[kinds[f.name], typer.Option(help=f.metadata["help"])],
             )
-            for f in fields(cls)
+            for f in told
         ]
 
         def wrapper(**given: Any) -> None:
-            settings = build(cls, {f.name: given.pop(f.name) for f in fields(cls)}, command.__name__)
+            settings = build(cls, {f.name: given.pop(f.name) for f in told}, command.__name__)
             command(**given, settings=settings)
 
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -121,11 +122,24 @@ def prune(
 
     with quiet(), bars() as bar:
         told = verb(model, out, data=data, seed=seed, progress=bar("pruning"), **asdict(settings))
-    show(told, as_json, *(_part(name, part) for name, part in told["parts"].items() if part["matrices"]))
+    parts = (_part(name, part) for name, part in told["parts"].items() if part["matrices"])
+    show(told, as_json, *parts, *_allotted(told["allocation"], told["together"]))
 
 
 def _part(name: str, part: dict[str, Any]) -> str:
     return f"{name}: {part['sparsity']:.1%} of {part['weights']:,} weights in {part['matrices']} matrices are zero"
+
+
+def _allotted(allocation: dict[str, Any], together: dict[str, Any]) -> Iterator[str]:
+    """How zeros were shared out, unless every matrix got the same."""
+    sparsity, dense = allocation.get("sparsity"), allocation.get("kept_dense")
+    if sparsity and allocation["name"] != "uniform":
+        low, high = min(sparsity, key=sparsity.__getitem__), max(sparsity, key=sparsity.__getitem__)
+        yield f"{allocation['name']}: from {sparsity[low]:.1%} ({low}) to {sparsity[high]:.1%} ({high})"
+    if dense:
+        yield f"kept dense: {', '.join(dense)}"
+    if sparsity or dense:
+        yield f"together: {together['sparsity']:.2%}, {together['zeros']:,} of {together['weights']:,} weights"
 
 
 @app.command()
@@ -176,6 +190,33 @@ def evaluate(
     kl = f", KL to dense {told['kl']:.4f}" if told["kl"] is not None else ""
     line = f"exact match {told['exact_match']:.1%}, VQA accuracy {told['vqa_accuracy']:.1%}{kl} ({told['n']} questions)"
     show(told, as_json, by_kind({Path(model).name: told}), line)
+
+
+@app.command()
+@with_settings(Prune, without="method")
+def compare(
+    model: Model,
+    data: Data,
+    settings: Prune,
+    methods: Annotated[str, typer.Option(help="Names of pruning methods, with commas between them.")],
+    out: Annotated[Path, typer.Option(help="Where each method's model and scores go; resumes there.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions. [all]")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Prune MODEL by several methods, all else equal: each block's error, KL, score, time and memory; with a plot.
+
+    **Example:** `ressa compare demo --data data/ --methods wanda,sparsegpt,admm --sparsity 2:4 --out compared/`
+    """
+    from ressa.compare import compare as verb
+    from ressa.report.comparison import plot, table
+
+    names, asked = [name.strip() for name in methods.split(",") if name.strip()], Evaluate(limit=limit)
+    with quiet(), bars() as bar:
+        told = verb(model, out, data=data, methods=names, settings=settings, asked=asked, seed=seed, progress=bar)
+    show(told, as_json, table(told))
+    if not as_json:
+        print(f"plot: {plot(told, out / 'blocks.png')}")
 
 
 @app.command()

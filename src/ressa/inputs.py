@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from ressa.errors import RessaError
 
 RETRY_DAMPS = (0.01, 0.1, 1.0, 10.0)  # shares of the mean diagonal
+Made = TypeVar("Made")
 
 
 class InputNorm:
@@ -81,7 +82,7 @@ class Gram:
     def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
         self.tokens = 0.0
         self.products_II = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
-        self._factors: dict[float, Tensor] = {}
+        self._made: dict[Hashable, Any] = {}
 
     @torch.no_grad()
     def add(self, x: Tensor, weight: Tensor | None = None) -> None:
@@ -89,7 +90,7 @@ class Gram:
         x_TI, tokens = _root_weighted(x, weight)
         self.tokens += tokens
         self.products_II.addmm_(x_TI.T, x_TI)  # in place, so that autocast cannot turn it into a bfloat16 product
-        self._factors.clear()
+        self._made.clear()
 
     @property
     def gram_II(self) -> Tensor:
@@ -99,6 +100,26 @@ class Gram:
     def norm_I(self) -> Tensor:
         return _mean(self.products_II.diagonal(), self.tokens).sqrt()
 
+    @property
+    def scale_I(self) -> Tensor:
+        """`norm_I` to divide by: 1 where an input is always zero. RessaError if all are."""
+        norm_I = self.norm_I
+        if not norm_I.any():
+            raise RessaError("a layer's calibration inputs are all zero: leave its part out or prune it by magnitude")
+        return norm_I.where(norm_I > 0, 1)
+
+    @property
+    def unit_gram_II(self) -> Tensor:
+        """The Gram of the inputs once each is scaled to norm one: 1 on the diagonal, 0 for one that is always zero."""
+        scale_I = self.scale_I
+        return self.gram_II.div_(scale_I).div_(scale_I[:, None])
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` makes of this Gram, kept until more inputs come: linears that read the same input share it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def inverse_factor(self, damp: float = 0.01) -> Tensor:
         """Upper triangular U_II with UT U = (gram + damp * mean(diagonal) * identity)^-1.
 
@@ -106,9 +127,29 @@ class Gram:
         leaves no positive definite matrix, more of it is tried on the pristine Gram, with a UserWarning. Well below
         1e-4, float32 rounding may pass for information: no damping is for Grams known to be well conditioned.
         """
-        if damp not in self._factors:
-            self._factors[damp] = _inverse_factor(self.gram_II, damp)
-        return self._factors[damp]
+        return self.once(("inverse factor", damp), lambda: _inverse_factor(self.gram_II, damp))
+
+
+class GramAndMoments(Gram):
+    """A Gram that knows mean and variance too: for a method that chooses by these and is refitted."""
+
+    def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
+        super().__init__(in_features, device)
+        self._moments = Moments(in_features, device)
+
+    @torch.no_grad()
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
+        super().add(x, weight)
+        self._moments.add(x, weight)
+
+    @property
+    def mean_I(self) -> Tensor:
+        return self._moments.mean_I
+
+    @property
+    def variance_I(self) -> Tensor:
+        return self._moments.variance_I
 
 
 class Method(Protocol):
@@ -147,7 +188,7 @@ def _inverse_factor(gram_II: Tensor, damp: float) -> Tensor:
 def _tokens(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, float]:
     """The tokens that count, float32 (T, I), their weights (T, 1) and the sum of these."""
     x_TI = x.reshape(-1, x.shape[-1])
-    if weight is None:
+    if weight is None or (weight == 1).all():
         return x_TI.float(), torch.ones(1, 1, device=x.device), float(len(x_TI))
     weight_T = weight.to(x.device, torch.float32).broadcast_to(x.shape[:-1]).reshape(-1)
     counts_T = weight_T != 0
@@ -158,7 +199,7 @@ def _tokens(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, float]:
 def _root_weighted(x: Tensor, weight: Tensor | None) -> tuple[Tensor, float]:
     """The tokens that count, each times the root of its weight, and the sum of the weights."""
     x_TI, weight_T1, tokens = _tokens(x, weight)
-    return (x_TI if weight is None else x_TI * weight_T1.sqrt()), tokens
+    return (x_TI if weight_T1.numel() == 1 and weight_T1 == 1 else x_TI * weight_T1.sqrt()), tokens
 
 
 def _mean(total: Tensor, tokens: float) -> Tensor:

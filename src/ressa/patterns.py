@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ressa.errors import RessaError, unknown
 
-Group = Literal["row", "matrix"]
+Group = Literal["row", "even", "matrix"]
 
 
 @dataclass(frozen=True)
 class Unstructured:
     """The lowest share `sparsity` of every output row (or of the whole matrix) becomes zero.
+
+    "row" rounds in each row. "even" lets rows differ by one weight, so that the whole matrix has its nearest count.
 
     >>> str(Unstructured(0.7)), Unstructured(0.7).dropped(10)
     ('70%', 7)
@@ -49,17 +51,38 @@ class Unstructured:
         `start` is for methods that choose a matrix slab by slab: the scores are of columns start, start + 1, ...;
         the counts of all slabs then add up to exactly those of the matrix chosen at once.
         """
+        if self.group == "even":
+            return self._keep_even(score_OI, start)
         rows, width = (1 if self.group == "row" else score_OI.shape[0]), score_OI.shape[1]
         drop = self.dropped(rows * (start + width)) - self.dropped(rows * start)
         return _drop_lowest(score_OI.reshape(-1, rows * width), drop).view_as(score_OI)
+
+    def dropped_O(self, rows: int, size: int) -> Tensor:
+        """How many of its `size` weights each of `rows` rows gives; if "even", dropped(rows * size) in all.
+
+        floor(x + (r + 1/2) / R), summed over R rows, is floor(R * x + 1/2) (Hermite's identity).
+        """
+        if self.group != "even":
+            return torch.full((rows,), self.dropped(size))
+        part_O = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
+        return (self.sparsity * size + part_O).floor().long()
+
+    def _keep_even(self, score_OI: Tensor, start: int) -> Tensor:
+        rows, width = score_OI.shape
+        drop_O = (self.dropped_O(rows, start + width) - self.dropped_O(rows, start)).to(score_OI.device)
+        keep_OI = torch.empty_like(score_OI, dtype=torch.bool)
+        for drop in drop_O.unique().tolist():
+            keep_OI[drop_O == drop] = _drop_lowest(score_OI[drop_O == drop], drop)
+        return keep_OI
 
     def check(self, shape_OI: Sequence[int], name: str) -> None:
         """Fits every matrix."""
 
     def holds(self, weight_OI: Tensor) -> bool:
         """Whether every group has at least the zeros that the pattern asks for."""
-        zeros_GK = (weight_OI == 0) if self.group == "row" else (weight_OI == 0).reshape(1, -1)
-        return bool((zeros_GK.sum(dim=1) >= self.dropped(zeros_GK.shape[1])).all())
+        zeros_GK = (weight_OI == 0).reshape(1, -1) if self.group == "matrix" else (weight_OI == 0)
+        wanted_G = self.dropped_O(*zeros_GK.shape).to(weight_OI.device)
+        return bool((zeros_GK.sum(dim=1) >= wanted_G).all())
 
 
 @dataclass(frozen=True)
@@ -147,6 +170,9 @@ def _drop_lowest(score_GK: Tensor, drop: int) -> Tensor:
     if drop == 0:
         return torch.ones_like(score_GK, dtype=torch.bool)
     edge_G1 = score_GK.kthvalue(drop, dim=1, keepdim=True).values
+    above_GK = score_GK > edge_G1
+    if above_GK.sum() == len(score_GK) * (score_GK.shape[1] - drop):  # no ties: the rest would find the same
+        return above_GK
     below_GK, ties_GK = score_GK < edge_G1, score_GK == edge_G1
     room_G1 = drop - below_GK.sum(dim=1, keepdim=True)
     return ~(below_GK | (ties_GK & (ties_GK.cumsum(dim=1) <= room_G1)))

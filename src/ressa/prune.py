@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ressa import methods
-from ressa.calibration.gather import gather
-from ressa.calibration.samples import samples as draw
-from ressa.calibration.tokens import check_counts
-from ressa.calibration.tokens import token_weights as weights_of
-from ressa.calibration.walk import PROPAGATE, Progress, walk
+from ressa.allocation.allot import allot
+from ressa.allocation.file import read_allocation
+from ressa.allocation.measure import Ground
+from ressa.allocation.request import Request, Sparsity
+from ressa.calibration.asymmetric import shifts
+from ressa.calibration.gather import gather, reading_order
+from ressa.calibration.tokens import TokenWeights, check_counts
+from ressa.calibration.walk import PROPAGATE, Progress, Visit, walk
 from ressa.data.records import read_records
 from ressa.errors import RessaError, unknown
-from ressa.inputs import Method
+from ressa.inputs import Gram, Method
 from ressa.model.folder import check_output, write_folder
 from ressa.model.load import auto_class, load, read_config
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
 from ressa.provenance import peak_memory, plain, versions
 
-Sparsity = str | float
+ORDERS = ("block", "layer")
 
 
 def prune(
@@ -33,15 +39,22 @@ def prune(
     out: str | Path,
     *,
     data: Any = None,
-    method: str = "wanda",
+    method: str = "admm",
     sparsity: Sparsity = "2:4",
     vision: Sparsity | None = None,
     connector: Sparsity | None = None,
     language: Sparsity | None = None,
+    total: Sparsity | None = None,
+    allocation: str | Path = "uniform",
+    budget: str | None = None,
+    spread: float | None = None,
+    keep_dense: int = 0,
     samples: int = 128,
     batch_size: int = 8,
     seed: int = 0,
     propagate: str = "sequential",
+    order: str = "block",
+    asymmetric: float = 0.0,
     damp: float | None = None,
     token_weights: Mapping[str, float] | None = None,
     split: str = "train",
@@ -55,14 +68,24 @@ def prune(
         model: a model folder, a hub name, or `demo`.
         out: folder to write; must not exist or be empty.
         data: what `read_records` reads; methods that look at weights alone need none.
-        method: magnitude, wanda or sparsegpt.
+        method: one of `ressa.methods.METHODS`, or one with "+refit".
         sparsity: of vision and language: "2:4" keeps 2 of every 4 neighbouring inputs, "50%" or 0.5 makes half zero.
         vision, connector, language: the same for one part; "0" leaves it out, as it does the connector unless told.
+        total: a share of all weights of vision and language; the one of them that is not told makes up for the other.
+        allocation: how a part's zeros are shared out over its blocks (`ressa.allocation`), or a file that says it.
+        budget: "part": each part keeps its own zeros; "model": they are shared out over all parts.
+        spread: how far apart OWL, DLP and ECoFLaP may set blocks.
+        keep_dense: so many blocks, the most sensitive ones, are not pruned.
         samples, batch_size, seed, split: how many records are drawn from which split, and in what batches they run.
         propagate: "sequential": a block's inputs come from pruned blocks; "dense": from blocks as they were.
-        damp: SparseGPT's damping, as a share of the mean of the Gram's diagonal.
+        order: "block": all linears of a block from one gathering of inputs; "layer": those that read the same input
+            are pruned before the next ones' inputs are gathered.
+        asymmetric: 0 to 1: how much of the way weights are first moved to make up, on the pruned prefix's inputs, for
+            what the blocks before lost. Holds a second copy of the model.
+        damp: of the Gram's diagonal, as a share; see each method.
         token_weights: how much "image", "text" and "answer" tokens count (1 each); padding never counts.
-        group: what competes in an unstructured pattern, "row" or "matrix"; by default matrices in vision, else rows.
+        group: what competes in an unstructured pattern, "row" or "matrix" (by default matrices in vision, else rows);
+            with magnitude also all matrices of a "part" or of the "model".
         device: where blocks are pruned, one at a time; None where the model is loaded, on the CPU.
         progress: called with (blocks done, blocks in all, name of the next).
 
@@ -72,54 +95,53 @@ def prune(
     arguments = {name: plain(value) for name, value in locals().items() if name not in ("out", "progress")}
     started = time.perf_counter()
     run = methods.get(method, damp=damp)
-    wanted = _wanted(sparsity, vision, connector, language, group)
+    request = Request.of(arguments)
+    saved = read_allocation(allocation) if request.from_file else None
     counts = check_counts(token_weights)
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
+    if order not in ORDERS:
+        raise unknown("order", order, ORDERS)
+    if asymmetric and not issubclass(run.needs or object, Gram):
+        raise RessaError(f"asymmetric moves weights, which method '{method}' leaves as they are: use admm")
     if samples < 1 or batch_size < 1:
         raise RessaError(f"samples ({samples}) and batch size ({batch_size}) must be at least 1")
     if run.needs and data is None:
         raise RessaError(f"method '{method}' looks at the inputs of layers: name the data to calibrate on")
+    if request.needs_data and data is None:
+        raise RessaError(f"allocation '{allocation}' looks at how blocks are used: name the data to calibrate on")
     check_output(out)
     _check_parts(model, vision, connector)
     records = None if data is None else read_records(data, split)
 
     net, processor = load(model)
     plan = structure(net)
-    patterns = _patterns(plan, wanted, group)
-    blocks = [block for block in plan.blocks() if block.linears.keys() & patterns.keys()]
+    ground = Ground(net, processor, records, samples, batch_size, seed, counts, device, progress)
+    patterns, allotted = allot(request, saved, plan, ground, run, partial(_apply, run))
+    blocks = [
+        block
+        for block in plan.blocks()
+        if any(patterns[name].sparsity for name in block.linears.keys() & patterns.keys())
+    ]
     if run.needs is None:
         _without_data(run, blocks, patterns, progress)
     else:
-        batches = draw(records, processor, net.config, samples, batch_size=batch_size, seed=seed)
-        tokens = [weights_of(batch, net.config, counts) for batch in batches]
+        road = partial(walk, batches=ground.batches, device=device)
+        visits = road(net, blocks, propagate=propagate, progress=progress)
+        originals = road(*_original(net, blocks)) if asymmetric else repeat(None)
         unseen = dict.fromkeys(block.name for block in blocks)
-        for visit in walk(net, blocks, batches, propagate=propagate, device=device, progress=progress):
-            _apply(run, visit.block, gather(visit, run.needs, tokens), patterns)
+        for visit, original in zip(visits, originals, strict=False):
+            for linears in _turns(visit, order):
+                inputs = gather(visit, run.needs, ground.tokens, linears)
+                if original:
+                    _aim(visit, original, ground.tokens, inputs, linears, asymmetric)
+                _apply(run, visit.block, inputs, patterns, linears)
             del unseen[visit.block.name]
         for name in unseen:
             raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
-    manifest = _manifest(arguments, plan, patterns, time.perf_counter() - started)
+    manifest = _manifest(arguments, plan, patterns, allotted, time.perf_counter() - started)
     write_folder(out, net, processor, manifest, patterns=patterns)
     return manifest
-
-
-def _wanted(
-    sparsity: Sparsity,
-    vision: Sparsity | None,
-    connector: Sparsity | None,
-    language: Sparsity | None,
-    group: str | None,
-) -> dict[str, Sparsity]:
-    """The sparsity of each part, all of them readable."""
-    wanted = {
-        "vision": sparsity if vision is None else vision,
-        "connector": 0 if connector is None else connector,
-        "language": sparsity if language is None else language,
-    }
-    for text in (sparsity, *wanted.values()):
-        parse(text, group or "row")  # type: ignore[arg-type]
-    return wanted
 
 
 def _check_parts(model: str | Path, vision: Sparsity | None, connector: Sparsity | None) -> None:
@@ -129,22 +151,6 @@ def _check_parts(model: str | Path, vision: Sparsity | None, connector: Sparsity
     for part, asked in (("vision", vision), ("connector", connector)):
         if asked is not None and parse(asked).sparsity:
             raise RessaError(f"{model} is a text-only model: it has no {part} to prune, leave --{part} out")
-
-
-def _patterns(plan: Structure, wanted: dict[str, Sparsity], group: str | None) -> dict[str, Pattern]:
-    """The pattern of every linear that is to be pruned; RessaError if one does not fit, or if there is none."""
-    patterns: dict[str, Pattern] = {}
-    for block in plan.blocks():
-        # in vision towers rows differ in what they can spare; in decoders each row is better off with its share
-        default = "matrix" if block.part == "vision" else "row"
-        pattern = parse(wanted[block.part], group or default)  # type: ignore[arg-type]
-        if pattern.sparsity:
-            patterns |= dict.fromkeys(block.linears, pattern)
-            for name, linear in block.linears.items():
-                pattern.check(linear.weight.shape, name)
-    if not patterns:
-        raise RessaError("nothing to prune: every part of the model is left out")
-    return patterns
 
 
 def _without_data(run: Method, blocks: list[Block], patterns: dict[str, Pattern], progress: Progress | None) -> None:
@@ -157,16 +163,52 @@ def _without_data(run: Method, blocks: list[Block], patterns: dict[str, Pattern]
 
 
 @torch.no_grad()
-def _apply(run: Method, block: Block, inputs: Mapping[str, Any], patterns: dict[str, Pattern]) -> None:
-    """Prunes the linears of one block. Raises RessaError for one of whose inputs nothing is known."""
-    for name, linear in block.linears.items():
+def _apply(
+    run: Method,
+    block: Block,
+    inputs: Mapping[str, Any],
+    patterns: dict[str, Pattern],
+    linears: Iterable[str] | None = None,
+) -> None:
+    """Prunes (these) linears of one block. Raises RessaError for one of whose inputs nothing is known."""
+    for name in block.linears if linears is None else linears:
+        linear = block.linears[name]
+        if not patterns[name].sparsity:
+            continue
         if name not in inputs or (inputs[name] is not None and not inputs[name].tokens):
             raise RessaError(f"no token of the calibration data reaches {name}: use more samples or leave its part out")
         linear.weight.copy_(run(linear.weight, inputs[name], patterns[name]))
 
 
+def _turns(visit: Visit, order: str) -> list[list[str]]:
+    """The linears of a block that are pruned from one gathering of inputs, turn by turn; unread ones come last."""
+    turns = reading_order(visit) if order == "layer" else []
+    read = {name for names in turns for name in names}
+    return [*turns, rest] if (rest := [name for name in visit.block.linears if name not in read]) else turns
+
+
+def _original(net: PreTrainedModel, blocks: list[Block]) -> tuple[PreTrainedModel, list[Block]]:
+    """A copy of the model, to stay dense, and the same blocks of it."""
+    copy, names = deepcopy(net), {block.name for block in blocks}
+    return copy, [block for block in structure(copy).blocks() if block.name in names]
+
+
+@torch.no_grad()
+def _aim(
+    visit: Visit, original: Visit, tokens: list[TokenWeights], inputs: Mapping[str, Any], linears: list[str], way: float
+) -> None:
+    """Moves weights a part of the `way` to those that make up for what the pruned blocks before them lost."""
+    for name, shift_II in shifts(visit, original, tokens, {name: inputs[name] for name in linears}).items():
+        weight_OI = visit.block.linears[name].weight
+        weight_OI.add_((way * weight_OI.float() @ shift_II).to(weight_OI.dtype))
+
+
 def _manifest(
-    arguments: dict[str, Any], plan: Structure, patterns: dict[str, Pattern], seconds: float
+    arguments: dict[str, Any],
+    plan: Structure,
+    patterns: dict[str, Pattern],
+    allotted: dict[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
     """What ressa.json says: the request, what it ran on, and what came of it, per matrix and per part."""
     matrices: dict[str, dict[str, Any]] = {}
@@ -182,6 +224,8 @@ def _manifest(
         zeros, weights = (sum(entry[key] for entry in own.values()) for key in ("zeros", "weights"))
         counts = {"parameters": part.parameters, "matrices": len(own), "weights": weights, "zeros": zeros}
         parts[part.name] = counts | {"sparsity": zeros / weights if weights else 0.0}
+    zeros, weights = (sum(entry[key] for entry in parts.values()) for key in ("zeros", "weights"))
+    weights = sum(allotted.get("weights", {}).values()) or weights  # of a total, a dense part has a share too
     return {
         "command": "prune",
         "arguments": arguments,
@@ -189,6 +233,8 @@ def _manifest(
         "versions": versions(),
         "seconds": round(seconds, 2),
         "peak_memory_bytes": peak_memory(),
+        "allocation": allotted,
+        "together": {"weights": weights, "zeros": zeros, "sparsity": zeros / weights},
         "parts": parts,
         "matrices": matrices,
     }

@@ -39,13 +39,41 @@ def setting(
 class Prune:
     """Where the zeros go."""
 
-    method: str = setting("wanda", "How zeros are chosen: magnitude, wanda or sparsegpt.")
+    method: str = setting(
+        "admm",
+        "How zeros are chosen: magnitude, random, wanda, ria, dsnot (which leave the other weights as they are), "
+        "sparsegpt, admm or alps; with +refit (wanda+refit) the best weights for the zeros chosen.",
+    )
     sparsity: str = setting(
         "2:4", "Of vision and language: 2:4 keeps 2 of every 4 neighbouring inputs; 50% zeroes half."
     )
     vision: str | None = setting(None, "The same for the vision tower alone; 0 leaves it dense.")
     connector: str | None = setting(None, "The same for the connector (projector, Q-Former); dense unless asked.")
     language: str | None = setting(None, "The same for the language model alone; 0 leaves it dense.")
+    total: str | None = setting(
+        None,
+        "Instead of sparsity: the share of all vision and language weights that becomes zero. Told the sparsity of one "
+        "of them, the other makes up for it.",
+    )
+    allocation: str = setting(
+        "uniform",
+        "Which blocks get more of a part's zeros: uniform (none), owl, dlp, ecoflap, ecoflap-zeroth, magnitude; or the "
+        "JSON file (a ressa.json too) of an allocation to use again.",
+    )
+    budget: str | None = setting(
+        None,
+        "Whose zeros the allocation shares out: those of each part, or of the whole model. [part]",
+        among=("part", "model"),
+    )
+    spread: float | None = setting(
+        None,
+        "How far it goes: owl and dlp stay within this of the mean, ecoflap at most this above. [0.08, 0.15, 0.1]",
+        least=0,
+        most=1,
+    )
+    keep_dense: int = setting(
+        0, "Leave this many blocks dense: those whose output pruning would change the most. For N:M.", least=0
+    )
     split: str = setting("train", "Which records calibrate.")
     samples: int = setting(128, "How many records calibrate.")
     batch_size: int = setting(8, "Records that run together in calibration.")
@@ -55,10 +83,26 @@ class Prune:
         among=("sequential", "dense"),
     )
     group: str | None = setting(
-        None, "What competes in a share: row or matrix. [matrix in vision, else row]", among=("row", "matrix")
+        None,
+        "What competes in a share: row or matrix; for magnitude also part or model. [matrix in vision, else row]",
+        among=("row", "matrix", "part", "model"),
     )
     damp: float | None = setting(
-        None, "SparseGPT: added to the Gram's diagonal, as a share of its mean. [0.01]", least=0
+        None,
+        "Added to the Gram's diagonal, as a share of it: the fewer tokens calibrate, the more it takes. [sparsegpt, "
+        "alps, +refit 0.01, admm 0.1]",
+        least=0,
+    )
+    order: str = setting(
+        "block",
+        "What is pruned from one gathering of inputs: a block, or its linears one after the other (layer: slower).",
+        among=("block", "layer"),
+    )
+    asymmetric: float = setting(
+        0.0,
+        "How much of the way weights are first moved to answer as the dense model does to its own inputs: 0 to 1.",
+        least=0,
+        most=1,
     )
 
 
@@ -76,6 +120,9 @@ class Repair:
     alpha: float = setting(32.0, "The update is scaled by alpha / rank.", above=0)
     kl_weight: float = setting(0.5, "a in (1 - a) * cross-entropy + a * KL(dense || sparse).", least=0, most=1)
     temperature: float = setting(2.0, "Of the KL, which is scaled by its square.", above=0)
+    hidden_weight: float = setting(
+        1.0, "Of the distance of every block's output from the dense one's (SquareHead), added to the loss.", least=0
+    )
     paper: bool = setting(False, "The KL as RESSA released it: summed over positions, divided by the batch.")
     train_norms: bool = setting(True, "Train the norms too.")
     train_biases: bool = setting(True, "Train the biases of pruned linears too.")
@@ -177,15 +224,18 @@ def _check(made: Any, where: str) -> None:
         if isinstance(value, str) and f.metadata["among"] and value not in f.metadata["among"]:
             raise RessaError(f"{where}: {unknown(f.name, value, f.metadata['among'])}")
     if isinstance(made, Prune):
-        from ressa import methods  # both load torch: only when there is something to check
+        from ressa import methods  # all load torch: only when there is something to check
+        from ressa.allocation.request import Request
         from ressa.patterns import parse
 
         with _told_from(where):
             methods.get(made.method, damp=made.damp)
-        for name in ("sparsity", "vision", "connector", "language"):
+        for name in ("sparsity", "vision", "connector", "language", "total"):
             if (text := getattr(made, name)) is not None:
                 with _told_from(where if name == "sparsity" else f"{where}: {name}"):
                     parse(text)
+        with _told_from(where):
+            Request.of(made)
 
 
 def _limits(value: float, limits: Mapping[str, Any], where: str) -> None:

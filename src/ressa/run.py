@@ -60,25 +60,40 @@ def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> di
             before the first stage, it is.
     """
     out, plan = Path(recipe.out), stages(recipe)
+    seconds = carry_out(plan, out, progress, check=lambda: _check(recipe))
+    write_atomic(out / "recipe.yaml", write_recipe(recipe))
+    return {
+        "out": str(out),
+        "models": models(recipe),
+        "scores": {name: _read(out / "scores" / name / "scores.json") for name in models(recipe) if recipe.evaluate},
+        "seconds": seconds,
+    }
+
+
+def carry_out(
+    plan: list[Stage],
+    out: Path,
+    progress: Callable[[str], Progress] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Makes every stage of `plan` that is not finished yet, after `check`; returns {stage: seconds it took}.
+
+    Raises:
+        RessaError: folders that other settings made, before anything is done.
+    """
     ledger, keys = _read(out / "run.json"), _keys(plan)
     changed = [stage for stage in plan if ledger.get(stage.name, {}).get("key") not in (None, keys[stage.name])]
     if in_the_way := [str(stage.folder) for stage in changed if stage.folder.exists()]:
         raise RessaError(f"{', '.join(in_the_way)}: made with other settings; name another `out`, or delete this first")
     todo = [stage for stage in plan if stage.name not in ledger or stage in changed or not stage.proof.is_file()]
     if todo:
-        _check(recipe)
+        check()
     for stage in todo:
         started = time.perf_counter()
         stage.make(progress(stage.name) if progress else None)
         ledger[stage.name] = {"key": keys[stage.name], "seconds": round(time.perf_counter() - started, 2)}
         write_atomic(out / "run.json", json.dumps(ledger, indent=2) + "\n")
-    write_atomic(out / "recipe.yaml", write_recipe(recipe))
-    return {
-        "out": str(out),
-        "models": models(recipe),
-        "scores": {name: _read(out / "scores" / name / "scores.json") for name in models(recipe) if recipe.evaluate},
-        "seconds": {stage.name: ledger[stage.name]["seconds"] for stage in plan},
-    }
+    return {stage.name: ledger[stage.name]["seconds"] for stage in plan}
 
 
 def models(recipe: Recipe) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import Call, Visit
 from ressa.errors import RessaError
-from ressa.model.structure import Block
 
 Reads = dict[str, list[Tensor]]  # by linear, in the order in which it was called
 
 
-def gather(visit: Visit, needs: type[Any] | None, token_weights: Sequence[TokenWeights]) -> dict[str, Any]:
-    """The statistic `needs` of the inputs of each linear of the visited block: {linear name: statistic}.
+def gather(
+    visit: Visit,
+    needs: type[Any] | None,
+    token_weights: Sequence[TokenWeights],
+    only: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """The statistic `needs` of the inputs of each linear of the visited block (or of `only` these): {name: statistic}.
 
     Linears that read the same tensors (query, key and value; gate and up) share one statistic, so that a Gram is
     gathered and factored once. `token_weights[i]` are those of batch i. A linear that no batch reached is left out.
@@ -29,7 +33,7 @@ def gather(visit: Visit, needs: type[Any] | None, token_weights: Sequence[TokenW
     if needs is None:
         return statistics
     for call in visit.calls:
-        reads, given = _listen(visit, call)
+        reads, given = _listen(visit, call, only)
         crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
         for names in _same(reads):
             statistic = _statistic(statistics, names, needs, reads[names[0]][0])
@@ -39,11 +43,25 @@ def gather(visit: Visit, needs: type[Any] | None, token_weights: Sequence[TokenW
     return statistics
 
 
-def _listen(visit: Visit, call: Call) -> tuple[Reads, list[Tensor]]:
+def reading_order(visit: Visit) -> list[list[str]]:
+    """The linears of the visited block that read the same input, together, in the order in which they are called.
+
+    In most blocks: query, key and value; the attention's output; gate and up; down.
+    """
+    order: dict[str, list[str]] = {}
+    for call in visit.calls:
+        for names in _same(_listen(visit, call)[0]):
+            for name in names:
+                order.setdefault(name, names)
+    return list({id(names): names for names in order.values()}.values())
+
+
+def _listen(visit: Visit, call: Call, only: Collection[str] | None = None) -> tuple[Reads, list[Tensor]]:
     """What each linear reads in this call, and the tensors the block was given. All are kept: ids stay unique."""
     reads: Reads = {}
     versions: list[tuple[str, Tensor, int]] = []
-    with _ears(visit.block, reads, versions):
+    heard = {name: linear for name, linear in visit.block.linears.items() if only is None or name in only}
+    with _ears(heard, reads, versions):
         given = visit.run(call)
     for name, x, version in versions:
         if x._version != version:
@@ -52,7 +70,7 @@ def _listen(visit: Visit, call: Call) -> tuple[Reads, list[Tensor]]:
 
 
 @contextmanager
-def _ears(block: Block, reads: Reads, versions: list[tuple[str, Tensor, int]]) -> Iterator[None]:
+def _ears(linears: Mapping[str, nn.Module], reads: Reads, versions: list[tuple[str, Tensor, int]]) -> Iterator[None]:
     def ear(name: str) -> Any:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["input"]
@@ -61,7 +79,7 @@ def _ears(block: Block, reads: Reads, versions: list[tuple[str, Tensor, int]]) -
 
         return listen
 
-    handles = [linear.register_forward_pre_hook(ear(name), with_kwargs=True) for name, linear in block.linears.items()]
+    handles = [linear.register_forward_pre_hook(ear(name), with_kwargs=True) for name, linear in linears.items()]
     try:
         yield
     finally:

@@ -45,6 +45,7 @@ class _Settings:
     alpha: float
     kl_weight: float
     temperature: float
+    hidden_weight: float
     paper: bool
     train_norms: bool
     train_biases: bool
@@ -60,6 +61,13 @@ class _Settings:
         for name in ("kl_weight", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RessaError(f"repair: {name} is {getattr(self, name)}, but must be between 0 and 1")
+        if not self.hidden_weight >= 0:
+            raise RessaError(f"repair: hidden_weight is {self.hidden_weight}, but must be at least 0")
+
+    @property
+    def hidden(self) -> float:
+        """RESSA released nothing of the kind."""
+        return 0.0 if self.paper else self.hidden_weight
 
 
 def repair(
@@ -78,6 +86,7 @@ def repair(
     alpha: float = 32.0,
     kl_weight: float = 0.5,
     temperature: float = 2.0,
+    hidden_weight: float = 1.0,
     paper: bool = False,
     train_norms: bool = True,
     train_biases: bool = True,
@@ -100,9 +109,10 @@ def repair(
         steps: optimiser steps (default: one pass over the samples); the records are gone through as often as needed.
         lr: peak learning rate; `warmup` is the share of the steps until it is reached, then cosine down to 0.
         rank, alpha: of SparseLoRA; the update is scaled by alpha / rank.
-        kl_weight: a in (1 - a) * CE + a * KL; with 0 the teacher is not even loaded.
+        kl_weight: a in (1 - a) * CE + a * KL; the teacher is not even loaded when this and `hidden_weight` are 0.
+        hidden_weight: of the relative squared distance of all block outputs from the teacher's, added to the loss.
         temperature: of the KL, which is scaled by its square.
-        paper: the KL as RESSA released it: summed over all positions, divided by the batch, no T^2.
+        paper: the KL as RESSA released it: summed over all positions, divided by the batch, no T^2; no hidden states.
         train_norms, train_biases, train_connector: what else is trained: norms, biases of pruned linears, connector.
         bf16: autocast to bfloat16.
         checkpoint_every: steps between two checkpoints.
@@ -207,8 +217,11 @@ def _train(
         student.model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
     trainer = Adaptation(
         model=student.model,
-        teacher=load(teacher)[0].float().requires_grad_(False) if settings.kl_weight else None,
+        teacher=load(teacher)[0].float().requires_grad_(False)
+        if settings.kl_weight or settings.hidden_weight
+        else None,
         objective=Objective(settings.kl_weight, settings.temperature, settings.paper, _crossing(config)),
+        hidden_weight=settings.hidden,
         args=arguments(
             work,
             steps=steps,

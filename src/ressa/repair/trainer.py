@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ressa.errors import RessaError
 from ressa.repair.distill import IGNORE, adaptation_loss, answer_kl, decoder_inputs, logits_at, paper_kl, targets
+from ressa.repair.hidden import HiddenStates
 
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # Trainer's own name; the last file it writes into a checkpoint
@@ -57,10 +58,13 @@ class Adaptation(Trainer):
     objective: Objective
     teacher: nn.Module | None
 
-    def __init__(self, *, objective: Objective, teacher: nn.Module | None, **settings: Any) -> None:
+    def __init__(
+        self, *, objective: Objective, teacher: nn.Module | None, hidden_weight: float = 0.0, **settings: Any
+    ) -> None:
         super().__init__(**settings)
-        self.objective = objective
+        self.objective, self.hidden_weight = objective, hidden_weight
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
+        self.hidden = HiddenStates(settings["model"], self.teacher) if self.teacher and hidden_weight else None
         self.remove_callback(PrinterCallback)
 
     def compute_loss(
@@ -71,6 +75,8 @@ class Adaptation(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         loss = self.objective(model, self._dense_logits if self.teacher is not None else None, inputs)
+        if self.hidden:
+            loss = loss + self.hidden_weight * self.hidden.loss(inputs)
         return (loss, None) if return_outputs else loss
 
     def _dense_logits(self, inputs: dict[str, Any], positions_BT: Tensor) -> Tensor:

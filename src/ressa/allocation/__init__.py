@@ -1,0 +1,57 @@
+"""Allocations, by name: how much sparsity each block gets. A new one is one file and one line here.
+
+What is measured of each block (`measure`) and what follows from it (`share`, pure arithmetic) are apart: `share` takes
+(scores, weights of each block, zeros in all) and gives {block: sparsity}, with exactly these zeros.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from ressa.allocation.dlp import dlp, median
+from ressa.allocation.ecoflap import ecoflap, saliency, shaken
+from ressa.allocation.magnitude import magnitude
+from ressa.allocation.measure import Ground, scored
+from ressa.allocation.owl import outliers, owl
+from ressa.allocation.uniform import uniform
+from ressa.errors import unknown
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """`measure` needs data, unless it is None; `share` may have a setting `spread`."""
+
+    share: Callable[..., dict[str, float]]
+    measure: Callable[[Ground], dict[str, float]] | None = None
+    unit: Literal["block", "linear"] = "block"  # a linear's own score is its weight
+
+    @property
+    def spread(self) -> float | None:
+        """The default of its setting `spread`; None if it has none."""
+        setting = inspect.signature(self.share).parameters.get("spread")
+        return setting.default if setting else None
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "uniform": Allocation(uniform),
+    "magnitude": Allocation(magnitude, unit="linear"),
+    "owl": Allocation(owl, partial(scored, statistic=outliers)),
+    "dlp": Allocation(dlp, partial(scored, statistic=median)),
+    "ecoflap": Allocation(ecoflap, saliency),
+    "ecoflap-zeroth": Allocation(ecoflap, shaken),
+}
+
+
+def get(name: str) -> Allocation:
+    """The allocation called `name`; RessaError with the nearest name if there is none.
+
+    >>> get("owl").spread
+    0.08
+    """
+    if name not in ALLOCATIONS:
+        raise unknown("allocation", name, ALLOCATIONS)
+    return ALLOCATIONS[name]

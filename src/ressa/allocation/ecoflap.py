@@ -1,0 +1,147 @@
+"""ECoFLaP: a block keeps the more, the more the answers depend on it, in vision and language alike (Sung et al. 2023).
+
+Paper: arXiv 2310.02998, section 3.2. First order: |weight| * |gradient|. Zeroth order: how much the loss moves when
+the block is shaken, from forwards alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ressa.allocation.budget import as_sparsity, caps, whole
+from ressa.allocation.measure import Ground
+from ressa.data.prompts import IGNORED, to_device
+from ressa.errors import RessaError
+
+STEP = 1e-3  # epsilon of the zeroth order
+
+
+def ecoflap(
+    scores: Mapping[str, float], weights: Mapping[str, int], zeros: int, spread: float = 0.1
+) -> dict[str, float]:
+    """{block: sparsity} from {block: mean score of a weight}; none above S + `spread`.
+
+    Every block keeps what that limit leaves it; what else may stay goes by score times size, and what a full block
+    cannot take to the others in the same proportion.
+    """
+    if not all(math.isfinite(score) and score >= 0 for score in scores.values()):
+        raise RessaError("the loss or its gradient is NaN or infinite: load the model in float32 or bfloat16")
+    size = sum(weights.values())
+    room = caps(weights, zeros, zeros / size + spread)
+    kept = {name: float(n - room[name]) for name, n in weights.items()}
+    left, hungry = size - zeros - sum(kept.values()), dict(weights)
+    while hungry and left > 0:
+        pull = {name: scores[name] * n for name, n in hungry.items()}
+        if not any(pull.values()):
+            pull = {name: float(n) for name, n in hungry.items()}
+        portion = left / sum(pull.values())
+        full = [name for name in hungry if portion * pull[name] >= room[name]] or list(hungry)
+        for name in full:
+            taken = min(portion * pull[name], room[name])
+            kept[name] += taken
+            left -= taken
+            del hungry[name]
+    return as_sparsity(whole({name: n - kept[name] for name, n in weights.items()}, zeros, room), weights)
+
+
+def saliency(ground: Ground) -> dict[str, float]:
+    """The mean of |weight| * |gradient of the answers' loss| over the weights of each block and over the batches.
+
+    One backward a batch; a matrix's gradient is used and dropped as soon as it is there.
+    """
+    sums = dict.fromkeys((block.name for block in ground.blocks), 0.0)
+    answers = 0.0
+
+    def listen(name: str) -> Any:
+        def hear(weight: Tensor) -> None:
+            assert weight.grad is not None
+            sums[name] += answers * (weight.detach() * weight.grad).float().abs().sum().item()
+            weight.grad = None
+
+        return hear
+
+    with _only(ground, requires_grad=True), torch.enable_grad():
+        handles = [
+            linear.weight.register_post_accumulate_grad_hook(listen(block.name))
+            for block in ground.blocks
+            for linear in block.linears.values()
+        ]
+        try:
+            for batch in ground.told(ground.batches, "gradients"):
+                answers = _answers(batch)
+                _loss(ground, batch).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+    asked = sum(map(_answers, ground.batches))
+    return {name: sums[name] / (asked * n) for name, n in ground.weights.items()}
+
+
+@torch.no_grad()
+def shaken(ground: Ground) -> dict[str, float]:
+    """|L(w + e z) - L(w - e z)| / 2e with z drawn by the seed for each block and batch, meaned over the batches.
+
+    That is the size of the block's gradient; divided by the root of the number of weights it is that of one weight,
+    so that large and small blocks compare. The weights are put back bit by bit. Costs two forwards a block and batch.
+    """
+    random = torch.Generator().manual_seed(ground.seed)
+    asked = sum(map(_answers, ground.batches))
+    scores: dict[str, float] = {}
+    with _only(ground, requires_grad=False):
+        for block in ground.told(ground.blocks, "shaking"):
+            linears, slope = list(block.linears.values()), 0.0
+            before = [linear.weight.detach().clone() for linear in linears]
+            for batch in ground.batches:
+                z = [torch.randn(weight.shape, generator=random).to(weight.device) for weight in before]
+                up, down = (_loss_at(ground, batch, linears, before, z, step) for step in (STEP, -STEP))
+                slope += _answers(batch) * abs(up - down) / (2 * STEP)
+            scores[block.name] = slope / asked / math.sqrt(sum(weight.numel() for weight in before))
+    return scores
+
+
+def _loss_at(
+    ground: Ground, batch: Mapping[str, Any], linears: list[nn.Linear], before: list[Tensor], z: list[Tensor], by: float
+) -> float:
+    try:
+        for linear, weight, direction in zip(linears, before, z, strict=True):
+            linear.weight.copy_(weight.float() + by * direction)
+        return _loss(ground, batch).item()
+    finally:
+        for linear, weight in zip(linears, before, strict=True):
+            linear.weight.copy_(weight)
+
+
+def _loss(ground: Ground, batch: Mapping[str, Any]) -> Tensor:
+    """The model's own loss: the cross-entropy of the answers."""
+    loss = ground.net(**to_device(dict(batch), ground.net), use_cache=False).loss
+    if loss is None:
+        raise RessaError(f"{type(ground.net).__name__} computes no loss from labels: choose allocation owl or dlp")
+    return loss
+
+
+def _answers(batch: Mapping[str, Any]) -> float:
+    return float((batch["labels"] != IGNORED).sum())
+
+
+@contextmanager
+def _only(ground: Ground, *, requires_grad: bool) -> Iterator[None]:
+    """Gradients for the weights of the blocks (or for none), no dropout; afterwards all is as before."""
+    net, was_training = ground.net, ground.net.training
+    before = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    try:
+        net.eval().requires_grad_(False)
+        for block in ground.blocks:
+            for linear in block.linears.values():
+                linear.weight.requires_grad_(requires_grad)
+        yield
+    finally:
+        net.train(was_training)
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+            parameter.grad = None

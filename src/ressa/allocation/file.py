@@ -1,0 +1,60 @@
+"""An allocation as a file: {"unit": "block", "sparsity": {name: share}}. It reads back bit by bit.
+
+A ressa.json tells the same under "allocation", and can be read in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ressa.errors import RessaError, unknown
+
+UNITS = ("block", "linear")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The share of zeros of each block, or of each linear, by its name in the model."""
+
+    unit: str
+    sparsity: dict[str, float]
+    path: str = ""
+
+
+def write_allocation(path: str | Path, allocation: Mapping[str, Any]) -> None:
+    """Writes unit and sparsity of `allocation`, as a manifest of `prune` has them, whole or not at all."""
+    told = {key: allocation[key] for key in ("unit", "sparsity")}
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")  # floats by repr: they read back the same
+    os.replace(partial, path)
+
+
+def read_allocation(path: str | Path) -> Saved:
+    """The allocation in a file of its own or in a ressa.json.
+
+    Raises:
+        RessaError: no such file, no JSON, or not what `write_allocation` writes, with what is wrong.
+    """
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RessaError(f"{path}: the allocation cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise RessaError(f"{path}: is not JSON ({str(error).splitlines()[0]})") from None
+    if isinstance(told, dict) and isinstance(told.get("allocation"), dict):
+        told = told["allocation"]
+        if "sparsity" not in told:
+            raise RessaError(f"{path}: that model was pruned uniformly, which needs no file: say sparsity instead")
+    if not (isinstance(told, dict) and isinstance(told.get("sparsity"), dict) and told["sparsity"]):
+        raise RessaError(f'{path}: is no allocation, which reads {{"unit": "block", "sparsity": {{name: share}}}}')
+    if told.get("unit") not in UNITS:
+        raise RessaError(f"{path}: {unknown('unit', str(told.get('unit')), UNITS)}")
+    for name, share in told["sparsity"].items():
+        if type(share) not in (int, float) or not 0 <= share < 1:
+            raise RessaError(f"{path}: the sparsity of {name} is {share!r}, not a share of at least 0 and below 1")
+    return Saved(told["unit"], told["sparsity"], str(path))

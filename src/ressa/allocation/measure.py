@@ -1,0 +1,97 @@
+"""What allocations measure on: a model, its blocks, calibration batches. And one dense walk that scores every block.
+
+Shapes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ressa.calibration.gather import gather
+from ressa.calibration.samples import samples as draw
+from ressa.calibration.tokens import TokenWeights, token_weights
+from ressa.calibration.walk import Progress, walk
+from ressa.data.records import Record
+from ressa.errors import RessaError
+from ressa.inputs import InputNorm
+from ressa.model.structure import Block
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A model and the records to calibrate it on. Batches are made when they are first asked for."""
+
+    net: PreTrainedModel
+    processor: Any
+    records: list[Record] | None
+    samples: int = 128
+    batch_size: int = 8
+    seed: int = 0
+    counts: dict[str, float] | None = None
+    device: torch.device | str | None = None
+    progress: Progress | None = None
+    blocks: tuple[Block, ...] = ()
+    _made: dict[str, Any] = field(default_factory=dict, repr=False)  # shared by all grounds made `over` this one
+
+    def over(self, blocks: Iterable[Block]) -> Ground:
+        """The same ground, and these blocks on it."""
+        return replace(self, blocks=tuple(blocks))
+
+    @property
+    def batches(self) -> list[dict[str, Tensor]]:
+        if "batches" not in self._made:
+            assert self.records is not None  # prune() refuses what needs data and has none
+            n, size, config = self.samples, self.batch_size, self.net.config
+            self._made["batches"] = draw(self.records, self.processor, config, n, batch_size=size, seed=self.seed)
+        return self._made["batches"]
+
+    @property
+    def tokens(self) -> list[TokenWeights]:
+        """Which tokens of each batch count, and how much."""
+        if "tokens" not in self._made:
+            self._made["tokens"] = [token_weights(batch, self.net.config, self.counts) for batch in self.batches]
+        return self._made["tokens"]
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """How many prunable weights each block has."""
+        return {block.name: sum(linear.weight.numel() for linear in block.linears.values()) for block in self.blocks}
+
+    def told(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """The items, one by one, while `progress` is told of them."""
+        for done, item in enumerate(items):
+            if self.progress:
+                self.progress(done, len(items), item.name if isinstance(item, Block) else what)
+            yield item
+        if self.progress:
+            self.progress(len(items), len(items), "")
+
+
+def scored(ground: Ground, statistic: Callable[[list[Tensor]], float]) -> dict[str, float]:
+    """`statistic` of the Wanda scores, |weight| times norm of the input, of each dense block's linears, (O, I) each.
+
+    Nothing is pruned on the way, so that every block is seen as the dense model enters it.
+
+    Raises:
+        RessaError: a block that no calibration record enters.
+    """
+    scores: dict[str, float] = {}
+    walked = walk(ground.net, ground.blocks, ground.batches, device=ground.device, progress=ground.progress)
+    for visit in walked:
+        inputs, linears = gather(visit, InputNorm, ground.tokens), visit.block.linears
+        heard = [name for name in linears if name in inputs and inputs[name].tokens]
+        scores_OI = [linears[name].weight.detach().float().abs() * inputs[name].norm_I for name in heard]
+        if scores_OI:
+            scores[visit.block.name] = statistic(scores_OI)
+    for name in (block.name for block in ground.blocks if block.name not in scores):
+        raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
+    return scores

@@ -1,0 +1,128 @@
+"""compare: several pruning methods on one model and one calibration set, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ressa import methods as registry
+from ressa.calibration.samples import samples as draw
+from ressa.data.records import read_records
+from ressa.errors import RessaError
+from ressa.evaluate.blocks import block_errors
+from ressa.evaluate.score import evaluate, write_atomic
+from ressa.model.folder import read_manifest
+from ressa.model.load import load, resolve
+from ressa.provenance import forget_peak
+from ressa.prune import prune
+from ressa.recipe import Evaluate, Prune
+from ressa.run import Progress, Stage, carry_out
+
+HELD_OUT = 32  # records whose block outputs are compared
+
+
+def compare(
+    model: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path,
+    methods: Sequence[str],
+    settings: Prune | None = None,
+    asked: Evaluate | None = None,
+    seed: int = 0,
+    progress: Callable[[str], Progress] | None = None,
+) -> dict[str, Any]:
+    """Prunes `model` by each of `methods`, all other settings equal, and measures each result against the dense model.
+
+    Each method gets a folder in `out` with its model and its scores; a finished one is not made again. compare.json
+    holds what is returned.
+
+    Args:
+        data: what `read_records` reads: calibration records in one split, held-out records in another.
+        methods: names of pruning methods.
+        settings: of `prune`, except for its method.
+        asked: of `evaluate`.
+        progress: called with a stage's name as it begins; gives that stage's progress callable.
+
+    Returns:
+        {"model", "sparsity", "dense": exact match, "methods": {name: {"exact_match", "kl" (of answers, nats per token),
+        "blocks": {block: relative squared error of its output on held-out records}, "seconds", "peak_memory_bytes"}}}
+
+    Raises:
+        RessaError: an unknown method, and what `prune` and `evaluate` refuse.
+    """
+    settings, asked, out = settings or Prune(), asked or Evaluate(), Path(out)
+    if not methods or len(set(methods)) < len(methods):
+        raise RessaError("name at least one method, and each of them once")
+    for method in methods:
+        registry.get(method)
+
+    def check() -> None:
+        resolve(model)
+        for split in (settings.split, asked.split):
+            read_records(data, split)
+
+    common = {"model": str(model), "data": str(data), "seed": seed}
+    dense = _scores("dense", str(model), out, common, asked, None)
+    plan = [dense]
+    for method in methods:
+        plan += [
+            _pruned(out / method, replace(settings, method=method), common),
+            _scores(method, str(out / method), out, common, asked, str(model)),
+            _blocks(method, out, common, asked),
+        ]
+    carry_out(plan, out, progress, check)
+    told = {
+        "model": str(model),
+        "sparsity": settings.sparsity,
+        "dense": _read(dense.proof)["exact_match"],
+        "methods": {method: _result(method, out) for method in methods},
+    }
+    write_atomic(out / "compare.json", json.dumps(told, indent=2) + "\n")
+    return told
+
+
+def _pruned(folder: Path, section: Prune, common: dict[str, Any]) -> Stage:
+    def make(progress: Progress | None) -> None:
+        forget_peak()
+        source = {"data": common["data"], "seed": common["seed"]}
+        prune(common["model"], folder, progress=progress, **source, **asdict(section))
+
+    return Stage(f"prune {section.method}", folder / "ressa.json", (), common | asdict(section), make)
+
+
+def _scores(name: str, model: str, out: Path, common: dict[str, Any], asked: Evaluate, against: str | None) -> Stage:
+    folder = out / "scores" / name
+
+    def make(progress: Progress | None) -> None:
+        evaluate(model, data=common["data"], against=against, out=folder, progress=progress, **asdict(asked))
+
+    after = () if against is None else (f"prune {name}",)
+    return Stage(f"evaluate {name}", folder / "scores.json", after, common | asdict(asked), make)
+
+
+def _blocks(method: str, out: Path, common: dict[str, Any], asked: Evaluate) -> Stage:
+    proof = out / "scores" / method / "blocks.json"
+
+    def make(progress: Progress | None) -> None:
+        dense, processor = load(common["model"])
+        pruned, _ = load(out / method)
+        held_out = read_records(common["data"], asked.split)
+        batches = draw(held_out, processor, dense.config, HELD_OUT, batch_size=8, seed=common["seed"])
+        write_atomic(proof, json.dumps(block_errors(pruned, dense, batches), indent=2) + "\n")
+
+    return Stage(f"blocks {method}", proof, (f"prune {method}",), common | {"split": asked.split}, make)
+
+
+def _result(method: str, out: Path) -> dict[str, Any]:
+    scores, manifest = _read(out / "scores" / method / "scores.json"), read_manifest(out / method) or {}
+    measured = {key: scores[key] for key in ("exact_match", "kl")}
+    cost = {key: manifest[key] for key in ("seconds", "peak_memory_bytes")}
+    return measured | {"blocks": _read(out / "scores" / method / "blocks.json")} | cost
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
