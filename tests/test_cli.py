@@ -244,7 +244,7 @@ def commands() -> dict[str, typer.core.TyperCommand]:
 
 
 def test_the_commands_are_these():
-    assert sorted(commands()) == ["data emoji", "demo", "evaluate", "inspect", "prune", "repair", "run"]
+    assert sorted(commands()) == ["compare", "data emoji", "demo", "evaluate", "inspect", "prune", "repair", "run"]
 
 
 @pytest.mark.parametrize("name", sorted(commands()))

@@ -152,7 +152,7 @@ EARLY = {
     "unknown token": ({"token_weights": {"img": 1}}, "unknown kind of token 'img'"),
     "damping nothing": ({"method": "wanda", "damp": 0.1}, "method 'wanda' has no setting 'damp'"),
     "no samples": ({"samples": 0}, r"samples \(0\)"),
-    "no data": ({"data": None}, "method 'wanda' looks at the inputs of layers: name the data"),
+    "no data": ({"data": None}, "method 'admm' looks at the inputs of layers: name the data"),
     "absent data": ({"data": "absent/data"}, "absent/data: no such data folder"),
     "absent split": ({"split": "tests"}, r"no tests\.jsonl"),
     "absent model": ({"model": "./absent"}, "no such model folder"),
@@ -227,7 +227,8 @@ def test_a_tied_head_stays_with_its_embedding(tiny_data, tmp_path):
 
 def test_a_pruned_folder_can_be_pruned_again_and_only_gains_zeros(llava_folder, tiny_data, tmp_path):
     shutil.copytree(llava_folder, tmp_path / "dense")
-    prune(tmp_path / "dense", tmp_path / "half", data=tiny_data, sparsity="2:4", **SMALL)
-    prune(tmp_path / "half", tmp_path / "more", data=tiny_data, sparsity="1:4", **SMALL)
+    again = {"data": tiny_data, "method": "wanda", **SMALL}
+    prune(tmp_path / "dense", tmp_path / "half", sparsity="2:4", **again)
+    prune(tmp_path / "half", tmp_path / "more", sparsity="1:4", **again)
     half, more = (load(tmp_path / name)[0].state_dict() for name in ("half", "more"))
     assert all(((half[name] != 0) | (more[name] == 0)).all() for name in half)

@@ -85,7 +85,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(recipe, text, told
         ("prune: {sparsity: [2, 4]}", "prune: sparsity: [2, 4] is not a text"),
         ("prune: {propagate: sideways}", "prune: unknown propagate 'sideways'"),
         ("prune: {group: rwo}", "prune: unknown group 'rwo': did you mean 'row'?"),
-        ("prune: {damp: 0.1}", "prune: method 'wanda' has no setting 'damp'"),
+        ("prune: {method: wanda, damp: 0.1}", "prune: method 'wanda' has no setting 'damp'"),
         ("prune: {method: sparsegpt, damp: -1}", "prune: damp: -1.0 must be at least 0"),
         ("prune: 5", "prune: must be `key: value` lines, not int"),
         ("prune:", "prune: has nothing in it; write {} for its defaults, or leave the line out"),

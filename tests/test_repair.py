@@ -101,7 +101,7 @@ def test_a_repaired_model_answers_more_like_the_dense_one_with_every_zero_in_pla
 
 
 def test_the_answers_themselves_are_learned(run):
-    history = run(steps=20, lr=3e-3, kl_weight=0.0)["history"]
+    history = run(steps=20, lr=3e-3, kl_weight=0.0, hidden_weight=0.0)["history"]
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
@@ -169,13 +169,14 @@ def test_without_distillation_the_teacher_is_not_loaded(run, tmp_path, llava_fol
     shell = tmp_path / "shell"
     shell.mkdir()
     (shell / "config.json").write_bytes((llava_folder / "config.json").read_bytes())
-    run(teacher=shell, kl_weight=0.0)
+    run(teacher=shell, kl_weight=0.0, hidden_weight=0.0)
     with pytest.raises(RessaError, match="shell"):
         run("other", teacher=shell)
 
 
 def test_the_paper_switch_weighs_the_kl_of_all_positions(run):
-    ours, paper = (run(name, kl_weight=1.0, temperature=1.0, paper=name == "paper") for name in ("ours", "paper"))
+    alike = {"kl_weight": 1.0, "temperature": 1.0, "hidden_weight": 0.0}
+    ours, paper = (run(name, **alike, paper=name == "paper") for name in ("ours", "paper"))
     # a sum over some thirty positions against a mean over the three or four of the answer
     assert paper["history"][0]["loss"] > 5 * ours["history"][0]["loss"]
 

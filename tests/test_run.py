@@ -104,7 +104,7 @@ def test_the_settings_of_the_recipe_reach_the_verbs(finished):
     recipe, _ = finished
     pruned = json.loads((Path(recipe.out) / "pruned" / "ressa.json").read_text())["arguments"]
     repaired = json.loads((Path(recipe.out) / "repaired" / "ressa.json").read_text())["arguments"]
-    assert (pruned["samples"], pruned["method"], pruned["data"]) == (4, "wanda", recipe.data)
+    assert (pruned["samples"], pruned["method"], pruned["data"]) == (4, "admm", recipe.data)
     assert (repaired["steps"], repaired["batch_size"], repaired["teacher"]) == (2, 4, recipe.model)
 
 

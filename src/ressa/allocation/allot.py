@@ -104,8 +104,8 @@ def _parts(request: Request, blocks: list[Block]) -> tuple[dict[str, int], dict[
     for block in blocks:
         sizes[block.part] = sizes.get(block.part, 0) + _size(block)
     if request.total is None:
-        shares = {part: parse(request.sparsity_of(part)).sparsity for part in PARTS if part in sizes}
-        counted = {part: sizes[part] for part, share in shares.items() if share}
+        shares: dict[str, float] = {part: parse(request.sparsity_of(part)).sparsity for part in PARTS}
+        counted = {part: n for part, n in sizes.items() if shares[part]}
         return {part: round(shares[part] * n) for part, n in counted.items()}, counted
     told = {part: pattern.sparsity for part, pattern in request.told().items()}
     counted = {part: n for part, n in sizes.items() if part != "connector" or part in told}

@@ -198,7 +198,8 @@ def _is_text(key: str, value: Any, ids: list[list[int]]) -> bool:
 
 
 def _stacked(value: Any) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.stack(value))
+    """Laid out as `return_tensors="pt"` does: in bfloat16 another layout rounds otherwise, and a close answer turns."""
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(np.stack(value)))
 
 
 def _open_end(processor: Any, prompts: list[str], text: dict[str, list[list[int]]]) -> None:
