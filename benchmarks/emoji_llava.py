@@ -19,7 +19,7 @@ from ressa.data.emoji import write
 
 RESULTS = Path(__file__).parent / "results" / "emoji_llava.md"
 SPARSITIES = ("50%", "4:8", "2:4", "60%", "70%", "80%")
-METHODS = ("magnitude", "wanda", "sparsegpt")
+METHODS = ("random", "magnitude", "ria", "dsnot", "wanda", "wanda+refit", "sparsegpt", "admm", "alps")
 
 
 def scored(work: Path, name: str, model: str | Path, **asked) -> dict:
