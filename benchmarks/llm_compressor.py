@@ -66,6 +66,7 @@ def ours(model: Any, fed: list[dict], method: str) -> Callable[[], object]:
     from ressa.calibration.walk import walk
     from ressa.model.structure import structure
     from ressa.patterns import NofM
+    from ressa.prune import prune_block
 
     run, pattern = methods.get(method), NofM(2, 4)
 
@@ -73,9 +74,7 @@ def ours(model: Any, fed: list[dict], method: str) -> Callable[[], object]:
     def prune() -> None:  # what ressa.prune does between loading and writing
         tokens = [token_weights(batch, model.config) for batch in fed]
         for visit in walk(model, structure(model).blocks(("vision", "language")), fed):
-            inputs = gather(visit, run.needs, tokens)
-            for name, linear in visit.block.linears.items():
-                linear.weight.copy_(run(linear.weight, inputs[name], pattern))
+            prune_block(run, visit.block, gather(visit, run.needs, tokens), dict.fromkeys(visit.block.linears, pattern))
 
     return prune
 

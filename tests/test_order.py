@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,8 +17,11 @@ from ressa.calibration.walk import walk
 from ressa.errors import RessaError
 from ressa.evaluate.blocks import block_errors
 from ressa.inputs import Gram
+from ressa.methods import get
 from ressa.model.load import load
 from ressa.model.structure import structure
+from ressa.patterns import parse
+from ressa.prune import prune_block
 
 SMALL = {"samples": 12, "batch_size": 4, "sparsity": "50%"}
 
@@ -132,3 +137,23 @@ def test_orders_and_targets_that_cannot_be_are_refused(asked, said, llava_folder
     with pytest.raises(RessaError, match=said):
         ressa.prune(llava_folder, tmp_path / "out", data=tiny_data, **asked)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm", "alps", "ria", "ria+refit"])
+@pytest.mark.parametrize("written", ["2:4", "50%"])
+def test_linears_of_one_input_are_pruned_as_one_matrix_and_come_out_as_if_alone(
+    method, written, llava_folder, tiny_data
+):
+    model, batches, tokens = batches_for(llava_folder, tiny_data)
+    run, found = get(method), []
+    for visit in walk(model, structure(model).blocks(("language",))[:1], batches):
+        dense = [linear.weight.detach().clone() for linear in visit.block.linears.values()]
+        patterns = dict.fromkeys(visit.block.linears, parse(written))
+        shared = gather(visit, Gram, tokens)
+        for inputs in (shared, {name: copy(gram) for name, gram in shared.items()}):
+            for linear, weight_OI in zip(visit.block.linears.values(), dense, strict=True):
+                linear.weight.data.copy_(weight_OI)
+            prune_block(run, visit.block, inputs, patterns)
+            found.append([linear.weight.detach().clone() for linear in visit.block.linears.values()])
+    for together, alone in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)

@@ -153,19 +153,25 @@ class GramAndMoments(Gram):
 
 
 class Method(Protocol):
-    """A pruning method: a pure function, with the statistic of the inputs that it needs (None: no data)."""
+    """A pruning method: a pure function, with the statistic of the inputs that it needs (None: no data).
+
+    `by_row` says that it treats every output row alone, wherever the pattern does.
+    """
 
     needs: type[InputNorm] | type[Moments] | type[Gram] | None
+    by_row: bool
 
     def __call__(self, weight_OI: Tensor, inputs: Any, pattern: Any, /, **settings: Any) -> Tensor: ...
 
 
-def needs(statistic: type[InputNorm] | type[Moments] | type[Gram] | None) -> Callable[[Callable[..., Tensor]], Method]:
+def needs(
+    statistic: type[InputNorm] | type[Moments] | type[Gram] | None, *, by_row: bool = False
+) -> Callable[[Callable[..., Tensor]], Method]:
     """Marks a method with what calibration must gather for it, and runs it without gradients."""
 
     def mark(function: Callable[..., Tensor]) -> Method:
         method: Any = torch.no_grad()(function)
-        method.needs = statistic
+        method.needs, method.by_row = statistic, by_row
         return method
 
     return mark

@@ -28,7 +28,7 @@ from ressa.inputs import Gram, Method
 from ressa.model.folder import check_output, write_folder
 from ressa.model.load import auto_class, load, read_config
 from ressa.model.structure import Block, Structure, structure
-from ressa.patterns import Pattern, Unstructured, parse
+from ressa.patterns import NofM, Pattern, Unstructured, parse
 from ressa.provenance import peak_memory, plain, versions
 
 ORDERS = ("block", "layer")
@@ -117,7 +117,7 @@ def prune(
     net, processor = load(model)
     plan = structure(net)
     ground = Ground(net, processor, records, samples, batch_size, seed, counts, device, progress)
-    patterns, allotted = allot(request, saved, plan, ground, run, partial(_apply, run))
+    patterns, allotted = allot(request, saved, plan, ground, run, partial(prune_block, run))
     blocks = [
         block
         for block in plan.blocks()
@@ -135,7 +135,7 @@ def prune(
                 inputs = gather(visit, run.needs, ground.tokens, linears)
                 if original:
                     _aim(visit, original, ground.tokens, inputs, linears, asymmetric)
-                _apply(run, visit.block, inputs, patterns, linears)
+                prune_block(run, visit.block, inputs, patterns, linears)
             del unseen[visit.block.name]
         for name in unseen:
             raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
@@ -157,27 +157,47 @@ def _without_data(run: Method, blocks: list[Block], patterns: dict[str, Pattern]
     for done, block in enumerate(blocks):
         if progress:
             progress(done, len(blocks), block.name)
-        _apply(run, block, dict.fromkeys(block.linears), patterns)
+        prune_block(run, block, dict.fromkeys(block.linears), patterns)
     if progress:
         progress(len(blocks), len(blocks), "")
 
 
 @torch.no_grad()
-def _apply(
+def prune_block(
     run: Method,
     block: Block,
     inputs: Mapping[str, Any],
-    patterns: dict[str, Pattern],
+    patterns: Mapping[str, Pattern],
     linears: Iterable[str] | None = None,
 ) -> None:
-    """Prunes (these) linears of one block. Raises RessaError for one of whose inputs nothing is known."""
-    for name in block.linears if linears is None else linears:
-        linear = block.linears[name]
-        if not patterns[name].sparsity:
-            continue
-        if name not in inputs or (inputs[name] is not None and not inputs[name].tokens):
-            raise RessaError(f"no token of the calibration data reaches {name}: use more samples or leave its part out")
-        linear.weight.copy_(run(linear.weight, inputs[name], patterns[name]))
+    """Prunes the linears of one block (or only these) where they stand, given the statistics of their inputs.
+
+    Raises:
+        RessaError: a linear of whose inputs nothing is known.
+    """
+    for names in _alike(run, block.linears if linears is None else linears, inputs, patterns):
+        for name in names:
+            if name not in inputs or (inputs[name] is not None and not inputs[name].tokens):
+                raise RessaError(f"no calibration token reaches {name}: use more samples or leave its part out")
+        weights = [block.linears[name].weight for name in names]
+        stacked_OI = torch.cat(weights) if len(weights) > 1 else weights[0]
+        pruned_OI = run(stacked_OI, inputs[names[0]], patterns[names[0]])
+        for weight_OI, part_OI in zip(weights, pruned_OI.split([len(w) for w in weights]), strict=True):
+            weight_OI.copy_(part_OI)
+
+
+def _alike(
+    run: Method, linears: Iterable[str], inputs: Mapping[str, Any], patterns: Mapping[str, Pattern]
+) -> list[list[str]]:
+    """The linears to prune; those whose rows can be pruned as rows of one matrix (query, key and value) together."""
+    groups: dict[Any, list[str]] = {}
+    for name in linears:
+        pattern = patterns[name]
+        rows_alone = run.by_row and (isinstance(pattern, NofM) or pattern.group == "row")
+        if pattern.sparsity:
+            shared = inputs.get(name) if rows_alone else None
+            groups.setdefault((id(shared), pattern) if shared is not None else name, []).append(name)
+    return list(groups.values())
 
 
 def _turns(visit: Visit, order: str) -> list[list[str]]:

@@ -55,7 +55,7 @@ def get(name: str, **settings: Any) -> Method:
 
 
 def _refitted(method: Method) -> Method:
-    @needs(GramAndMoments if method.needs is Moments else Gram)
+    @needs(GramAndMoments if method.needs is Moments else Gram, by_row=method.by_row)
     def both(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.01) -> Tensor:
         return refit(weight_OI, method(weight_OI, inputs, pattern), inputs, damp=damp)
 

@@ -17,7 +17,7 @@ from ressa.patterns import NofM, Pattern
 RHO = 1.0  # how strongly the two copies of the weights are held together; the inputs have norm one
 
 
-@needs(Gram)
+@needs(Gram, by_row=True)
 def admm(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.1, iterations: int = 20) -> Tensor:
     """`weight_OI` with zeros, the weights that stay moved so that the outputs stay.
 

@@ -17,7 +17,7 @@ RHO, RISE, EVERY = 0.1, 1.1, 3  # the penalty at first, and its rise after so ma
 AT_LEAST, SETTLED = 30, 3e-4  # iterations, after which fewer changes than this share of the kept weights end it
 
 
-@needs(Gram)
+@needs(Gram, by_row=True)
 def alps(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.01, iterations: int = 300) -> Tensor:
     """`weight_OI` with zeros, the weights that stay being the least-squares answer (`refit`) for that choice.
 

@@ -11,7 +11,7 @@ from ressa.inputs import needs
 from ressa.patterns import Pattern
 
 
-@needs(None)
+@needs(None, by_row=True)
 def magnitude(weight_OI: Tensor, inputs: None, pattern: Pattern) -> Tensor:
     """`weight_OI` with zeros where |weight| is lowest."""
     return weight_OI.where(pattern.keep(weight_OI.float().abs()), 0)

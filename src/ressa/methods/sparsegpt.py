@@ -14,7 +14,7 @@ from ressa.patterns import Pattern
 SLAB = 128  # inputs pruned before the rest of the matrix hears of it, in one product
 
 
-@needs(Gram)
+@needs(Gram, by_row=True)
 def sparsegpt(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.01) -> Tensor:
     """`weight_OI` with zeros, the weights that stay moved so that the outputs stay.
 

@@ -11,7 +11,7 @@ from ressa.inputs import Gram, InputNorm, Moments, needs
 from ressa.patterns import Pattern
 
 
-@needs(InputNorm)
+@needs(InputNorm, by_row=True)
 def wanda(weight_OI: Tensor, inputs: InputNorm | Moments | Gram, pattern: Pattern) -> Tensor:
     """`weight_OI` with zeros where |weight| times its input's norm is lowest (section 3, equation 1); no update."""
     return weight_OI.where(pattern.keep(weight_OI.float().abs() * inputs.norm_I), 0)
