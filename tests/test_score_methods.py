@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ressa.errors import RessaError
 from ressa.inputs import InputNorm, Moments
-from ressa.methods import METHODS, get
+from ressa.methods import get
 from ressa.methods.dsnot import STARTS
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.prune import prune
@@ -243,29 +243,11 @@ def test_a_pruned_weight_pruned_again_only_gains_zeros(name):
     assert exact(quarter == 0, parse("1:4"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_score_method_is_pure_and_keeps_dtype_and_values(name, dtype):
+def test_a_score_method_leaves_the_weights_that_it_keeps_as_they_are(name):
     weight_OI, inputs = layer(5)
-    weight_OI = torch.nn.Parameter(weight_OI.to(dtype))
-    before, mean_I = weight_OI.detach().clone(), inputs.mean_I.clone()
-    first, second = (get(name)(weight_OI, inputs, parse("2:4")) for _ in range(2))
-    assert torch.equal(weight_OI, before)
-    assert torch.equal(inputs.mean_I, mean_I)
-    assert torch.equal(first, second)
-    assert torch.equal(first, before.where(first != 0, 0))
-    assert first.dtype == dtype
-    assert not first.requires_grad
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_width_that_m_does_not_divide_is_refused_by_score_methods_too(name):
-    with pytest.raises(RessaError, match="2:4 does not fit"):
-        get(name)(*layer(6, width=30), parse("2:4"))
-
-
-def test_score_methods_say_what_they_need():
-    assert {name: METHODS[name].needs for name in NAMES} == {"random": None, "ria": InputNorm, "dsnot": Moments}
+    pruned = get(name)(weight_OI, inputs, parse("2:4"))
+    assert torch.equal(pruned, weight_OI.where(pruned != 0, 0))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ressa.calibration.gather import _listen, _same  # one room
+from ressa.calibration.gather import listen, same_input
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import Visit
 from ressa.errors import RessaError
@@ -34,9 +34,9 @@ def shifts(
     products: dict[str, Tensor] = {}
     shared: dict[str, list[str]] = {}
     for call, original in zip(visit.calls, dense.calls, strict=True):
-        (reads, given), (wanted, _) = _listen(visit, call, grams), _listen(dense, original, grams)
+        (reads, given), (wanted, _) = listen(visit, call, grams), listen(dense, original, grams)
         crossed = {id(tensor) for tensor in given[1:]}
-        for names in _same(reads):
+        for names in same_input(reads):
             shared[names[0]] = names
             for x, d in zip(reads[names[0]], wanted[names[0]], strict=True):
                 if x.shape != d.shape:

@@ -33,9 +33,9 @@ def gather(
     if needs is None:
         return statistics
     for call in visit.calls:
-        reads, given = _listen(visit, call, only)
+        reads, given = listen(visit, call, only)
         crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
-        for names in _same(reads):
+        for names in same_input(reads):
             statistic = _statistic(statistics, names, needs, reads[names[0]][0])
             for x in reads[names[0]]:
                 weights = token_weights[call.batch].of(visit.block, names[0], x, crossed=id(x) in crossed)
@@ -50,13 +50,13 @@ def reading_order(visit: Visit) -> list[list[str]]:
     """
     order: dict[str, list[str]] = {}
     for call in visit.calls:
-        for names in _same(_listen(visit, call)[0]):
+        for names in same_input(listen(visit, call)[0]):
             for name in names:
                 order.setdefault(name, names)
     return list({id(names): names for names in order.values()}.values())
 
 
-def _listen(visit: Visit, call: Call, only: Collection[str] | None = None) -> tuple[Reads, list[Tensor]]:
+def listen(visit: Visit, call: Call, only: Collection[str] | None = None) -> tuple[Reads, list[Tensor]]:
     """What each linear reads in this call, and the tensors the block was given. All are kept: ids stay unique."""
     reads: Reads = {}
     versions: list[tuple[str, Tensor, int]] = []
@@ -87,7 +87,7 @@ def _ears(linears: Mapping[str, nn.Module], reads: Reads, versions: list[tuple[s
             handle.remove()
 
 
-def _same(reads: Reads) -> list[list[str]]:
+def same_input(reads: Reads) -> list[list[str]]:
     """Names of linears that read the same tensors, together."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, tensors in reads.items():
