@@ -12,6 +12,7 @@ from ressa.inputs import Gram, needs
 from ressa.patterns import Pattern
 
 SLAB = 128  # inputs pruned before the rest of the matrix hears of it, in one product
+FEW = 16  # inputs pruned before the rest of the slab hears of it, likewise
 
 
 @needs(Gram, by_row=True)
@@ -38,13 +39,17 @@ def _prune_slab(weight_SO: Tensor, factor_SS: Tensor, pattern: Pattern, start: i
     """Prunes the slab that begins at input `start` in place; returns what the inputs after it must make up for."""
     pivot_S, width = factor_SS.diagonal(), len(weight_SO)
     step = pattern.columns if pattern.columns > 1 else width
+    few = FEW if pattern.columns == 1 or step % FEW == 0 else step
     error_SO = torch.empty_like(weight_SO)
-    for j in range(width):
-        if j % step == 0:
-            score_OS = (weight_SO[j : j + step].T / pivot_S[j : j + step]).abs()
-            gone_SO = ~pattern.keep(score_OS, start + j).T.contiguous()
-        gone_O = gone_SO[j % step]
-        error_SO[j] = weight_SO[j] * gone_O / pivot_S[j]
-        weight_SO[j].masked_fill_(gone_O, 0)
-        weight_SO[j + 1 :].addr_(factor_SS[j, j + 1 :], error_SO[j], alpha=-1)
+    for a in range(0, width, few):
+        b = min(a + few, width)
+        if a % step == 0:
+            score_OS = (weight_SO[a : a + step].T / pivot_S[a : a + step]).abs()
+            gone_SO = ~pattern.keep(score_OS, start + a).T.contiguous()
+        for j in range(a, b):
+            gone_O = gone_SO[j % step]
+            error_SO[j] = weight_SO[j] * gone_O / pivot_S[j]
+            weight_SO[j].masked_fill_(gone_O, 0)
+            weight_SO[j + 1 : b].addr_(factor_SS[j, j + 1 : b], error_SO[j], alpha=-1)
+        weight_SO[b:].addmm_(factor_SS[a:b, b:].T, error_SO[a:b], alpha=-1)
     return error_SO
