@@ -6,22 +6,24 @@ import pytest
 import torch
 
 import ressa
+from ressa.calibration.outputs import outputs_of
 from ressa.calibration.samples import samples
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.evaluate.blocks import block_errors
 from ressa.model.load import load
-from ressa.repair.hidden import HiddenStates
+from ressa.model.structure import structure
+from ressa.repair.hidden import hidden_loss
 
 
 def told(student, teacher, batch):
-    """The loss of one batch; labels stay out of a decoder-only model's forward as in training."""
-    listener = HiddenStates(student, teacher)
-    with torch.no_grad():
+    """The loss of one batch."""
+    blocks, originals = (structure(model).blocks(("vision", "language")) for model in (student, teacher))
+    with torch.no_grad(), outputs_of(blocks) as ours, outputs_of(originals) as theirs:
         for model in (student, teacher):
             model(**batch, use_cache=False)
-        return listener.loss(batch).item()
+        return hidden_loss(ours, theirs, blocks, batch, student.config).item()
 
 
 @pytest.fixture(params=["llava", "blip2_opt", "blip2_t5", "instructblip_llama", "causal_lm"])

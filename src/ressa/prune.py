@@ -126,19 +126,7 @@ def prune(
     if run.needs is None:
         _without_data(run, blocks, patterns, progress)
     else:
-        road = partial(walk, batches=ground.batches, device=device)
-        visits = road(net, blocks, propagate=propagate, progress=progress)
-        originals = road(*_original(net, blocks)) if asymmetric else repeat(None)
-        unseen = dict.fromkeys(block.name for block in blocks)
-        for visit, original in zip(visits, originals, strict=False):
-            for linears in _turns(visit, order):
-                inputs = gather(visit, run.needs, ground.tokens, linears)
-                if original:
-                    _aim(visit, original, ground.tokens, inputs, linears, asymmetric)
-                prune_block(run, visit.block, inputs, patterns, linears)
-            del unseen[visit.block.name]
-        for name in unseen:
-            raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
+        _with_data(run, ground, blocks, patterns, propagate, order, asymmetric)
     manifest = _manifest(arguments, plan, patterns, allotted, time.perf_counter() - started)
     write_folder(out, net, processor, manifest, patterns=patterns)
     return manifest
@@ -160,6 +148,32 @@ def _without_data(run: Method, blocks: list[Block], patterns: dict[str, Pattern]
         prune_block(run, block, dict.fromkeys(block.linears), patterns)
     if progress:
         progress(len(blocks), len(blocks), "")
+
+
+def _with_data(
+    run: Method,
+    ground: Ground,
+    blocks: list[Block],
+    patterns: Mapping[str, Pattern],
+    propagate: str,
+    order: str,
+    asymmetric: float,
+) -> None:
+    """Prunes every block for the inputs that it gets; RessaError for one that no calibration record enters."""
+    road = partial(walk, batches=ground.batches, device=ground.device)
+    visits = road(ground.net, blocks, propagate=propagate, progress=ground.progress)
+    originals = road(*_original(ground.net, blocks)) if asymmetric else repeat(None)
+    unseen = dict.fromkeys(block.name for block in blocks)
+    for visit, original in zip(visits, originals, strict=False):
+        for linears in _turns(visit, order):
+            inputs = gather(visit, run.needs, ground.tokens, linears)
+            if original:
+                heard = {name: inputs[name] for name in linears if name in inputs and patterns[name].sparsity}
+                _aim(visit, original, ground.tokens, heard, asymmetric)
+            prune_block(run, visit.block, inputs, patterns, linears)
+        del unseen[visit.block.name]
+    for name in unseen:
+        raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
 
 
 @torch.no_grad()
@@ -214,11 +228,9 @@ def _original(net: PreTrainedModel, blocks: list[Block]) -> tuple[PreTrainedMode
 
 
 @torch.no_grad()
-def _aim(
-    visit: Visit, original: Visit, tokens: list[TokenWeights], inputs: Mapping[str, Any], linears: list[str], way: float
-) -> None:
+def _aim(visit: Visit, original: Visit, tokens: list[TokenWeights], grams: dict[str, Gram], way: float) -> None:
     """Moves weights a part of the `way` to those that make up for what the pruned blocks before them lost."""
-    for name, shift_II in shifts(visit, original, tokens, {name: inputs[name] for name in linears}).items():
+    for name, shift_II in shifts(visit, original, tokens, grams).items():
         weight_OI = visit.block.linears[name].weight
         weight_OI.add_((way * weight_OI.float() @ shift_II).to(weight_OI.dtype))
 

@@ -1,7 +1,4 @@
-"""Which blocks an N:M model had better keep dense: those whose output would change the most.
-
-Shapes: B sequences, T tokens, D width.
-"""
+"""Which blocks an N:M model had better keep dense: those whose output would change the most."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ressa.allocation.measure import Ground
 from ressa.calibration.gather import gather
+from ressa.calibration.outputs import apart, outputs_of
 from ressa.calibration.walk import Visit, walk
 from ressa.errors import RessaError
 from ressa.model.structure import Block
@@ -73,29 +70,16 @@ def _restore(block: Block, before: Mapping[str, Tensor]) -> None:
 
 
 def _outputs(visit: Visit) -> list[Tensor]:
-    """What the block as it now is hands on in each call: the first tensor it returns."""
-    heard: list[Tensor] = []
-
-    def hear(module: Any, args: Any, output: Any) -> None:
-        heard.append(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
-
-    handle = visit.block.module.register_forward_hook(hear)
-    try:
+    """What the block as it now is hands on in each call."""
+    with outputs_of([visit.block]) as found:
         for call in visit.calls:
             visit.run(call)
-    finally:
-        handle.remove()
-    return heard
+    return found[visit.block.name]
 
 
 def _relative(ground: Ground, visit: Visit, dense: list[Tensor], pruned: list[Tensor]) -> float:
-    """Over the tokens that count, weighted as they do."""
-    changed = whole = 0.0
-    first = next(iter(visit.block.linears))
-    for call, y_BTD, pruned_BTD in zip(visit.calls, dense, pruned, strict=True):
-        weights_BT = ground.tokens[call.batch].of(visit.block, first, y_BTD, crossed=False)
-        count = 1.0 if weights_BT is None else weights_BT.unsqueeze(-1)
-        # padding may hold NaN, and 0 * NaN is NaN
-        changed += torch.nan_to_num(count * (pruned_BTD - y_BTD).float().square()).sum().item()
-        whole += torch.nan_to_num(count * y_BTD.float().square()).sum().item()
-    return changed / (whole or 1)
+    pairs = [
+        apart(after, before, ground.tokens[call.batch], visit.block)
+        for call, before, after in zip(visit.calls, dense, pruned, strict=True)
+    ]
+    return sum(far.item() for far, _ in pairs) / (sum(size.item() for _, size in pairs) or 1)

@@ -20,7 +20,7 @@ BUDGETS = ("part", "model")
 class Request:
     """The settings of `prune` that say where zeros may go. Raises RessaError, one line, if they contradict."""
 
-    method: str = "wanda"
+    method: str = "admm"
     sparsity: Sparsity = DEFAULT
     vision: Sparsity | None = None
     connector: Sparsity | None = None

@@ -44,16 +44,11 @@ def gather(
 
 
 def reading_order(visit: Visit) -> list[list[str]]:
-    """The linears of the visited block that read the same input, together, in the order in which they are called.
+    """The linears that the first batch calls, those that read the same input together, in the order of their calls.
 
     In most blocks: query, key and value; the attention's output; gate and up; down.
     """
-    order: dict[str, list[str]] = {}
-    for call in visit.calls:
-        for names in same_input(listen(visit, call)[0]):
-            for name in names:
-                order.setdefault(name, names)
-    return list({id(names): names for names in order.values()}.values())
+    return same_input(listen(visit, visit.calls[0])[0]) if visit.calls else []
 
 
 def listen(visit: Visit, call: Call, only: Collection[str] | None = None) -> tuple[Reads, list[Tensor]]:

@@ -217,9 +217,7 @@ def _train(
         student.model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
     trainer = Adaptation(
         model=student.model,
-        teacher=load(teacher)[0].float().requires_grad_(False)
-        if settings.kl_weight or settings.hidden_weight
-        else None,
+        teacher=load(teacher)[0].float().requires_grad_(False) if settings.kl_weight or settings.hidden else None,
         objective=Objective(settings.kl_weight, settings.temperature, settings.paper, _crossing(config)),
         hidden_weight=settings.hidden,
         args=arguments(

@@ -10,16 +10,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ressa.calibration.outputs import outputs_of
 from ressa.errors import RessaError
+from ressa.model.structure import structure
 from ressa.repair.distill import IGNORE, adaptation_loss, answer_kl, decoder_inputs, logits_at, paper_kl, targets
-from ressa.repair.hidden import HiddenStates
+from ressa.repair.hidden import hidden_loss
 
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # Trainer's own name; the last file it writes into a checkpoint
@@ -64,7 +66,10 @@ class Adaptation(Trainer):
         super().__init__(**settings)
         self.objective, self.hidden_weight = objective, hidden_weight
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
-        self.hidden = HiddenStates(settings["model"], self.teacher) if self.teacher and hidden_weight else None
+        parts, self.config = ("vision", "language"), settings["model"].config
+        distilled = self.teacher is not None and hidden_weight
+        self.blocks = structure(settings["model"]).blocks(parts) if distilled else []
+        self.dense_blocks = structure(cast(PreTrainedModel, self.teacher)).blocks(parts) if distilled else []
         self.remove_callback(PrinterCallback)
 
     def compute_loss(
@@ -74,9 +79,11 @@ class Adaptation(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss = self.objective(model, self._dense_logits if self.teacher is not None else None, inputs)
-        if self.hidden:
-            loss = loss + self.hidden_weight * self.hidden.loss(inputs)
+        with outputs_of(self.blocks) as ours, outputs_of(self.dense_blocks) as theirs:
+            loss = self.objective(model, self._dense_logits if self.teacher is not None else None, inputs)
+        if self.blocks:
+            far = hidden_loss(ours, theirs, self.blocks, inputs, self.config)
+            loss = loss + self.hidden_weight * far
         return (loss, None) if return_outputs else loss
 
     def _dense_logits(self, inputs: dict[str, Any], positions_BT: Tensor) -> Tensor:
