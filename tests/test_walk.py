@@ -286,6 +286,23 @@ def test_inputs_of_a_block_entered_per_crop_come_from_the_pruned_block_before_it
     torch.testing.assert_close(found.norm_I, inputs.square().mean(0).sqrt())
 
 
+def test_after_the_first_call_a_block_is_heard_no_further_than_to_its_last_linear():
+    model, blocks, batches = _toy("crops")
+    visit, ends = next(walk(model, blocks, batches)), []
+    blocks[0].module[1].register_forward_hook(lambda *call: ends.append(call))
+    heard = gather(visit, InputNorm, [TokenWeights()] * 3)
+    assert (len(visit.calls), len(ends)) == (7, 1)
+    assert heard["tower.0.0"].tokens == 7 * 2 * 3
+
+
+def test_a_linear_that_is_called_twice_is_heard_twice_in_every_call():
+    model, blocks, batches = _toy("crops")
+    twice = nn.Sequential(blocks[0].module[0], nn.Tanh(), blocks[0].module[0])
+    model.tower[0], blocks[0] = twice, Block("tower.0", "vision", twice, {"tower.0.0": twice[0]})
+    heard = gather(next(walk(model, blocks, batches)), InputNorm, [TokenWeights()] * 3)
+    assert heard["tower.0.0"].tokens == 2 * 7 * 2 * 3
+
+
 def test_a_forward_that_goes_another_way_than_its_likes_is_refused():
     model, blocks, batches = _toy("crops")
     plain = model.forward

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from ressa.errors import RessaError
 
 RETRY_DAMPS = (0.01, 0.1, 1.0, 10.0)  # shares of the mean diagonal
+PANELS = 4  # of a Gram: with so many, its symmetry saves 3/8 of the work, and each is still one large product
 Made = TypeVar("Made")
 
 
@@ -89,11 +90,20 @@ class Gram:
         """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
         x_TI, tokens = _root_weighted(x, weight)
         self.tokens += tokens
-        self.products_II.addmm_(x_TI.T, x_TI)  # in place, so that autocast cannot turn it into a bfloat16 product
+        for a, b in self._panels():  # in place, so that autocast cannot turn it into a bfloat16 product
+            self.products_II[a:b, a:].addmm_(x_TI[:, a:b].T, x_TI[:, a:])
         self._made.clear()
+
+    def _panels(self) -> Iterator[tuple[int, int]]:
+        """First row and end of each panel; it begins at the diagonal, for what is left of that stands above it too."""
+        size = len(self.products_II)
+        width = -(-size // PANELS)
+        return ((a, min(a + width, size)) for a in range(0, size, width))
 
     @property
     def gram_II(self) -> Tensor:
+        for a, b in self._panels():
+            self.products_II[b:, a:b] = self.products_II[a:b, b:].T
         return _mean(self.products_II, self.tokens)
 
     @property

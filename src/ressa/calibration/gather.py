@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ressa.calibration.tokens import TokenWeights
-from ressa.calibration.walk import Call, Visit
+from ressa.calibration.walk import Call, Enough, Visit
 from ressa.errors import RessaError
 
 Reads = dict[str, list[Tensor]]  # by linear, in the order in which it was called
@@ -32,8 +32,10 @@ def gather(
     statistics: dict[str, Any] = {}
     if needs is None:
         return statistics
+    once = False
     for call in visit.calls:
-        reads, given = listen(visit, call, only)
+        reads, given = listen(visit, call, only, once=once)
+        once = reads.keys() == _heard(visit, only).keys() and all(len(tensors) == 1 for tensors in reads.values())
         crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
         for names in same_input(reads):
             statistic = _statistic(statistics, names, needs, reads[names[0]][0])
@@ -51,12 +53,16 @@ def reading_order(visit: Visit) -> list[list[str]]:
     return same_input(listen(visit, visit.calls[0])[0]) if visit.calls else []
 
 
-def listen(visit: Visit, call: Call, only: Collection[str] | None = None) -> tuple[Reads, list[Tensor]]:
-    """What each linear reads in this call, and the tensors the block was given. All are kept: ids stay unique."""
+def listen(
+    visit: Visit, call: Call, only: Collection[str] | None = None, *, once: bool = False
+) -> tuple[Reads, list[Tensor]]:
+    """What each linear reads in this call, and the tensors the block was given. All are kept: ids stay unique.
+
+    `once`: each linear is called once, so the block need not be run any further than to the last of them.
+    """
     reads: Reads = {}
     versions: list[tuple[str, Tensor, int]] = []
-    heard = {name: linear for name, linear in visit.block.linears.items() if only is None or name in only}
-    with _ears(heard, reads, versions):
+    with _ears(_heard(visit, only), reads, versions, once):
         given = visit.run(call)
     for name, x, version in versions:
         if x._version != version:
@@ -64,13 +70,21 @@ def listen(visit: Visit, call: Call, only: Collection[str] | None = None) -> tup
     return reads, given
 
 
+def _heard(visit: Visit, only: Collection[str] | None) -> dict[str, nn.Linear]:
+    return {name: linear for name, linear in visit.block.linears.items() if only is None or name in only}
+
+
 @contextmanager
-def _ears(linears: Mapping[str, nn.Module], reads: Reads, versions: list[tuple[str, Tensor, int]]) -> Iterator[None]:
+def _ears(
+    linears: Mapping[str, nn.Module], reads: Reads, versions: list[tuple[str, Tensor, int]], once: bool
+) -> Iterator[None]:
     def ear(name: str) -> Any:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["input"]
             reads.setdefault(name, []).append(x)
             versions.append((name, x, x._version))
+            if once and len(reads) == len(linears):
+                raise Enough
 
         return listen
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +28,10 @@ from ressa.model.structure import Block
 PROPAGATE = ("sequential", "dense")
 Batch = Mapping[str, Any]
 Progress = Callable[[int, int, str], None]
+
+
+class Enough(BaseException):
+    """Raised by a hook within a block to end `Visit.run`: the rest of the block is not needed."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,8 @@ class _Journey:
             raise RessaError(f"{block.name} is given a key-value cache although use_cache is off; leave its part out")
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         before = [version(tensor) for tensor in tensors]
-        block.module(*args, **kwargs)
+        with suppress(Enough):
+            block.module(*args, **kwargs)
         if before != [version(tensor) for tensor in tensors]:
             raise RessaError(f"{block.name} changes its own arguments and cannot be run twice; leave its part out")
         return tensors
