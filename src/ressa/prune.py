@@ -57,6 +57,7 @@ def prune(
     asymmetric: float = 0.0,
     damp: float | None = None,
     token_weights: Mapping[str, float] | None = None,
+    patch_embedding: bool = False,
     split: str = "train",
     group: str | None = None,
     device: torch.device | str | None = None,
@@ -86,6 +87,7 @@ def prune(
         token_weights: how much "image", "text" and "answer" tokens count (1 each); padding never counts.
         group: what competes in an unstructured pattern, "row" or "matrix" (by default matrices in vision, else rows);
             with magnitude also all matrices of a "part" or of the "model".
+        patch_embedding: whether the convolution that cuts pictures into patches is pruned with the vision tower.
         device: where blocks are pruned, one at a time; None where the model is loaded, on the CPU.
         progress: called with (blocks done, blocks in all, name of the next).
 
@@ -115,7 +117,7 @@ def prune(
     records = None if data is None else read_records(data, split)
 
     net, processor = load(model)
-    plan = structure(net)
+    plan = structure(net, patch_embedding=patch_embedding)
     ground = Ground(net, processor, records, samples, batch_size, seed, counts, device, progress)
     patterns, allotted = allot(request, saved, plan, ground, run, partial(prune_block, run))
     blocks = [

@@ -77,6 +77,9 @@ class Prune:
     split: str = setting("train", "Which records calibrate.")
     samples: int = setting(128, "How many records calibrate.")
     batch_size: int = setting(8, "Records that run together in calibration.")
+    patch_embedding: bool = setting(
+        False, "Prune the convolution that cuts pictures into patches too, as the vision tower's first layer."
+    )
     propagate: str = setting(
         "sequential",
         "Inputs of a block come from pruned blocks (sequential) or not (dense).",

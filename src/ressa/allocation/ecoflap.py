@@ -18,6 +18,7 @@ from ressa.allocation.budget import as_sparsity, caps, whole
 from ressa.allocation.measure import Ground
 from ressa.data.prompts import IGNORED, to_device
 from ressa.errors import RessaError
+from ressa.model.matrix import AsLinear, parameter
 
 STEP = 1e-3  # epsilon of the zeroth order
 
@@ -68,7 +69,7 @@ def saliency(ground: Ground) -> dict[str, float]:
 
     with _only(ground, requires_grad=True), torch.enable_grad():
         handles = [
-            linear.weight.register_post_accumulate_grad_hook(listen(block.name))
+            parameter(linear).register_post_accumulate_grad_hook(listen(block.name))
             for block in ground.blocks
             for linear in block.linears.values()
         ]
@@ -106,7 +107,7 @@ def shaken(ground: Ground) -> dict[str, float]:
 
 
 def _loss_at(
-    ground: Ground, batch: Mapping[str, Any], linears: list[nn.Linear], before: list[Tensor], z: list[Tensor], by: float
+    ground: Ground, batch: Mapping[str, Any], linears: list[nn.Linear | AsLinear], before: list[Tensor], z: list[Tensor], by: float
 ) -> float:
     try:
         for linear, weight, direction in zip(linears, before, z, strict=True):
@@ -133,15 +134,15 @@ def _answers(batch: Mapping[str, Any]) -> float:
 def _only(ground: Ground, *, requires_grad: bool) -> Iterator[None]:
     """Gradients for the weights of the blocks (or for none), no dropout; afterwards all is as before."""
     net, was_training = ground.net, ground.net.training
-    before = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    before = [(weight, weight.requires_grad) for weight in net.parameters()]
     try:
         net.eval().requires_grad_(False)
         for block in ground.blocks:
             for linear in block.linears.values():
-                linear.weight.requires_grad_(requires_grad)
+                parameter(linear).requires_grad_(requires_grad)
         yield
     finally:
         net.train(was_training)
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-            parameter.grad = None
+        for weight, required in before:
+            weight.requires_grad_(required)
+            weight.grad = None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import Call, Enough, Visit
 from ressa.errors import RessaError
+from ressa.model.matrix import AsLinear
 
 Reads = dict[str, list[Tensor]]  # by linear, in the order in which it was called
 
@@ -70,13 +71,13 @@ def listen(
     return reads, given
 
 
-def _heard(visit: Visit, only: Collection[str] | None) -> dict[str, nn.Linear]:
+def _heard(visit: Visit, only: Collection[str] | None) -> dict[str, nn.Linear | AsLinear]:
     return {name: linear for name, linear in visit.block.linears.items() if only is None or name in only}
 
 
 @contextmanager
 def _ears(
-    linears: Mapping[str, nn.Module], reads: Reads, versions: list[tuple[str, Tensor, int]], once: bool
+    linears: Mapping[str, nn.Linear | AsLinear], reads: Reads, versions: list[tuple[str, Tensor, int]], once: bool
 ) -> Iterator[None]:
     def ear(name: str) -> Any:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from ressa.errors import RessaError
 from ressa.model.load import auto_class, read_config
+from ressa.model.matrix import matrix
 from ressa.patterns import Pattern, parse
 
 MANIFEST = "ressa.json"
@@ -136,16 +137,19 @@ def verify(folder: str | Path, patterns: Mapping[str, Pattern]) -> None:
 
 
 def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(module name, weight) of all tensors with more than one dimension, one in memory at a time."""
+    """(module name, weight (O, I)) of all tensors with more than one dimension, one in memory at a time."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise RessaError(f"{folder}: no safetensors in this folder")
     try:
         stored = {key: file for file in files for key in _keys(file)}
-        for key, name in _module_names(folder, list(stored)).items():
+        model = _empty(folder)
+        modules = dict(model.named_modules())
+        for key, name in _module_names(model, list(stored)).items():
             with safe_open(stored[key], framework="pt") as tensors:
                 if len(tensors.get_slice(key).get_shape()) > 1:
-                    yield name, tensors.get_tensor(key)
+                    weight = tensors.get_tensor(key)
+                    yield name, matrix(modules[name], weight) if name in modules else weight
     except (SafetensorError, OSError) as error:
         raise RessaError(f"{folder}: damaged safetensors ({error})") from None
 
@@ -155,14 +159,18 @@ def _keys(file: Path) -> list[str]:
         return list(tensors.keys())
 
 
-def _module_names(folder: Path, keys: list[str]) -> dict[str, str]:
+def _empty(folder: Path) -> PreTrainedModel:
+    """The model without weights."""
+    config = read_config(folder)
+    with torch.device("meta"):
+        return auto_class(config, folder).from_config(config)
+
+
+def _module_names(model: PreTrainedModel, keys: list[str]) -> dict[str, str]:
     """Stored name of a tensor -> name of its module. Many families keep older names on disk than in memory.
 
     The renaming is transformers' own, as in `from_pretrained`; tensors that it would fuse keep their stored names.
     """
-    config = read_config(folder)
-    with torch.device("meta"):
-        model = auto_class(config, folder).from_config(config)
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ressa.errors import RessaError, unknown
+from ressa.model.matrix import AsLinear, Convolution, is_patch_embedding, seen_as_linear
 
 PartName = Literal["vision", "connector", "language"]
 Stack = Literal["encoder", "decoder"]
@@ -32,7 +33,7 @@ class Block:
     name: str
     part: PartName
     module: nn.Module
-    linears: dict[str, nn.Linear]
+    linears: dict[str, nn.Linear | AsLinear]
     stack: Stack | None = None
 
 
@@ -71,8 +72,10 @@ class _Root:
     stack: Stack | None
 
 
-def structure(model: PreTrainedModel) -> Structure:
+def structure(model: PreTrainedModel, *, patch_embedding: bool = False) -> Structure:
     """Places every block of `model` (LLaVA, BLIP-2, InstructBLIP and whatever is built alike; plain causal models).
+
+    With `patch_embedding`, the convolution that cuts pictures into patches is the vision tower's first block.
 
     Raises:
         RessaError: blocks that cannot be placed with certainty, with the names of what was found.
@@ -89,6 +92,8 @@ def structure(model: PreTrainedModel) -> Structure:
     blocks = [_block(name, module, roots, owners, kept) for name, module in reversed(once.values())]
     if not any(block.linears for block in blocks if block.part == "language"):
         raise RessaError(f"{type(model).__name__}: no repeated blocks with linear layers found in its language model")
+    if patch_embedding:
+        blocks = _patch_embeddings(model, roots, blocks) + blocks
     kept |= _others(model, roots, {name for block in blocks for name in block.linears} | kept.keys())
     return Structure(_parts(model, roots, blocks), kept)
 
@@ -146,8 +151,20 @@ def _block_lists(model: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Mod
             yield name, [(f"{name}.{index}", member) for index, member in members]
 
 
-def _linears(module: nn.Module) -> list[nn.Linear]:
-    return [inner for inner in module.modules() if isinstance(inner, nn.Linear)]
+def _linears(module: nn.Module) -> list[nn.Module]:
+    return [inner for inner in module.modules() if seen_as_linear(inner)]
+
+
+def _patch_embeddings(model: PreTrainedModel, roots: list[_Root], blocks: list[Block]) -> list[Block]:
+    """Each as a block of its own. Raises RessaError if there is none."""
+    found = []
+    for name, module in model.named_modules():
+        home, within = _home(name, roots), any(_below(name, block.name) for block in blocks)
+        if home and home.part == "vision" and not within and is_patch_embedding(module):
+            found.append(Block(name, "vision", module, {name: AsLinear(module)}, home.stack))
+    if not found:
+        raise RessaError(f"{type(model).__name__}: no patch embedding whose patches do not overlap: leave it out")
+    return found
 
 
 def _loose_connectors(model: nn.Module, roots: list[_Root], lists: list[str]) -> list[tuple[str, nn.Module]]:
@@ -177,18 +194,19 @@ def _block(
     """The block with its prunable linears; those that cannot be pruned go to `kept`."""
     home = _home(name, roots)
     assert home is not None  # structure() refuses the others
-    linears: dict[str, nn.Linear] = {}
+    linears: dict[str, nn.Linear | AsLinear] = {}
     unheard = {id(inner.out_proj) for inner in module.modules() if isinstance(inner, nn.MultiheadAttention)}
     for inner_name, inner in module.named_modules():
-        if not isinstance(inner, nn.Linear):
+        linear = seen_as_linear(inner)
+        if linear is None:
             continue
         full = f"{name}.{inner_name}" if inner_name else name
-        if aliases := [owner for key, owner in owners[id(inner.weight)].items() if key != id(inner)]:
+        if aliases := [owner for key, owner in owners[id(inner.get_parameter("weight"))].items() if key != id(inner)]:
             kept[full] = f"tied to {aliases[0]}"
         elif id(inner) in unheard:
             kept[full] = "inside nn.MultiheadAttention, which reads its weight without calling it"
         else:
-            linears[full] = inner
+            linears[full] = linear
     return Block(name, home.part, module, linears, home.stack)
 
 
@@ -202,9 +220,11 @@ def _others(model: PreTrainedModel, roots: list[_Root], known: set[str]) -> dict
             others[name] = "output head"
         elif isinstance(module, nn.Embedding):
             others[name] = "embedding"
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            others[name] = "convolution"
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, Convolution):
+            home = _home(name, roots)
+            prunable = home and home.part == "vision" and is_patch_embedding(module)
+            others[name] = "patch embedding: only if asked" if prunable else "convolution"
+        elif seen_as_linear(module):
             home = _home(name, roots)
             others[name] = f"outside the repeated blocks of {home.part}" if home else "outside vision and language"
     return others

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ressa.errors import RessaError
 from ressa.model.folder import patterns_of
+from ressa.model.matrix import Convolution
 from ressa.model.structure import structure
 from ressa.patterns import NofM
 from ressa.repair.sparse_lora import SparseLoraConfig, SparseLoraLinear, SparseLoraModel, keep_kept
@@ -44,7 +45,10 @@ def pruned_matrices(model: PreTrainedModel, manifest: Mapping[str, Any]) -> dict
     Raises:
         RessaError: an entry that the model contradicts, or nothing pruned at all.
     """
-    linears = {n: (block, linear) for block in structure(model).blocks() for n, linear in block.linears.items()}
+    modules = dict(model.named_modules())
+    asked = any(isinstance(modules.get(name), Convolution) for name in manifest.get("matrices", {}))
+    plan = structure(model, patch_embedding=asked)
+    linears = {n: (block, linear) for block in plan.blocks() for n, linear in block.linears.items()}
     for name, pattern in patterns_of(manifest).items():
         if name not in linears or not pattern.holds(linears[name][1].weight):
             raise RessaError(
@@ -78,21 +82,22 @@ def wrap(
     biases: bool,
     connector: bool,
 ) -> Student:
-    """Put an adapter on every pruned linear and let the other chosen parameters be trained as they are.
+    """Put an adapter on every pruned linear (a pruned patch embedding stays as it is) and let the other chosen parameters be trained as they are.
 
     Everything is computed in float32: the updates of a bfloat16 norm or bias would mostly be rounded away.
     """
     dtypes = {name: tensor.dtype for name, tensor in _tensors(model)}
     model.float()
-    linears = {name: model.get_submodule(name) for name in pruned}
+    modules = {name: model.get_submodule(name) for name in pruned}
+    linears: dict[str, Any] = {name: module for name, module in modules.items() if not isinstance(module, Convolution)}
     others = [p for p in _norms(model) if norms]
     others += [m.bias for m in linears.values() if biases and isinstance(m.bias, nn.Parameter)]
     others += [p for p in _connector(model) if connector]
     masked = {id(linear.weight) for linear in linears.values()}  # trained through their adapter or their zeros are lost
-    config = SparseLoraConfig(rank=rank, alpha=alpha, target_modules=list(pruned))
+    config = SparseLoraConfig(rank=rank, alpha=alpha, target_modules=list(linears))
     tuner = SparseLoraModel(model, config, "default")  # no PeftModel around it: Trainer knows the model as it is
     adapted = {name for name, module in model.named_modules() if isinstance(module, SparseLoraLinear)}
-    if adapted != set(pruned):
+    if adapted != linears.keys():
         raise RuntimeError("peft adapted other linears than those that were named")
     for parameter in others:
         parameter.requires_grad_(id(parameter) not in masked)

@@ -1,0 +1,81 @@
+"""Modules that are no `nn.Linear` and yet multiply by a matrix: transformers' Conv1D, and patch embeddings.
+
+Shapes: O outputs, I inputs (of a convolution: channels times pixels of a patch), B batch, T patches, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+@dataclass(frozen=True)
+class AsLinear:
+    """A module seen as a linear: `weight` is (O, I), a view, so that writing into it changes the module's own."""
+
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        return matrix(self.module, self.parameter)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The weight as the module keeps it."""
+        return self.module.get_parameter("weight")
+
+    def register_forward_pre_hook(self, hook: Callable[..., None], *, with_kwargs: bool = False) -> RemovableHandle:
+        """As nn.Module does; the hook hears tokens (..., I)."""
+
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            tokens = (patches(module, x) if isinstance(module, Convolution) else x,)
+            hook(module, tokens, {}) if with_kwargs else hook(module, tokens)
+
+        return self.module.register_forward_pre_hook(hear, with_kwargs=True)
+
+
+def parameter(linear: nn.Linear | AsLinear) -> nn.Parameter:
+    """The weight as its module keeps it: what has a gradient."""
+    return linear.parameter if isinstance(linear, AsLinear) else linear.get_parameter("weight")
+
+
+def seen_as_linear(module: nn.Module) -> nn.Linear | AsLinear | None:
+    """A linear itself, a Conv1D as one, None for any other module. Patch embeddings are asked for on their own."""
+    if isinstance(module, nn.Linear):
+        return module
+    return AsLinear(module) if isinstance(module, Conv1D) else None
+
+
+def matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    """The view (O, I) of a weight as `module` keeps it: Conv1D as (I, O), convolutions as (O, C, patch)."""
+    if isinstance(module, Conv1D):
+        return weight.mT
+    return weight.flatten(1) if isinstance(module, Convolution) else weight
+
+
+def is_patch_embedding(module: nn.Module) -> bool:
+    """Whether it is a convolution whose patches do not overlap, which makes it a linear on each patch."""
+    return (
+        isinstance(module, Convolution)
+        and module.kernel_size == module.stride
+        and module.groups == 1
+        and set(module.dilation) == {1}
+        and module.padding in ("valid", (0,) * len(module.kernel_size))
+    )
+
+
+def patches(convolution: Convolution, x: Tensor) -> Tensor:
+    """What a patch embedding reads of x (B, C, *size): (B, T, I), in the order of its outputs and of its weight."""
+    dims = range(2, x.ndim)
+    for dim, side in zip(dims, convolution.kernel_size, strict=True):
+        x = x.unfold(dim, side, side)  # drops what is left over, as the convolution does
+    x = x.movedim(1, x.ndim - 1 - len(dims))  # behind the places, before the pixels
+    return x.flatten(1, len(dims)).flatten(2)
