@@ -107,7 +107,12 @@ def shaken(ground: Ground) -> dict[str, float]:
 
 
 def _loss_at(
-    ground: Ground, batch: Mapping[str, Any], linears: list[nn.Linear | AsLinear], before: list[Tensor], z: list[Tensor], by: float
+    ground: Ground,
+    batch: Mapping[str, Any],
+    linears: list[nn.Linear | AsLinear],
+    before: list[Tensor],
+    z: list[Tensor],
+    by: float,
 ) -> float:
     try:
         for linear, weight, direction in zip(linears, before, z, strict=True):
