@@ -84,7 +84,8 @@ def wrap(
 ) -> Student:
     """Put an adapter on every pruned linear and let the other chosen parameters be trained as they are.
 
-    A pruned patch embedding stays as it is. Everything is computed in float32: the updates of a bfloat16 norm or bias would mostly be rounded away.
+    A pruned patch embedding stays as it is. Everything is computed in float32: the updates of a bfloat16 norm or bias
+    would mostly be rounded away.
     """
     dtypes = {name: tensor.dtype for name, tensor in _tensors(model)}
     model.float()
