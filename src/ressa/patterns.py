@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ressa.errors import RessaError, unknown
 
 Group = Literal["row", "even", "matrix"]
+SHORT = 16  # scores in a group of an N:M pattern, which torch goes through side by side
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,14 @@ def _wrong(written: str) -> RessaError:
     )
 
 
+def _kth_lowest(score_GK: Tensor, k: int) -> Tensor:
+    """The k-th lowest score of each row, (G, 1)."""
+    if score_GK.is_cpu and score_GK.dtype == torch.float32 and score_GK.shape[1] > SHORT:
+        # NumPy is ten times as fast as torch here
+        return torch.from_numpy(np.partition(score_GK.numpy(force=True), k - 1, axis=1)[:, k - 1 : k].copy())
+    return score_GK.kthvalue(k, dim=1, keepdim=True).values
+
+
 def _drop_lowest(score_GK: Tensor, drop: int) -> Tensor:
     """False at exactly the `drop` lowest scores of each row, (G, K); among equal scores the first ones go.
 
@@ -169,7 +179,7 @@ def _drop_lowest(score_GK: Tensor, drop: int) -> Tensor:
     """
     if drop == 0:
         return torch.ones_like(score_GK, dtype=torch.bool)
-    edge_G1 = score_GK.kthvalue(drop, dim=1, keepdim=True).values
+    edge_G1 = _kth_lowest(score_GK, drop)
     above_GK = score_GK > edge_G1
     if above_GK.sum() == len(score_GK) * (score_GK.shape[1] - drop):  # no ties: the rest would find the same
         return above_GK
