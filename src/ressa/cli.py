@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ressa.errors import RessaError
-from ressa.recipe import SEEDS, Evaluate, Prune, Recipe, Repair, build, read_recipe
+from ressa.recipe import SEEDS, Evaluate, Prepare, Prune, Recipe, Repair, build, read_recipe
 
 app = typer.Typer(
     name="ressa",
@@ -92,6 +92,63 @@ def emoji(
             out, train=train, validation=validation, test=test, questions=questions, seed=seed, progress=bar("drawing")
         )
     print(f"{out}: {train} + {validation} + {test} + {test} scenes")
+
+
+def _data_command(name: str, what: str) -> None:
+    """One command of `ressa data` for a source; all have the same settings."""
+
+    def command(
+        source: Annotated[str, typer.Argument(help="What was downloaded, or the name of a table.")],
+        out: Out,
+        settings: Prepare,
+        images: Annotated[
+            list[str] | None,
+            typer.Option(help="A folder or .zip with the pictures that SOURCE names. May be repeated."),
+        ] = None,
+        as_json: Json = False,
+    ) -> None:
+        from ressa.data.prepare import prepare as verb
+
+        with quiet(), bars() as bar:
+            told = verb(name, source, out, images=images or (), progress=bar, **asdict(settings))
+        show(told, as_json, *_prepared(out, told))
+
+    command.__name__, command.__doc__ = f"data {name}", f"Prepare {what}."
+    data_app.command(name)(with_settings(Prepare)(command))
+
+
+def _prepared(out: Path, told: dict[str, Any]) -> Iterator[str]:
+    pictures = told["pictures"]
+    yield f"{out}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
+    yield f"pictures: {pictures['made']:,} of {pictures['asked']:,}"
+    for what in ("unusable", "converted", "skipped"):
+        if told[what]:
+            counts = ", ".join(f"{n:,} {name}" for name, n in told[what].items())
+            yield f"{what}: {counts}" + (" (named in report.csv)" if what != "skipped" else "")
+
+
+for _name, _what in {
+    "coco-captions": "COCO captions by Karpathy's splits: dataset_coco.json (Flickr30k's too)",
+    "cc3m": "Conceptual Captions: the TSV file of captions and addresses, or img2dataset's .tar shards",
+    "vg": "Visual Genome: region_descriptions.json or question_answers.json",
+    "gqa": "GQA: one of its *_questions.json",
+    "llava-mix": "LLaVA's conversations: llava_v1_5_mix665k.json",
+    "sharegpt4v": "ShareGPT4V: any of its .json files",
+    "dataset": "any table: a folder that `datasets` saved, Parquet, or NAME or NAME:CONFIG on the hub",
+}.items():
+    _data_command(_name, _what)
+
+
+@data_app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A folder that `ressa data` prepared.")], as_json: Json = False
+) -> None:
+    """Compare every file of a prepared folder with its SHA-256 in SHA256SUMS."""
+    from ressa.data.prepare import check as verb
+
+    with bars() as bar:
+        told = verb(folder, bar("checking"))
+    show(told, as_json, f"{folder}: {told['files']:,} files, {told['bytes']:,} bytes, all as they were prepared")
 
 
 @app.command()
@@ -254,7 +311,7 @@ def _run(recipe: Recipe) -> None:
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str], Callable[[int, int, str], None]]]:
+def bars() -> Iterator[Callable[[str], Callable[[int, int | None, str], None]]]:
     """Progress bars with time left, on stderr: bar("pruning") gives a callable (done, total, what).
 
     They go when there is an error to be read.
@@ -274,10 +331,10 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int, str], None]]]:
     )
     shown = False
 
-    def bar(title: str) -> Callable[[int, int, str], None]:
+    def bar(title: str) -> Callable[[int, int | None, str], None]:
         task = progress.add_task(title, total=None, what="")
 
-        def update(done: int, total: int, what: str) -> None:
+        def update(done: int, total: int | None, what: str) -> None:
             progress.update(task, completed=done, total=total, what=what if what != title else "")
 
         return update

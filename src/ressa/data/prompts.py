@@ -28,23 +28,25 @@ def prompt_text(processor: Any, record: Record) -> str:
 
     The chat template of the processor or of its tokenizer, with a placeholder for the picture; the paper's own prompts
     for BLIP-2 and InstructBLIP; for a text-only model without template the bare question. A caption record asks for a
-    caption; a `{"text": ...}` record has an empty prompt. The picture of a record plays no part in a text-only model.
+    caption, and its prefix is the beginning of the answer (BLIP-2, section 3.3: the prefix is all that those models
+    read); a `{"text": ...}` record has an empty prompt. The picture of a record plays no part in a text-only model.
 
     Raises:
         RessaError: a vision-language processor without a chat template, or a template that fails on the record.
     """
     question = record.question and _plain(processor, record.question)
+    prefix = _plain(processor, record.prefix or "")
     template = _template(processor)
     if question is None and record.caption is None:
         return tokenizer_of(processor).bos_token or "" if _writes_specials(processor) else ""
     if hasattr(processor, "num_query_tokens"):  # the BLIP processors put the picture's tokens in front themselves
         caption = CAPTION if hasattr(processor, "qformer_tokenizer") else BLIP2_CAPTION
-        return caption if question is None else QUESTION.format(question)
+        return prefix or caption if question is None else QUESTION.format(question)
     if template is None and hasattr(processor, "image_processor"):
         raise RessaError("the model's processor has no chat template; add chat_template.jinja to its folder")
     if template is None:
-        return question or ""
-    return _render(processor, template, question or CAPTION, record.image is not None, record.id)
+        return question or prefix
+    return _render(processor, template, question or CAPTION, record.image is not None, record.id) + prefix
 
 
 def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: bool) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ A record in a JSONL file is one of
 
     {"image": "images/1.png", "question": "What is it?", "answer": "an owl"}      or "answers": ["an owl", "owl", ...]
     {"image": "images/1.png", "caption": "an owl in a tree"}
+    {"image": "images/1.png", "prefix": "an owl", "caption": "in a tree"}
     {"image": "images/1.png", "messages": [{"role": "user", ...}, {"role": "assistant", ...}]}
     {"text": "Owls are birds."}
 
@@ -30,7 +31,10 @@ Find = Callable[[object, str], Picture]  # (what the image field holds, where) -
 
 @dataclass(frozen=True)
 class Record:
-    """One thing to ask of a model. A `{"text": ...}` record has no question and its text as the only answer."""
+    """One thing to ask of a model. A `{"text": ...}` record has no question and its text as the only answer.
+
+    `prefix` is how the caption begins: the model reads it, and `caption` is how it goes on.
+    """
 
     id: str
     question: str | None
@@ -38,6 +42,7 @@ class Record:
     caption: str | None = None
     kind: str | None = None
     image: Picture | None = None
+    prefix: str | None = None
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -60,8 +65,9 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
     """All records of a split, in their order; `id` is the record's own (made unique), else "train-7" for line 7.
 
     Args:
-        source: a folder with {split}.jsonl, one .jsonl file (`split` is then only a name), a folder written by
-            `datasets` (`save_to_disk`), a `datasets.Dataset`, or a `datasets.DatasetDict`.
+        source: a folder with {split}.jsonl or with shards {split}-00000-of-00003.parquet, one .jsonl file (`split` is
+            then only a name), a folder written by `datasets` (`save_to_disk`), a `datasets.Dataset`, or a
+            `datasets.DatasetDict`.
 
     Raises:
         RessaError: one line with file, line and field: malformed JSON, nothing to learn from (no answer, caption or
@@ -78,7 +84,11 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
         return _from_jsonl(path / f"{split}.jsonl", split)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _from_table(path, split, str(path))
-    splits = ", ".join(sorted(p.stem for p in path.glob("*.jsonl"))) or "none"
+    shards = sorted(path.glob("*-00000-of-*.parquet"))
+    if any(shard.name.startswith(f"{split}-00000-") for shard in shards):
+        return _from_table(path, split, str(path))
+    splits = ", ".join(sorted([*(p.stem for p in path.glob("*.jsonl")), *(p.name.split("-00000-")[0] for p in shards)]))
+    splits = splits or "none"
     raise RessaError(f"{path}: no {split}.jsonl (splits found there: {splits})")
 
 
@@ -144,11 +154,11 @@ def _parse(raw: Mapping[str, Any], ident: str, where: str, find: Find) -> Record
         asked, answer, inline = _conversation(raw["messages"], where)
         return Record(ident, asked, (answer,), None, kind, _picture(raw, inline, where, find))
     picture = _picture(raw, None, where, find)
-    question, caption, text = (_text(raw, key, where) for key in ("question", "caption", "text"))
+    question, caption, prefix, text = (_text(raw, key, where) for key in ("question", "caption", "prefix", "text"))
     if question is not None:
         return Record(ident, question, _answers(raw, where), None, kind, picture)
     if caption is not None and picture is not None:
-        return Record(ident, None, (), caption, kind, picture)
+        return Record(ident, None, (), caption, kind, picture, prefix)
     if text is not None and picture is None:
         return Record(ident, None, (text,), None, kind, None)
     answered = raw.get("answer") is not None or raw.get("answers") is not None

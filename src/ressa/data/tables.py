@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +43,9 @@ def rows(source: Path | Any, split: str, name: str) -> Iterator[tuple[dict[str, 
 
 def _table(source: Any, split: str, name: str) -> datasets.Dataset:
     if isinstance(source, Path):
+        shards = sorted(str(path) for path in source.glob(f"{glob.escape(split)}-*-of-*.parquet"))
         try:
-            source = datasets.load_from_disk(str(source))
+            source = datasets.Dataset.from_parquet(shards) if shards else datasets.load_from_disk(str(source))
         except Exception as error:  # whatever a damaged Arrow file makes the reader raise
             reason = (str(error).splitlines() or [""])[0]
             raise RessaError(f"{name}: cannot be read as a saved dataset ({reason})") from None

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ressa.errors import RessaError
+from ressa.folders import check_output, partial, sync
+from ressa.folders import check_writable as check_writable  # verbs know it from here
 from ressa.model.load import auto_class, read_config
 from ressa.model.matrix import matrix
 from ressa.patterns import Pattern, parse
@@ -37,32 +36,6 @@ class Zeros:
     @property
     def sparsity(self) -> float:
         return self.zeros / self.weights if self.weights else 0.0
-
-
-def check_output(out: str | Path) -> None:
-    """Raises RessaError if `out` exists and is not an empty folder, or could not be written. Leaves nothing behind."""
-    path = Path(out)
-    if os.path.lexists(path) and not path.is_dir():
-        raise RessaError(f"{out}: the output is a file; name a new folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise RessaError(f"{out}: the output folder is not empty; name a new one or empty it")
-    check_writable(path)
-
-
-def check_writable(out: str | Path) -> None:
-    """Raises RessaError if nothing could be made in (or as) the folder `out`. Leaves nothing behind."""
-    above = Path(out).absolute()
-    while not os.path.lexists(above):
-        above = above.parent
-    if not above.is_dir():
-        raise RessaError(f"{out}: {above} is a file; name a folder")
-    # permission bits do not tell of read-only mounts or of root, so a folder is really made
-    probe = above / f".ressa-{uuid.uuid4().hex}"
-    try:
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise RessaError(f"{out}: the output folder cannot be written ({error.strerror} in {above})") from None
 
 
 def write_folder(
@@ -83,7 +56,7 @@ def write_folder(
     """
     check_output(out)
     path = Path(out).absolute()
-    with _partial(path) as folder:
+    with partial(path) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         _plain_config(folder / "config.json")
@@ -91,10 +64,10 @@ def write_folder(
             verify(folder, patterns)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for file in sorted(folder.rglob("*"), key=lambda file: file.name == MANIFEST):
-            _sync(file)
-        _sync(folder)
+            sync(file)
+        sync(folder)
         os.replace(folder, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -182,34 +155,8 @@ def _module_names(model: PreTrainedModel, keys: list[str]) -> dict[str, str]:
     return names
 
 
-@contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path`, on the same file system, which is gone afterwards whatever happens."""
-    folder = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    made = [above for above in path.parents if not above.exists()]
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    except OSError as error:
-        raise RessaError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for above in made:  # the nearest first; those that now hold `path` stay
-            if above.is_dir() and not any(above.iterdir()):
-                above.rmdir()
-
-
 def _plain_config(file: Path) -> None:
     """Takes `sparsity_config` out of a config that came with one."""
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.pop("sparsity_config", None) is not None:
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """Until it is on the disk, a crash could leave the name without the bytes."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

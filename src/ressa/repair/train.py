@@ -253,7 +253,7 @@ def _inputs(pruned: str | Path, teacher: str | Path, records: list[Record]) -> d
     digest = hashlib.sha256()
     for record in records:
         image = record.image.identity() if record.image else None
-        digest.update(repr((record.id, record.question, record.references, image)).encode())
+        digest.update(repr((record.id, record.question, record.prefix, record.references, image)).encode())
     return {"pruned": _stamp(pruned), "teacher": _stamp(teacher), "data": digest.hexdigest()}
 
 

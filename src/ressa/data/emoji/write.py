@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ressa.data.emoji.questions import ask, caption
 from ressa.data.emoji.scenes import SPLITS, draw, scene
 from ressa.errors import RessaError
+from ressa.folders import check_output, partial
 
 CREDIT = """Emoji scenes, made by ressa (`ressa data emoji`).
 Art: OpenMoji, the open-source emoji and icon project (https://openmoji.org), licence CC BY-SA 4.0; so are these \
@@ -43,11 +41,8 @@ def write(
     sizes = dict(zip(SPLITS, (train, validation, test, test), strict=True))
     if min(*sizes.values(), questions) < 1:
         raise RessaError("ressa data emoji: train, validation, test and questions must each be at least 1")
-    if os.path.lexists(path) and not path.is_dir():
-        raise RessaError(f"{out}: the output is a file; name a new folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise RessaError(f"{out}: the output folder is not empty; name a new one or empty it")
-    with _partial(path) as folder:
+    check_output(out)
+    with partial(path) as folder:
         (folder / "images").mkdir()
         done = 0
         for split, n in sizes.items():
@@ -58,23 +53,6 @@ def write(
         (folder / "README.txt").write_text(CREDIT, encoding="utf-8")
         os.replace(folder, path)
     return Path(out)
-
-
-@contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path`, gone afterwards whatever happens, with the parents that were made for it."""
-    folder = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    made = [above for above in path.parents if not above.exists()]
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    except OSError as error:
-        raise RessaError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for above in made:  # the nearest first; those that now hold `path` stay
-            if above.is_dir() and not any(above.iterdir()):
-                above.rmdir()
 
 
 def _write_split(folder: Path, split: str, n: int, questions: int, seed: int) -> Iterator[int]:

@@ -1,0 +1,84 @@
+"""Huge JSON files, record by record (`ijson`), so that none of them is ever in memory as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ijson
+
+from ressa.data.images import shown
+from ressa.errors import RessaError
+
+BLOCK = 1 << 16
+
+
+def entries(path: Path, prefix: str, form: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """(object, where) of each object in the list at `prefix` ("item", "images.item").
+
+    Args:
+        form: what the file should look like, for the error.
+
+    Raises:
+        RessaError: no such file, no JSON, no such list in it, or an entry that is no object.
+    """
+    for n, (record, where) in enumerate(_events(path, "items", prefix, form), 1):
+        if not isinstance(record, Mapping):
+            raise RessaError(f"{where}: record {n} must be an object in braces, not {shown(record)}")
+        yield record, f"{where}: record {n}"
+
+
+def named_entries(path: Path, form: str) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """(name, object, where) of each entry of the one object in the file. Raises as `entries`."""
+    for (name, record), where in _events(path, "kvitems", "", form):
+        if not isinstance(record, Mapping):
+            raise RessaError(f"{where}: record {shown(name)} must be an object in braces, not {shown(record)}")
+        yield name, record, f"{where}: record {shown(name)}"
+
+
+def _events(path: Path, reader: str, prefix: str, form: str) -> Iterator[tuple[Any, str]]:
+    """What `ijson` finds. A file that it cannot read is read again, slowly near the fault, to say where that is."""
+    if not path.is_file():
+        raise RessaError(f"{path}: no such file; give {form}")
+    read, found = getattr(ijson, reader), 0
+    try:
+        with path.open("rb") as file:
+            try:
+                for entry in read(file, prefix, use_float=True, buf_size=BLOCK):
+                    found += 1
+                    yield entry, str(path)
+            except ijson.JSONError:
+                raise _fault(path, read, prefix, max(0, file.tell() - BLOCK)) from None
+            size = file.tell()
+    except OSError as error:
+        raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
+    if not found:
+        raise RessaError(f"{path}: no records in {size:,} bytes; give {form}")
+
+
+class _Slowly:
+    """A file that gives single bytes from `start` on, so that whoever reads it stops exactly at a fault."""
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self.file, self.start, self.lines = file, start, 1
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(min(size, self.start - self.file.tell()) if self.file.tell() < self.start else 1)
+        self.lines += block.count(b"\n")
+        return block
+
+
+def _fault(path: Path, read: Any, prefix: str, start: int) -> RessaError:
+    found, reason = 0, "it ends too early"
+    with path.open("rb") as file:
+        slow = _Slowly(file, start)
+        try:
+            for _ in read(slow, prefix, buf_size=BLOCK):
+                found += 1
+        except ijson.JSONError as error:
+            reason = re.split(r"\n|\\n", str(error))[0].removeprefix("b'").removeprefix('b"')
+        return RessaError(
+            f"{path}:{slow.lines}: malformed JSON after record {found}, at byte {file.tell():,} ({reason})"
+        )

@@ -1,0 +1,116 @@
+"""Any table that `datasets` reads: a folder that it saved, parquet files, or the name of a data set on the hub.
+
+`columns` says where the table has what a record needs, "image=jpg,caption=txt"; columns that are called image, caption,
+question and answer are found without it. An image column may hold pictures, addresses, or names below `--images`. A
+caption may be a list of captions, an answer a list of answers or of {"answer": text} as in VQAv2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ressa.data.images import shown
+from ressa.data.prepare.items import Item, Place, Said, Skip, field
+from ressa.errors import RessaError, unknown
+
+FIELDS = ("image", "caption", "question", "answer")
+
+
+def load(source: str, split: str) -> datasets.Dataset:
+    """The table with its pictures undecoded.
+
+    Raises:
+        RessaError: no such table, or no such split in it.
+    """
+    try:
+        table = _open(source)
+    except Exception as error:  # whatever a damaged file or an absent data set makes the readers raise
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise RessaError(f"{source}: no table that datasets can read ({reason})") from None
+    if isinstance(table, Mapping):
+        if split not in table:
+            raise unknown(f"split of {source}", split, [str(name) for name in table])
+        table = table[split]
+    for column, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    return table.with_format(None)
+
+
+def _open(source: str) -> Any:
+    path = Path(source)
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files=str(path))
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return datasets.load_from_disk(str(path))
+    if path.is_dir():
+        return datasets.load_dataset(str(path))
+    name, _, config = source.partition(":")
+    return datasets.load_dataset(name, config or None)
+
+
+def mapping(table: datasets.Dataset, columns: str | None, name: str) -> dict[str, str]:
+    """Field of a record -> column of the table. Raises RessaError for unknown names, or if nothing could be made."""
+    there = {key: key for key in FIELDS if key in table.column_names}
+    for entry in filter(None, (columns or "").split(",")):
+        key, found, column = (word.strip() for word in entry.partition("="))
+        if key not in FIELDS:
+            raise unknown("field in --columns", key, FIELDS)
+        if not found or column not in table.column_names:
+            raise unknown(f"column of {name}", column, table.column_names)
+        there[key] = column
+    if "image" not in there or ("caption" not in there and not {"question", "answer"} <= set(there)):
+        raise RessaError(
+            f"{name}: needs an image, and a caption or question and answer; say with --columns "
+            f"image=...,caption=... which of its columns they are: {', '.join(table.column_names)}"
+        )
+    return there
+
+
+def rows(table: datasets.Dataset, columns: Mapping[str, str], name: str) -> Iterator[Item | Skip]:
+    """A picture a row. Raises RessaError naming row and column for what is no text."""
+    inside = isinstance(table.features[columns["image"]], datasets.Image)
+    texts = table.select_columns([c for key, c in columns.items() if key != "image" or not inside])
+    for n, row in enumerate(texts):
+        where = f"{name}: row {n}"
+        said = _captions(row, columns, where) if "caption" in columns else []
+        if {"question", "answer"} <= set(columns):
+            said.append(_question(row, columns, where))
+        place: Place = ("row", n) if inside else _place(row, columns["image"], where)
+        yield Item(f"row {n}" if inside else str(place[1]), place, tuple(said), where)
+
+
+def cell(table: datasets.Dataset, n: int, column: str) -> bytes | str | None:
+    """The bytes of a picture, the path of its file, or None where there is none."""
+    value = table[n][column]
+    return None if value is None else value["path"] if value["bytes"] is None else value["bytes"]
+
+
+def _place(row: Mapping[str, Any], column: str, where: str) -> Place:
+    value = field(row, column, where)
+    if not isinstance(value, str):
+        raise RessaError(f'{where}: field "{column}" must be a picture, an address or a file name, not {shown(value)}')
+    return ("url" if value.startswith(("http://", "https://")) else "file", value)
+
+
+def _captions(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> list[Said]:
+    return [Said(told) for told in _texts(row, columns["caption"], where)]
+
+
+def _question(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Said:
+    question, *_ = _texts(row, columns["question"], where)
+    answers = _texts(row, columns["answer"], where)
+    return Said(answers[0], question, others=tuple(answers[1:]))
+
+
+def _texts(row: Mapping[str, Any], column: str, where: str) -> list[str]:
+    value = field(row, column, where)
+    listed = value if isinstance(value, list) else [value]
+    plain = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in listed]
+    if not plain or not all(isinstance(entry, str | int | float) for entry in plain):
+        raise RessaError(f'{where}: field "{column}" must be a text or a list of texts, not {shown(value)}')
+    return [str(entry).strip() for entry in plain]

@@ -1,0 +1,219 @@
+"""The verb: an official download, or any table, becomes a data folder.
+
+First the source is read to its end and planned (so a malformed file is refused before any picture is touched), then the
+pictures are made, then everything is written. All of it happens in a hidden folder beside the output, `.NAME.partial`,
+which a later run with the same settings takes up, and which becomes the output at the end.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ressa.data.images import shown
+from ressa.data.prepare import plan
+from ressa.data.prepare.cc3m import cc3m
+from ressa.data.prepare.coco_captions import coco_captions
+from ressa.data.prepare.conversations import conversations
+from ressa.data.prepare.gqa import gqa
+from ressa.data.prepare.items import Item, Skip
+from ressa.data.prepare.output import Progress, finish, write_records, write_report
+from ressa.data.prepare.places import Cell, Places
+from ressa.data.prepare.vg import vg
+from ressa.data.prepare.work import make_pictures
+from ressa.errors import RessaError, unknown
+from ressa.folders import check_output, sync
+
+Read = Callable[[Path], Iterator[Item | Skip]]
+
+SOURCES: dict[str, Read | None] = {
+    "coco-captions": coco_captions,
+    "cc3m": cc3m,
+    "vg": vg,
+    "gqa": gqa,
+    "llava-mix": conversations,
+    "sharegpt4v": conversations,
+    "dataset": None,  # a table, which is not read by its path
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What decides the bytes of the output; `recipe.Prepare` explains it."""
+
+    form: str = "plain"
+    split: str = "train"
+    validation: float = 0.0
+    test: float = 0.0
+    limit: int | None = None
+    per_picture: int | None = None
+    seed: int = 0
+    max_side: int | None = None
+    shard_size: int | None = None
+    columns: str | None = None
+    source_split: str = "train"
+
+
+def prepare(
+    name: str,
+    source: str,
+    out: str | Path,
+    *,
+    images: Sequence[str] = (),
+    progress: Callable[[str], Progress] = lambda title: lambda done, total, what: None,
+    workers: int = 16,
+    timeout: float = 20.0,
+    retries: int = 2,
+    max_failed: float = 0.5,
+    **told: Any,
+) -> dict[str, Any]:
+    """Prepares `source`, a file or folder in the format of `name`, as the data folder `out`; what ressa.json says.
+
+    Args:
+        images: folders and zips in which the source's picture names are looked up.
+        progress: given the title of a bar, gives what is called with (done, total or None, what).
+        workers, timeout, retries, max_failed: as `recipe.Prepare` explains them; a later run may have others.
+        told: the fields of `Made`, which decide what is made.
+
+    Raises:
+        RessaError: an unknown source, one that is not in its format, an output that is not empty, too many pictures
+            that cannot be used; and an interrupted preparation of `out` with other settings.
+    """
+    made = Made(**told)
+    items, cell, identity = _source(name, source, made)
+    check_output(out)
+    places = Places(images, cell, workers=workers, timeout=timeout, retries=retries)
+    manifest = {"verb": "data", "name": name, "source": source, "images": list(images), "settings": asdict(made)}
+    partial = Path(out).absolute().parent / f".{Path(out).absolute().name}.partial"
+    with _plan(partial, manifest, identity) as db:
+        if plan.settings_of(db) is None:
+            _planned(db, items, made, json.dumps([manifest, identity]), progress("reading"))
+            _check_plan(db, name, made, bool(images))
+        pictures = partial / ("made" if made.shard_size else "out")
+        make_pictures(
+            db,
+            pictures,
+            places,
+            workers=workers,
+            max_side=made.max_side,
+            max_failed=max_failed,
+            progress=progress("making pictures"),
+        )
+        result = _written(db, partial / "out", pictures, made, manifest, progress("writing records"))
+    os.replace(partial / "out", Path(out).absolute())
+    sync(Path(out).absolute().parent)
+    shutil.rmtree(partial)
+    return result
+
+
+def _source(name: str, source: str, made: Made) -> tuple[Iterator[Item | Skip], Cell | None, list[Any]]:
+    """(what the source holds, how to get a picture of a table, what changes when the source does)."""
+    if name not in SOURCES:
+        raise unknown("source", name, SOURCES)
+    if name == "coco-captions" and (made.validation or made.test or made.split != "train"):
+        raise RessaError("coco-captions has splits of its own; leave out split, validation and test")
+    if made.validation + made.test >= 1:
+        raise RessaError(f"validation {made.validation:g} and test {made.test:g} leave nothing for {made.split}")
+    read = SOURCES[name]
+    if read is not None:
+        if made.columns or made.source_split != "train":
+            raise RessaError(f"{name} has a format of its own; columns and source_split are for `dataset`")
+        return read(Path(source)), None, _identity(Path(source))
+    from ressa.data.prepare import table as tables  # imports `datasets`, which is slow
+
+    table = tables.load(source, made.source_split)
+    columns = tables.mapping(table, made.columns, source)
+    cell = functools.partial(tables.cell, table, column=columns["image"])
+    return tables.rows(table, columns, source), cell, [table._fingerprint]
+
+
+def _identity(source: Path) -> list[Any]:
+    files = sorted(source.glob("*.tar")) if source.is_dir() else [source] if source.is_file() else []
+    return [[file.name, (found := file.stat()).st_size, found.st_mtime_ns] for file in files]
+
+
+@contextmanager
+def _plan(partial: Path, manifest: Mapping[str, Any], identity: list[Any]) -> Iterator[sqlite3.Connection]:
+    """The plan in the hidden folder. If there is none when it ends, the folder goes, with the parents made for it."""
+    above = [folder for folder in partial.parents if not folder.exists()]
+    fresh, db = not partial.exists(), None
+    try:
+        for name in ("out", "parts"):
+            (partial / name).mkdir(parents=True, exist_ok=True)
+        db = plan.connect(partial / "plan.sqlite")
+        for left in (partial / "parts").iterdir():
+            left.unlink()
+        _check_same(partial, plan.settings_of(db), [manifest, identity])
+        yield db
+    except (OSError, sqlite3.Error) as error:
+        raise RessaError(f"{partial}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    finally:
+        there = db is not None and plan.settings_of(db) is not None
+        if db is not None:
+            db.close()
+        if not there and (db is not None or fresh):
+            shutil.rmtree(partial, ignore_errors=True)
+        for folder in above:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _check_same(partial: Path, before: str | None, now: list[Any]) -> None:
+    if before is None or (then := json.loads(before)) == json.loads(json.dumps(now)):
+        return
+    flat = [{**told[0], **told[0]["settings"], "the source's files": told[1]} for told in (then, now)]
+    other = [key for key in flat[1] if key != "settings" and flat[0].get(key) != json.loads(json.dumps(flat[1][key]))]
+    raise RessaError(
+        f"{partial}: an unfinished preparation with another {', '.join(other)} ({shown(flat[0].get(other[0]))}, "
+        f"not {shown(flat[1][other[0]])}); finish it with the same, or delete that folder"
+    )
+
+
+def _planned(
+    db: sqlite3.Connection, items: Iterator[Item | Skip], made: Made, settings: str, progress: Progress
+) -> None:
+    held_out = {"validation": made.validation, "test": made.test}
+    options: dict[str, Any] = {"seed": made.seed, "split": made.split, "held_out": held_out, "limit": made.limit}
+    for n in plan.make(db, items, settings, **options):
+        if n % 1000 == 0:
+            progress(n, None, f"{n:,} records")
+
+
+def _check_plan(db: sqlite3.Connection, name: str, made: Made, images: bool) -> None:
+    """Raises RessaError for what could only fail, with the plan taken back so that nothing is left of it."""
+    named = db.execute("""select 1 from pictures where place like '["file"%'""").fetchone()
+    told = db.execute("select 1 from said where ? != 'prefix' or question is null", (made.form,)).fetchone()
+    if told and (images or not named):
+        return
+    db.execute("delete from about")
+    db.execute("drop table about")
+    if not told:
+        what = "captions that could be cut into prefixes" if made.form == "prefix" else "texts"
+        raise RessaError(f"{name}: the source has no {what}; choose another form or source")
+    raise RessaError(f"{name}: the source only names its pictures; give their folder or zip with --images")
+
+
+def _written(
+    db: sqlite3.Connection, out: Path, pictures: Path, made: Made, manifest: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    for left in out.iterdir():
+        if not left.is_dir():
+            left.unlink()  # of an interrupted writing
+    counts = write_report(db, out)
+    options: dict[str, Any] = {"form": made.form, "per_picture": made.per_picture, "shard_size": made.shard_size}
+    splits, unused = write_records(db, out, pictures, progress=progress, **options)
+    skipped = plan.tally(db, "select reason, count from skipped") | unused
+    result = (
+        manifest | {"ressa": version("ressa"), "records": splits, "skipped": dict(sorted(skipped.items()))} | counts
+    )
+    finish(db, out, result, sharded=made.shard_size is not None)
+    return result
