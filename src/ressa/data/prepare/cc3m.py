@@ -71,12 +71,22 @@ def _shard(path: Path) -> Iterator[Item | Skip]:
                     parts = {}
                 key = f"{folder}/{stem}"
                 parts[kind.lower()] = member
+            _check_end(path, tar.offset)
             if parts:
                 yield _sample(tar, path, key, parts)
     except tarfile.TarError as error:
         raise RessaError(f"{path}: after {key.lstrip('/') or 'nothing'}: no sound tar file ({error})") from None
     except OSError as error:
         raise RessaError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Raises TarError unless zeros mark the end where reading ended; `tarfile` ends at a damaged header, too."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if not block or block.strip(b"\0"):
+        raise tarfile.TarError(f"it breaks off or is damaged at byte {offset:,}")
 
 
 def _sample(tar: tarfile.TarFile, path: Path, key: str, parts: dict[str, tarfile.TarInfo]) -> Item | Skip:

@@ -53,11 +53,12 @@ def _once(http: urllib3.PoolManager, url: str, timeout: float) -> bytes:
 
 def _told(error: Exception, timeout: float) -> Unusable:
     cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason else error
-    if isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError):
+    refused = isinstance(cause, urllib3.exceptions.NewConnectionError)  # a TimeoutError by inheritance
+    if not refused and isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError):
         return Unusable(SLOW, f"no answer within {timeout:g} s", passing=True)
     if isinstance(cause, urllib3.exceptions.ProtocolError):
         return Unusable(CUT, str(cause), passing=True)
-    return Unusable(DEAD, f"{type(cause).__name__}: {cause}", passing=True)
+    return Unusable(DEAD, str(cause).partition("): ")[2] or str(cause), passing=True)
 
 
 def _body(answer: urllib3.BaseHTTPResponse, until: float, timeout: float) -> bytes:

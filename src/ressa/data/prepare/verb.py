@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,6 +122,8 @@ def _source(name: str, source: str, made: Made) -> tuple[Iterator[Item | Skip], 
         raise unknown("source", name, SOURCES)
     if name == "coco-captions" and (made.validation or made.test or made.split != "train"):
         raise RessaError("coco-captions has splits of its own; leave out split, validation and test")
+    if not re.fullmatch(r"[\w-]+", made.split):
+        raise RessaError(f"split {shown(made.split)} must be a plain name: it becomes the name of a file")
     if made.validation + made.test >= 1:
         raise RessaError(f"validation {made.validation:g} and test {made.test:g} leave nothing for {made.split}")
     read = SOURCES[name]
@@ -157,8 +160,10 @@ def _plan(partial: Path, manifest: Mapping[str, Any], identity: list[Any]) -> It
     except (OSError, sqlite3.Error) as error:
         raise RessaError(f"{partial}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
-        there = db is not None and plan.settings_of(db) is not None
+        there = False
         if db is not None:
+            db.rollback()  # of an interrupted plan
+            there = plan.settings_of(db) is not None
             db.close()
         if not there and (db is not None or fresh):
             shutil.rmtree(partial, ignore_errors=True)
@@ -194,7 +199,6 @@ def _check_plan(db: sqlite3.Connection, name: str, made: Made, images: bool) -> 
     told = db.execute("select 1 from said where ? != 'prefix' or question is null", (made.form,)).fetchone()
     if told and (images or not named):
         return
-    db.execute("delete from about")
     db.execute("drop table about")
     if not told:
         what = "captions that could be cut into prefixes" if made.form == "prefix" else "texts"
