@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,18 @@ import datasets
 from ressa.data.images import ImageCell, ImageFolder, Picture, shown
 from ressa.data.records import Find
 from ressa.errors import RessaError, unknown
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """`datasets` keeps its bars to itself."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def rows(source: Path | Any, split: str, name: str) -> Iterator[tuple[dict[str, Any], str, Find]]:
@@ -45,7 +58,8 @@ def _table(source: Any, split: str, name: str) -> datasets.Dataset:
     if isinstance(source, Path):
         shards = sorted(str(path) for path in source.glob(f"{glob.escape(split)}-*-of-*.parquet"))
         try:
-            source = datasets.Dataset.from_parquet(shards) if shards else datasets.load_from_disk(str(source))
+            with silent():
+                source = datasets.Dataset.from_parquet(shards) if shards else datasets.load_from_disk(str(source))
         except Exception as error:  # whatever a damaged Arrow file makes the reader raise
             reason = (str(error).splitlines() or [""])[0]
             raise RessaError(f"{name}: cannot be read as a saved dataset ({reason})") from None

@@ -94,7 +94,7 @@ def _sample(tar: tarfile.TarFile, path: Path, key: str, parts: dict[str, tarfile
     found = next((parts[kind] for kind in PICTURES if kind in parts), None)
     if found is None:
         return Skip("without a picture", where)
-    place = ("tar", str(path), found.offset_data, found.size)
+    place = ("tar", str(path.absolute()), found.offset_data, found.size)
     return Item(f"{path.name}/{found.name}", place, (Said(_caption(tar, parts, where)),), where)
 
 

@@ -23,7 +23,7 @@ MANIFEST = "ressa.json"
 
 Progress = Callable[[int, "int | None", str], None]
 RECORDS = """
-select p.file, p.origin, s.text, s.question, s.ident, s.kind, s.others, s.rank
+select p.file, s.text, s.question, s.ident, s.kind, s.others, s.rank
 from said s join pictures p on s.picture = p.number
 where p.split = ? and p.file is not null and (? is null or s.number in (
     select number from (
@@ -62,9 +62,9 @@ def write_records(
 def _records(
     db: sqlite3.Connection, split: str, form: str, most: int | None, unused: Counter[str], progress: Progress
 ) -> Iterator[dict[str, Any]]:
-    for n, (file, _, text, question, ident, kind, others, rank) in enumerate(
-        db.execute(RECORDS, (split, most, most)), 1
-    ):
+    asked = (split, most, most)
+    (total,) = db.execute(f"select count(*) from ({RECORDS})", asked).fetchone()
+    for n, (file, text, question, ident, kind, others, rank) in enumerate(db.execute(RECORDS, asked), 1):
         said = Said(text, question, others=tuple(json.loads(others)))
         made = record(said, form, int.from_bytes(rank, "big"))
         if isinstance(made, str):
@@ -72,8 +72,8 @@ def _records(
         else:
             named = {"id": ident, "kind": kind}
             yield {"image": file, **made, **{key: value for key, value in named.items() if value is not None}}
-        if n % 1000 == 0:
-            progress(n, None, f"writing {split}")
+        if n % 1000 == 0 or n == total:
+            progress(n, total, split)
 
 
 def _jsonl(path: Path, records: Iterator[Mapping[str, Any]]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 
+from ressa.data.tables import silent
 from ressa.errors import RessaError
 
 TEXT = datasets.Value("string")
@@ -50,8 +51,8 @@ def _batches(records: Iterator[Mapping[str, Any]], size: int) -> Iterator[list[M
 def _write(path: Path, rows: list[Mapping[str, Any]]) -> None:
     columns = {key: [_value(row, key) for row in rows] for key in FEATURES}
     try:
-        table = datasets.Dataset.from_dict(columns, features=datasets.Features(FEATURES))
-        table.to_parquet(str(path))
+        with silent():
+            datasets.Dataset.from_dict(columns, features=datasets.Features(FEATURES)).to_parquet(str(path))
     except OSError as error:
         raise RessaError(f"{path}: cannot be written ({error.strerror or error}); run again when it can") from None
 

@@ -15,6 +15,7 @@ import datasets
 
 from ressa.data.images import shown
 from ressa.data.prepare.items import Item, Place, Said, Skip, field
+from ressa.data.tables import silent
 from ressa.errors import RessaError, unknown
 
 FIELDS = ("image", "caption", "question", "answer")
@@ -27,7 +28,8 @@ def load(source: str, split: str) -> datasets.Dataset:
         RessaError: no such table, or no such split in it.
     """
     try:
-        table = _open(source)
+        with silent():
+            table = _open(source)
     except Exception as error:  # whatever a damaged file or an absent data set makes the readers raise
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise RessaError(f"{source}: no table that datasets can read ({reason})") from None

@@ -188,9 +188,11 @@ def _planned(
 ) -> None:
     held_out = {"validation": made.validation, "test": made.test}
     options: dict[str, Any] = {"seed": made.seed, "split": made.split, "held_out": held_out, "limit": made.limit}
+    n = 0
     for n in plan.make(db, items, settings, **options):
         if n % 1000 == 0:
-            progress(n, None, f"{n:,} records")
+            progress(n, None, "")
+    progress(n, n, "")
 
 
 def _check_plan(db: sqlite3.Connection, name: str, made: Made, images: bool) -> None:
