@@ -146,34 +146,35 @@ def vg_pictures(root: Path, n: int = 4) -> None:
 
 
 def vg_regions(root: Path, n: int = 4) -> Path:
+    """region_descriptions.json, three regions a picture."""
     vg_pictures(root, n)
+    box = {"x": 1, "y": 2, "width": 9, "height": 9}
     told = [
         {
             "id": i,
             "regions": [
-                {"region_id": 100 * i + k, "image_id": i, "phrase": f"thing {k} on the wall", "x": 1, "y": 2, "width": 9,
-                 "height": 9}
-                for k in range(3)
+                {"region_id": 100 * i + k, "image_id": i, "phrase": f"thing {k} on the wall", **box} for k in range(3)
             ],
         }
         for i in range(1, n + 1)
-    ]  # fmt: skip
+    ]
     return dump(root / "region_descriptions.json", told)
 
 
 def vg_questions(root: Path, n: int = 4) -> Path:
+    """question_answers.json, two questions a picture."""
     vg_pictures(root, n)
+    rest = {"a_objects": [], "q_objects": []}
     told = [
         {
             "id": i,
             "qas": [
-                {"qa_id": 100 * i + k, "image_id": i, "question": f"What is thing {k}?", "answer": f"Owl {i}.",
-                 "a_objects": [], "q_objects": []}
+                {"qa_id": 100 * i + k, "image_id": i, "question": f"What is thing {k}?", "answer": f"Owl {i}.", **rest}
                 for k in range(2)
             ],
         }
         for i in range(1, n + 1)
-    ]  # fmt: skip
+    ]
     return dump(root / "question_answers.json", told)
 
 

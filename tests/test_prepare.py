@@ -1,9 +1,10 @@
-"""Preparation of official data sets: each format read as published, a fault named, and nothing lost by an interruption."""
+"""Preparation of official data sets: formats read as published, faults named, nothing lost by an interruption."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 import official
+import ressa
 from ressa import cli
 from ressa.data.prepare import SOURCES, check, plan, prepare, verb
 from ressa.data.prepare.forms import INSTRUCTIONS
@@ -32,6 +34,12 @@ from ressa.data.prepare.output import MANIFEST, REPORT
 from ressa.data.prepare.sums import SUMS
 from ressa.data.records import read_records
 from ressa.errors import RessaError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """`datasets` unpacks Parquet here."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -158,25 +166,26 @@ def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_bytes(thousand
     assert os.listdir(tmp_path) == ["data"]
 
 
+@pytest.mark.parametrize("options", [{"form": "prefix"}, {"shard_size": 5}], ids=["files", "shards"])
 @pytest.mark.parametrize("stage", ["_add", "keep", "write_report", "write_records", "finish"])
-def test_interrupted_at_any_stage_it_ends_with_the_same_bytes(stage, tmp_path, monkeypatch):
+def test_interrupted_at_any_stage_it_ends_with_the_same_bytes(stage, options, tmp_path, monkeypatch):
     source, images = str(official.coco(tmp_path / "coco", 12)), [str(tmp_path / "coco" / "images")]
-    prepare("coco-captions", source, tmp_path / "whole", images=images, form="prefix")
+    prepare("coco-captions", source, tmp_path / "whole", images=images, **options)
     module = plan if stage in ("_add", "keep") else verb
-    there, calls = getattr(module, stage), Counter[str]()
+    there, calls = getattr(module, stage), itertools.count(1)
 
-    def broken(*args, **options):
-        calls[stage] += 1
-        done = there(*args, **options) if stage != "keep" or calls[stage] > 1 else None
-        if calls[stage] == (5 if stage == "_add" else 1):
+    def broken(*args, **keywords):
+        done = there(*args, **keywords) if stage != "keep" else None
+        if next(calls) == (5 if stage == "_add" else 1):
             raise KeyboardInterrupt
         return done
 
     monkeypatch.setattr(module, stage, broken)
     with pytest.raises(KeyboardInterrupt):
-        prepare("coco-captions", source, tmp_path / "data", images=images, form="prefix")
+        prepare("coco-captions", source, tmp_path / "data", images=images, **options)
     assert not (tmp_path / "data").exists()
-    prepare("coco-captions", source, tmp_path / "data", images=images, form="prefix")
+    monkeypatch.undo()
+    prepare("coco-captions", source, tmp_path / "data", images=images, **options)
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["coco", "data", "whole"]
 
@@ -306,28 +315,27 @@ MAKE = {
 @pytest.mark.parametrize(
     ("name", "before", "after", "told"),
     [
-        ("coco-captions", '"filename": "COCO_val2014_000000000002.jpg"', '"x": 1', 'record 3: field "filename" is missing'),
-        ("coco-captions", '"raw": "there is number 2"', '"raw": 7', 'record 3: sentence 2: field "raw" must be a text'),
-        ("coco-captions", '"split": "val"', '"split": "vla"', "record 3: field \"split\" must be one of train, restval"),
+        ("coco-captions", '"filename": "COCO_val2014_000000000002.jpg"', '"x": 1', '3: field "filename" is missing'),
+        ("coco-captions", '"raw": "there is number 2"', '"raw": 7', '3: sentence 2: field "raw" must be a text'),
+        ("coco-captions", '"split": "val"', '"split": "vla"', '3: field "split" must be one of train, restval'),
         ("coco-captions", '"images"', '"pictures"', "no records in"),
-        ("vg", '"id": 2, ', "", 'record 2: field "id" is missing'),
-        ("vg", '"phrase": "thing 1 on the wall"', '"phrase": null', 'record 1: region 2: field "phrase" is missing'),
-        ("vg", '"regions"', '"region"', 'record 1: field "regions" or "qas" is missing'),
-        ("gqa", '"imageId": "2370001"', '"imageId": []', "record '07000001': field \"imageId\" must be a number or"),
-        ("gqa", '"answer": "pipe"', '"answer": ["pipe"]', "record '07000000': field \"answer\" must be a text"),
-        ("llava-mix", '"from": "gpt"', '"from": "bing"', 'record 1: turn 2: field "from" must be human or gpt'),
-        ("llava-mix", '"conversations"', '"chat"', 'record 1: field "conversations" is missing'),
-        ("sharegpt4v", '"image": "sam/images/sa_545504.jpg"', '"image": ["a.jpg"]', 'record 1: field "image" must be a text'),
+        ("vg", '"id": 2, ', "", '2: field "id" is missing'),
+        ("vg", '"phrase": "thing 1 on the wall"', '"phrase": null', '1: region 2: field "phrase" is missing'),
+        ("vg", '"regions"', '"region"', '1: field "regions" or "qas" is missing'),
+        ("gqa", '"imageId": "2370001"', '"imageId": []', "'07000001': field \"imageId\" must be a number or a text"),
+        ("gqa", '"answer": "pipe"', '"answer": ["pipe"]', "'07000000': field \"answer\" must be a text"),
+        ("llava-mix", '"from": "gpt"', '"from": "bing"', '1: turn 2: field "from" must be human or gpt'),
+        ("llava-mix", '"conversations"', '"chat"', '1: field "conversations" is missing'),
+        ("sharegpt4v", '"image": "sam/images/sa_545504.jpg"', '"image": ["a"]', '1: field "image" must be a text'),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_record_is_refused_with_file_record_and_field(name, before, after, told, tmp_path):
     source = MAKE[name](tmp_path / "source")
     text = source.read_text()
     assert before in text
     source.write_text(text.replace(before, after))
     message = refusal(name, str(source), tmp_path / "data", images=[str(tmp_path)])
-    assert message.startswith(f"{source}: ")
-    assert told in message
+    assert message.startswith(f"{source}: {'' if told.startswith('no') else 'record '}{told}")
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -470,7 +478,7 @@ class Pages(BaseHTTPRequestHandler):
         data = official.encoded(official.photo(7))
         kind = self.path.strip("/").partition(".")[0]
         if kind == "hangs":
-            time.sleep(1.5)
+            time.sleep(4)
         if kind == "moved":
             self.send_response(302)
             self.send_header("Location", "/5.jpg")
@@ -481,7 +489,7 @@ class Pages(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if kind == "drips":
-            for i in range(20):
+            for i in range(40):
                 self.wfile.write(data[i : i + 1])
                 time.sleep(0.1)
         self.wfile.write(data[:300] if kind == "breaks" else b"<html>" + data[6:] if kind == "page" else data)
@@ -508,14 +516,14 @@ def pages():
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr("ressa.data.prepare.download.PAUSE", 0.01)
-    return {"timeout": 0.6, "retries": 1}
+    return {"timeout": 1.2, "retries": 1}
 
 
 FAULTS = {
     "gone": ("dead link", "HTTP 404", 1),
     "busy": ("dead link", "HTTP 503", 2),
-    "hangs": ("timeout", "no answer within 0.6 s", 2),
-    "drips": ("timeout", "within 0.6 s", 2),
+    "hangs": ("timeout", "no answer within 1.2 s", 2),
+    "drips": ("timeout", "within 1.2 s", 2),
     "breaks": ("cut off in transfer", "IncompleteRead", 2),
     "page": ("not a picture", "<html>", 1),
 }
@@ -537,7 +545,7 @@ def test_of_addresses_the_dead_ones_are_named_with_what_they_said_and_tried_agai
         row = named[f"{pages}/{kind}.jpg"]
         assert row["what"] == reason, row
         assert detail in row["detail"], row
-        assert Pages.asked[f"/{kind}.jpg"] == tries, kind
+        assert Pages.asked[f"/{kind}.jpg"] in ((1, 2) if reason == "timeout" else (tries,)), kind
     assert "refused" in named[closed]["detail"]
     assert Pages.asked["/recovers.jpg"] == 2
     assert len(read_records(tmp_path / "data")) == 14
@@ -564,7 +572,7 @@ def test_a_hopeless_run_stops_with_its_reasons_and_goes_on_where_more_is_allowed
 
 def test_what_failed_for_a_reason_that_may_pass_is_tried_again_by_the_next_run(pages, impatient, tmp_path):
     source = official.cc3m_tsv(tmp_path, [f"{pages}/recovers.jpg", f"{pages}/gone.jpg"])
-    assert "dead link 2" in refusal("cc3m", str(source), tmp_path / "data", timeout=0.6, retries=0)
+    assert "dead link 2" in refusal("cc3m", str(source), tmp_path / "data", timeout=1.2, retries=0)
     told = prepare("cc3m", str(source), tmp_path / "data", **impatient)
     assert told["pictures"]["made"] == 1
     assert Pages.asked["/gone.jpg"] == 1
@@ -586,7 +594,7 @@ def test_shards_hold_the_same_records_and_pictures_and_are_dealt_out_to_processe
     stream = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     assert stream.num_shards == 5
     parts = [[row["id"] for row in split_dataset_by_node(stream, rank, 5)] for rank in range(5)]
-    assert sorted(sum(parts, [])) == sorted(r.id for r in plain)
+    assert sorted(ident for part in parts for ident in part) == sorted(record.id for record in plain)
     assert [len(part) for part in parts] == [25, 25, 25, 25, 20]
 
 
@@ -624,6 +632,15 @@ def test_sums_that_lead_out_of_the_folder_are_refused(tmp_path):
             check(tmp_path)
     with pytest.raises(RessaError, match="no SHA256SUMS"):
         check(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "options", [{"form": "prefix"}, {"form": "instruct", "shard_size": 40}], ids=["files", "shards"]
+)
+def test_a_prepared_folder_calibrates_the_embedded_model(regions, options, tmp_path):
+    folder = made(regions, tmp_path / "data", **options)
+    told = ressa.prune("demo", tmp_path / "out", data=folder, method="wanda", samples=4)
+    assert told["parts"]["language"]["sparsity"] == 0.5
 
 
 # ---- what is refused before anything is done -------------------------------------------------------------------------

@@ -50,6 +50,22 @@ def test_prompts_of_each_family(records, request):
         assert (prompt_text(processor, asked), prompt_text(processor, told)) == prompts
 
 
+def test_a_prefix_is_read_and_the_rest_of_the_caption_is_learnt(records, request):
+    told = replace(records[2], prefix="a red", caption="square")
+    expected = {
+        "llava": "USER: <image>\nA short image caption. ASSISTANT: a red",
+        **dict.fromkeys(FAMILIES[1:], "a red"),  # BLIP-2's way of training: nothing but the beginning of the caption
+    }
+    for family, prompt in expected.items():
+        model, processor = load(request.getfixturevalue(f"{family}_folder"))
+        assert prompt_text(processor, told) == prompt
+        batch = encode(processor, [told], model.config, answers=True)
+        labels = batch["labels"][batch["labels"] >= 0]
+        assert tokenizer_of(processor).decode(labels, skip_special_tokens=True).strip() == "square"
+        read = tokenizer_of(processor).decode(batch["input_ids"][0], skip_special_tokens=True)
+        assert read.endswith("a red" if "t5" in family else "a red square")
+
+
 def test_the_template_may_be_the_tokenizers(seeing, records):
     processor = seeing[1]
     want = prompt_text(processor, records[0])

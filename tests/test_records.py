@@ -47,6 +47,13 @@ def test_a_caption_record_has_its_caption_as_target(folder):
     assert (record.question, record.answers, record.target) == (None, (), "a red field")
 
 
+def test_a_prefix_is_the_beginning_of_its_caption(folder):
+    told = {"image": "images/a.png", "prefix": "a red", "caption": "field"}
+    record = read_records(write(folder, told))[0]
+    assert (record.prefix, record.question, record.target) == ("a red", None, "field")
+    assert '"prefix" must be a text' in refusal(folder, told | {"prefix": 3})
+
+
 def test_of_several_answers_the_commonest_is_the_target_and_all_are_references(folder):
     answers = [{"answer": "red", "answer_confidence": "yes"}, {"answer": "crimson"}, {"answer": "crimson"}]
     record = read_records(write(folder, {"image": "images/a.png", "question": "?", "answers": answers}))[0]
