@@ -41,7 +41,13 @@ PAGES = [
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
-SETTINGS = {"prune": recipe.Prune, "repair": recipe.Repair, "evaluate": recipe.Evaluate, "run": recipe.Recipe}
+SETTINGS = {
+    "data": recipe.Prepare,
+    "prune": recipe.Prune,
+    "repair": recipe.Repair,
+    "evaluate": recipe.Evaluate,
+    "run": recipe.Recipe,
+}
 
 
 @dataclass(frozen=True)
@@ -229,8 +235,8 @@ def _default(value: Any) -> str:
 
 
 def test_every_option_of_the_command_line_is_on_the_page_of_its_verb():
-    pages = {"emoji": "data", "demo": "run"}
     group = typer.main.get_command(app)
+    pages = {"demo": "run", **dict.fromkeys(group.commands["data"].commands, "data")}
     told = {**group.commands, **group.commands["data"].commands}
     del told["data"]
     for name, command in told.items():

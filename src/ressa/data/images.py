@@ -125,7 +125,7 @@ class ImageFolder:
 
     def _resolve(self, name: str, what: str) -> str:
         if "://" in name:
-            raise RessaError(f"{what} is a URL; ressa downloads nothing: save the picture in {self.root}")
+            raise RessaError(f"{what} is a URL; reading records downloads nothing: save the picture in {self.root}")
         if not name or "\0" in name:
             raise RessaError(f"{what} is not a file name")
         if os.path.isabs(name) or ".." in re.split(r"[/\\]", name):
