@@ -56,6 +56,14 @@ def causal_lm_folder(models_root) -> Path:
     return pico.causal_lm(models_root / "causal_lm")
 
 
+@pytest.fixture
+def datasets_cache(tmp_path_factory, monkeypatch):
+    """Where `datasets` unpacks Parquet: not in the home of who runs the tests."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """Pictures of one shape with questions: {split}.jsonl and images/; captions.jsonl holds captions instead."""

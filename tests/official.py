@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import io
 import json
 import struct
@@ -11,7 +13,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
+
+from ressa.data.prepare import prepare
+from ressa.data.prepare.output import REPORT
+from ressa.errors import RessaError
 
 # What each kind of odd picture must become: a reason for being left out, or a conversion.
 UNUSABLE = {
@@ -227,3 +234,27 @@ def sharegpt4v(root: Path) -> Path:
     ]
     told = [{"id": "sa_545504", "image": "sam/images/sa_545504.jpg", "conversations": said}]
     return dump(root / "sharegpt4v_instruct_gpt4-vision_cap100k.json", told)
+
+
+# ---- what tests of preparation ask of a folder -----------------------------------------------------------------------
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def lines(folder: Path, split: str = "train") -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def report(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / REPORT).open(encoding="utf-8", newline="") as file:
+        return {row["picture"]: row for row in csv.DictReader(file)}
+
+
+def refusal(*args, **options) -> str:
+    with pytest.raises(RessaError) as caught:
+        prepare(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

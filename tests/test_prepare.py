@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import itertools
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import datasets
 import pytest
@@ -27,6 +21,7 @@ from PIL import Image
 
 import official
 import ressa
+from official import digests, lines, refusal, report
 from ressa import cli
 from ressa.data.prepare import SOURCES, check, plan, prepare, verb
 from ressa.data.prepare.forms import INSTRUCTIONS
@@ -35,32 +30,7 @@ from ressa.data.prepare.sums import SUMS
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """`datasets` unpacks Parquet here."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def lines(folder: Path, split: str = "train") -> list[dict]:
-    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def report(folder: Path) -> dict[str, dict[str, str]]:
-    with (folder / REPORT).open(encoding="utf-8", newline="") as file:
-        return {row["picture"]: row for row in csv.DictReader(file)}
-
-
-def refusal(*args, **options) -> str:
-    with pytest.raises(RessaError) as caught:
-        prepare(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 # ---- a thousand pictures, fifty of them odd --------------------------------------------------------------------------
@@ -190,211 +160,6 @@ def test_interrupted_at_any_stage_it_ends_with_the_same_bytes(stage, options, tm
     assert sorted(os.listdir(tmp_path)) == ["coco", "data", "whole"]
 
 
-# ---- each source in its publisher's format ---------------------------------------------------------------------------
-
-
-def test_coco_captions_keep_karpathys_splits_and_read_pictures_from_zips(tmp_path):
-    source = official.coco(tmp_path / "coco", 8)
-    for folder in ("train2014", "val2014"):
-        shutil.make_archive(str(tmp_path / folder), "zip", tmp_path / "coco" / "images", folder)
-    zips = [str(tmp_path / f"{folder}2014.zip") for folder in ("train", "val")]
-    told = prepare("coco-captions", str(source), tmp_path / "data", images=zips)
-    assert told["records"] == {"train": 8, "validation": 4, "test": 4}
-    first = read_records(tmp_path / "data", "validation")[0]
-    assert (first.id, first.caption) == ("20", "picture 2 has many colours in it")
-    assert first.image.path.read_bytes() == official.encoded(official.photo(2))
-
-
-def test_cc3m_is_read_from_shards_as_img2dataset_writes_them(tmp_path):
-    told = prepare("cc3m", str(official.cc3m_shards(tmp_path / "cc3m", 6)), tmp_path / "data")
-    assert told["records"] == {"train": 6}
-    records = read_records(tmp_path / "data")
-    assert [record.caption for record in records] == [f"sample {i} of a shard" for i in range(6)]
-    assert all(r.image.path.read_bytes() == official.encoded(official.photo(i)) for i, r in enumerate(records))
-
-
-def test_visual_genome_gives_captions_of_regions_or_questions_from_both_folders(tmp_path):
-    source = official.vg_regions(tmp_path / "vg")
-    told = prepare("vg", str(source), tmp_path / "regions", images=[str(source.parent)], per_picture=2)
-    assert told["pictures"]["made"] == 4
-    assert told["records"] == {"train": 8}
-    assert Counter(line["image"] for line in lines(tmp_path / "regions")).most_common(1)[0][1] == 2
-    source = official.vg_questions(tmp_path / "vg")
-    prepare("vg", str(source), tmp_path / "questions", images=[str(source.parent)])
-    first = read_records(tmp_path / "questions")[0]
-    assert (first.id, first.question, first.answers) == ("100", "What is thing 0?", ("Owl 1.",))
-
-
-def test_gqa_gives_questions_with_their_structural_type_and_each_picture_once(tmp_path):
-    source = official.gqa(tmp_path)
-    told = prepare("gqa", str(source), tmp_path / "data", images=[str(tmp_path / "images.zip")], split="testdev")
-    assert told["pictures"]["made"] == 4
-    records = read_records(tmp_path / "data", "testdev")
-    assert len(records) == 8
-    assert (records[0].id, records[0].answers, records[0].kind) == ("07000000", ("pipe",), "query")
-    assert records[0].image.path == records[4].image.path
-
-
-def test_llava_mix_gives_a_record_for_each_turn_and_counts_what_has_no_picture(tmp_path):
-    source = official.llava(tmp_path)
-    told = prepare("llava-mix", str(source), tmp_path / "data", images=[str(tmp_path)], form="instruct")
-    assert told["skipped"] == {"without a picture": 1}
-    assert told["pictures"]["made"] == 2
-    records = read_records(tmp_path / "data")
-    assert [(r.question, r.target) for r in records] == [
-        ("What is shown?", "A bus."),
-        ("What colour is it?", "Red and white."),
-        ("Where is it?", "On a street."),
-        ("Is it day?", "Yes"),
-    ]
-    assert len({record.image.path for record in records}) == 2
-
-
-def test_sharegpt4v_gives_its_question_and_its_long_caption(tmp_path):
-    prepare("sharegpt4v", str(official.sharegpt4v(tmp_path)), tmp_path / "data", images=[str(tmp_path)])
-    record = read_records(tmp_path / "data")[0]
-    assert record.question == "What do you see happening in this image?"
-    assert record.target == "The image depicts a scene of many colours, from left to right."
-
-
-def table(n: int = 5) -> datasets.Dataset:
-    pictures = [{"bytes": official.encoded(official.photo(i)), "path": None} for i in range(n)]
-    pictures[1]["bytes"] = official.odd("truncated.jpg", 1)
-    told = {
-        "jpg": pictures,
-        "txt": [f"row {i} of a table" for i in range(n)],
-        "q": ["What is it?"] * n,
-        "multiple": [[{"answer": f"owl {i}"}, {"answer": "an owl"}, {"answer": "an owl"}] for i in range(n)],
-    }
-    answers = datasets.List({"answer": datasets.Value("string")})
-    text = datasets.Value("string")
-    features = {"jpg": datasets.Image(), "txt": text, "q": text, "multiple": answers}
-    return datasets.Dataset.from_dict(told, features=datasets.Features(features))
-
-
-def test_a_table_is_read_by_its_columns_saved_or_as_parquet(tmp_path):
-    datasets.DatasetDict({"validation": table()}).save_to_disk(tmp_path / "saved")
-    table().to_parquet(tmp_path / "table.parquet")
-    options = {"columns": "image=jpg,caption=txt"}
-    told = prepare("dataset", str(tmp_path / "saved"), tmp_path / "a", source_split="validation", **options)
-    assert told["unusable"] == {"damaged": 1}
-    prepare("dataset", str(tmp_path / "table.parquet"), tmp_path / "b", **options)
-    assert lines(tmp_path / "a") == lines(tmp_path / "b")
-    assert [r.caption for r in read_records(tmp_path / "a")] == [f"row {i} of a table" for i in (0, 2, 3, 4)]
-
-
-def test_all_answers_of_a_table_are_kept(tmp_path):
-    table().save_to_disk(tmp_path / "saved")
-    prepare("dataset", str(tmp_path / "saved"), tmp_path / "data", columns="image=jpg,question=q,answer=multiple")
-    record = read_records(tmp_path / "data")[1]
-    assert record.answers == ("owl 2", "an owl", "an owl")
-    assert record.target == "an owl"
-
-
-def test_a_missing_table_or_column_is_named(tmp_path):
-    table().save_to_disk(tmp_path / "saved")
-    saved = str(tmp_path / "saved")
-    assert "no table that datasets can read" in refusal("dataset", "no-such-owner/no-such-name", tmp_path / "data")
-    assert "--columns" in refusal("dataset", saved, tmp_path / "data")
-    assert "did you mean 'txt'" in refusal("dataset", saved, tmp_path / "data", columns="image=jpg,caption=text")
-    assert "did you mean 'image'" in refusal("dataset", saved, tmp_path / "data", columns="imag=jpg,caption=txt")
-    assert os.listdir(tmp_path) == ["saved"]
-
-
-# ---- malformed sources: file, record and field -----------------------------------------------------------------------
-
-MAKE = {
-    "coco-captions": official.coco,
-    "vg": official.vg_regions,
-    "gqa": official.gqa,
-    "llava-mix": official.llava,
-    "sharegpt4v": official.sharegpt4v,
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "before", "after", "told"),
-    [
-        ("coco-captions", '"filename": "COCO_val2014_000000000002.jpg"', '"x": 1', '3: field "filename" is missing'),
-        ("coco-captions", '"raw": "there is number 2"', '"raw": 7', '3: sentence 2: field "raw" must be a text'),
-        ("coco-captions", '"split": "val"', '"split": "vla"', '3: field "split" must be one of train, restval'),
-        ("coco-captions", '"images"', '"pictures"', "no records in"),
-        ("vg", '"id": 2, ', "", '2: field "id" is missing'),
-        ("vg", '"phrase": "thing 1 on the wall"', '"phrase": null', '1: region 2: field "phrase" is missing'),
-        ("vg", '"regions"', '"region"', '1: field "regions" or "qas" is missing'),
-        ("gqa", '"imageId": "2370001"', '"imageId": []', "'07000001': field \"imageId\" must be a number or a text"),
-        ("gqa", '"answer": "pipe"', '"answer": ["pipe"]', "'07000000': field \"answer\" must be a text"),
-        ("llava-mix", '"from": "gpt"', '"from": "bing"', '1: turn 2: field "from" must be human or gpt'),
-        ("llava-mix", '"conversations"', '"chat"', '1: field "conversations" is missing'),
-        ("sharegpt4v", '"image": "sam/images/sa_545504.jpg"', '"image": ["a"]', '1: field "image" must be a text'),
-    ],
-)
-def test_a_malformed_record_is_refused_with_file_record_and_field(name, before, after, told, tmp_path):
-    source = MAKE[name](tmp_path / "source")
-    text = source.read_text()
-    assert before in text
-    source.write_text(text.replace(before, after))
-    message = refusal(name, str(source), tmp_path / "data", images=[str(tmp_path)])
-    assert message.startswith(f"{source}: {'' if told.startswith('no') else 'record '}{told}")
-    assert os.listdir(tmp_path) == ["source"]
-
-
-@pytest.mark.parametrize("name", MAKE)
-def test_a_file_that_breaks_off_is_refused_with_the_record_it_breaks_off_after(name, tmp_path):
-    source = MAKE[name](tmp_path / "source")
-    whole = source.read_bytes()
-    source.write_bytes(whole.replace(b'"conversations"', b'\n"conversations"')[: len(whole) * 2 // 3])
-    message = refusal(name, str(source), tmp_path / "data", images=[str(tmp_path)])
-    assert f"{source}:" in message
-    assert "malformed JSON after record " in message
-    source.unlink()
-    assert "no such file" in refusal(name, str(source), tmp_path / "data", images=[str(tmp_path)])
-
-
-def test_the_place_of_a_fault_is_told_far_inside_a_file_of_many_blocks(tmp_path):
-    told = [{"id": str(i), "image": "a.jpg", "conversations": []} for i in range(5000)]
-    text = json.dumps(told, indent=0).replace('"id": "3000",', '"id": ,')
-    source = official.put(tmp_path / "mix.json", text.encode())
-    line = text[: text.index('"id": ,')].count("\n") + 1
-    message = refusal("llava-mix", str(source), tmp_path / "data", images=[str(tmp_path)])
-    assert f"mix.json:{line}: malformed JSON after record 3000, at byte " in message
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        (b"a caption without an address", "tsv:2: no tab"),
-        (b"a caption\tftp://example.org/1.jpg", 'tsv:2: field "url", after the tab, must begin with http'),
-        (b"\xff\thttp://example.org/1.jpg", "tsv:2: not UTF-8"),
-    ],
-)
-def test_a_malformed_line_of_a_tsv_file_is_refused(line, told, tmp_path):
-    source = official.put(tmp_path / "cc3m.tsv", b"a caption\thttp://example.org/0.jpg\n" + line + b"\n")
-    assert told in refusal("cc3m", str(source), tmp_path / "data")
-    assert os.listdir(tmp_path) == ["cc3m.tsv"]
-
-
-@pytest.mark.parametrize("size", [700, 2000, 4096])
-def test_a_shard_that_breaks_off_is_refused(size, tmp_path):
-    shard = official.cc3m_shards(tmp_path / "cc3m") / "00001.tar"
-    shard.write_bytes(shard.read_bytes()[:size])
-    assert "00001.tar: after 00000000" in refusal("cc3m", str(shard.parent), tmp_path / "data")
-
-
-@pytest.mark.parametrize(
-    ("beside", "told"),
-    [
-        ({}, "sample 0: no .txt and no .json beside the picture"),
-        ({"0.txt": b"\xff"}, "sample 0: its .txt cannot be read"),
-        ({"0.json": b"[]"}, "sample 0: its .json cannot be read"),
-        ({"0.json": b"{}"}, 'sample 0: field "caption" is missing'),
-    ],
-)
-def test_a_sample_of_a_shard_without_a_caption_is_refused(beside, told, tmp_path):
-    shard = official.tar_of(tmp_path / "0.tar", {"0.jpg": official.encoded(official.photo(0)), **beside})
-    assert f"{shard}: {told}" in refusal("cc3m", str(shard), tmp_path / "data")
-
-
 # ---- forms, splits, sampling -----------------------------------------------------------------------------------------
 
 
@@ -462,120 +227,6 @@ def test_longer_sides_are_scaled_down_and_shorter_ones_stay(tmp_path):
     assert told["converted"] == {"scaled down": 1}
     assert report(tmp_path / "data") == {}
     assert {r.open_image().size for r in read_records(tmp_path / "data")} == {(64, 40), (48, 32)}
-
-
-# ---- downloads -------------------------------------------------------------------------------------------------------
-
-
-class Pages(BaseHTTPRequestHandler):
-    """/N.jpg is picture N; other paths fail in ways of their own. `asked` counts requests."""
-
-    asked: ClassVar[Counter[str]] = Counter()
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.asked[self.path] += 1
-        data = official.encoded(official.photo(7))
-        kind = self.path.strip("/").partition(".")[0]
-        if kind == "hangs":
-            time.sleep(4)
-        if kind == "moved":
-            self.send_response(302)
-            self.send_header("Location", "/5.jpg")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        statuses = {"gone": 404, "busy": 503, "recovers": 503 if self.asked[self.path] == 1 else 200}
-        self.send_response(statuses.get(kind, 200))
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if kind == "drips":
-            for i in range(40):
-                self.wfile.write(data[i : i + 1])
-                time.sleep(0.1)
-        self.wfile.write(data[:300] if kind == "breaks" else b"<html>" + data[6:] if kind == "page" else data)
-        self.close_connection = kind in ("breaks", "drips")
-        return None
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def pages():
-    Pages.asked.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
-    server.handle_error = lambda *_: None  # clients that no longer wait
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr("ressa.data.prepare.download.PAUSE", 0.01)
-    return {"timeout": 1.2, "retries": 1}
-
-
-FAULTS = {
-    "gone": ("dead link", "HTTP 404", 1),
-    "busy": ("dead link", "HTTP 503", 2),
-    "hangs": ("timeout", "no answer within 1.2 s", 2),
-    "drips": ("timeout", "within 1.2 s", 2),
-    "breaks": ("cut off in transfer", "IncompleteRead", 2),
-    "page": ("not a picture", "<html>", 1),
-}
-
-
-def test_of_addresses_the_dead_ones_are_named_with_what_they_said_and_tried_again_where_that_may_help(
-    pages, impatient, tmp_path
-):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{free.getsockname()[1]}/1.jpg"  # nobody listens once it is closed
-    good = [f"{pages}/{i}.jpg" for i in range(12)] + [f"{pages}/moved.jpg", f"{pages}/recovers.jpg"]
-    source = official.cc3m_tsv(tmp_path, [*good, *(f"{pages}/{kind}.jpg" for kind in FAULTS), closed])
-    told = prepare("cc3m", str(source), tmp_path / "data", **impatient)
-    assert told["pictures"] == {"asked": 21, "made": 14, "unusable": 7, "not asked": 0}
-    assert told["unusable"] == {"cut off in transfer": 1, "dead link": 3, "not a picture": 1, "timeout": 2}
-    named = report(tmp_path / "data")
-    for kind, (reason, detail, tries) in FAULTS.items():
-        row = named[f"{pages}/{kind}.jpg"]
-        assert row["what"] == reason, row
-        assert detail in row["detail"], row
-        assert Pages.asked[f"/{kind}.jpg"] in ((1, 2) if reason == "timeout" else (tries,)), kind
-    assert "refused" in named[closed]["detail"]
-    assert Pages.asked["/recovers.jpg"] == 2
-    assert len(read_records(tmp_path / "data")) == 14
-
-
-def test_what_is_too_large_is_given_up(pages, impatient, tmp_path, monkeypatch):
-    monkeypatch.setattr("ressa.data.prepare.download.MOST_BYTES", 500)
-    source = official.cc3m_tsv(tmp_path, [f"{pages}/1.jpg"])
-    assert "too many bytes 1" in refusal("cc3m", str(source), tmp_path / "data", **impatient)
-
-
-def test_a_hopeless_run_stops_with_its_reasons_and_goes_on_where_more_is_allowed(pages, impatient, tmp_path):
-    links = [f"{pages}/{'gone' if i % 4 else 'fine'}.jpg?{i}" for i in range(300)]
-    source = official.cc3m_tsv(tmp_path, links)
-    message = refusal("cc3m", str(source), tmp_path / "data", max_failed=0.6, workers=2, **impatient)
-    assert "pictures cannot be used (dead link " in message
-    assert "HTTP 404), more than --max-failed 0.6" in message
-    asked = Pages.asked.total()
-    assert 100 <= asked < 200
-    told = prepare("cc3m", str(source), tmp_path / "data", max_failed=0.8, workers=2, **impatient)
-    assert told["pictures"]["made"] == 75
-    assert Pages.asked.total() <= 300 + 2 * 8  # nothing twice but what was under way
-
-
-def test_what_failed_for_a_reason_that_may_pass_is_tried_again_by_the_next_run(pages, impatient, tmp_path):
-    source = official.cc3m_tsv(tmp_path, [f"{pages}/recovers.jpg", f"{pages}/gone.jpg"])
-    assert "dead link 2" in refusal("cc3m", str(source), tmp_path / "data", timeout=1.2, retries=0)
-    told = prepare("cc3m", str(source), tmp_path / "data", **impatient)
-    assert told["pictures"]["made"] == 1
-    assert Pages.asked["/gone.jpg"] == 1
 
 
 # ---- shards, sums, the models that read it ---------------------------------------------------------------------------
@@ -654,6 +305,8 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(regions, tmp_path):
     assert "nor a sound .zip" in refusal("vg", source, out, images=[source])
     assert "leave nothing for train" in refusal("vg", source, out, images=images, validation=0.5, test=0.5)
     assert "columns and source_split are for" in refusal("vg", source, out, images=images, columns="a=b")
+    assert "did you mean 'prefix'" in refusal("vg", source, out, images=images, form="prefx")
+    assert "limit 0 must be at least 1" in refusal("vg", source, out, images=images, limit=0)
     assert "plain name" in refusal("vg", source, out, images=images, split="../train")
     assert "splits of its own" in refusal("coco-captions", source, out, images=images, test=0.1)
     assert not list(tmp_path.iterdir())
@@ -689,3 +342,39 @@ def test_names_that_lead_out_of_the_folder_of_pictures_are_not_followed(tmp_path
 def test_every_source_has_a_command():
     group = typer.main.get_command(cli.app).commands["data"]
     assert set(group.commands) == {*SOURCES, "emoji", "check"}
+
+
+def test_a_picture_lost_since_the_interruption_is_made_again(regions, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made(regions, tmp_path / "data")
+    monkeypatch.undo()
+    next((tmp_path / ".data.partial").rglob("*.jpg")).unlink()
+    assert check(made(regions, tmp_path / "data"))["files"] == 43
+
+
+def test_what_a_run_left_that_was_killed_while_tidying_up_is_not_taken_for_work_done(regions, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made(regions, tmp_path / "data")
+    monkeypatch.undo()
+    whole = digests(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    assert digests(made(regions, tmp_path / "data")) == whole
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_an_interrupted_preparation_of_a_table_is_taken_up(tmp_path, monkeypatch):
+    rows = {"image": [{"bytes": official.encoded(official.photo(i)), "path": None} for i in range(4)]}
+    rows["caption"] = ["one", None, "", "two"]
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "saved.parquet")
+    for source in ("saved", "saved.parquet"):
+        monkeypatch.setattr(verb, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare("dataset", str(tmp_path / source), tmp_path / "data")
+        monkeypatch.undo()
+        told = prepare("dataset", str(tmp_path / source), tmp_path / "data")
+        assert (told["records"], told["skipped"]) == ({"train": 2}, {"empty text": 2})
+        shutil.rmtree(tmp_path / "data")

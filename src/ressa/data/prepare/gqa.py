@@ -20,6 +20,7 @@ def gqa(source: Path) -> Iterator[Item | Skip]:
     for ident, raw, where in named_entries(source, 'GQA\'s *_questions.json: {"number": {"imageId": ...}, ...}'):
         types = raw.get("types")
         kind = types.get("structural") if isinstance(types, Mapping) else None
+        kind = kind if isinstance(kind, str) else None
         said = Said(text(raw, "answer", where), text(raw, "question", where), ident, kind)
         name = f"{number_or_text(raw, 'imageId', where)}.jpg"
         yield Item(name, ("file", f"images/{name}", name), (said,), where)

@@ -49,7 +49,7 @@ def text(raw: Mapping[str, Any], key: str, where: str) -> str:
     value = field(raw, key, where)
     if not isinstance(value, str):
         raise RessaError(f'{where}: field "{key}" must be a text, not {shown(value)}')
-    return value.strip()
+    return value.encode("utf-8", "replace").decode("utf-8").strip()  # JSON may hold halves of surrogate pairs
 
 
 def number_or_text(raw: Mapping[str, Any], key: str, where: str) -> str:

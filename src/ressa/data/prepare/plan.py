@@ -118,6 +118,13 @@ def to_make(db: sqlite3.Connection) -> Sequence[int]:
     return array("q", (number for (number,) in found))
 
 
+def forget_lost(db: sqlite3.Connection, folder: Path) -> None:
+    """Takes pictures that are no longer on the disk (the machine stopped, not only the run) for not yet made."""
+    made = db.execute("select number, file from pictures where file is not null")
+    lost = [Outcome(number) for number, file in made if not (folder / file).is_file()]
+    keep(db, lost)
+
+
 def planned(db: sqlite3.Connection, number: int) -> Planned:
     name, place = db.execute("select name, place from pictures where number = ?", (number,)).fetchone()
     return Planned(number, name, tuple(json.loads(place)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ressa.data.images import shown
@@ -44,33 +44,42 @@ def check(folder: str | Path, progress: Callable[[int, int | None, str], None] |
     if not sums.is_file():
         raise RessaError(f"{folder}: no {SUMS}; only folders that `ressa data` prepared have one")
     wrong: dict[str, list[str]] = {"missing": [], "changed": [], "not listed": []}
-    names, size = set(), 0
-    lines = sums.read_text(encoding="utf-8").splitlines()
-    for n, line in enumerate(lines, 1):
-        name, found = _line(line, f"{sums}:{n}")
-        names.add(name)
+    listed = present = size = 0
+    total = sum(1 for _ in _lines(sums))
+    for listed, (name, found) in enumerate(_lines(sums), 1):
         path = root / name
         if not path.is_file():
             wrong["missing"].append(name)
         else:
-            size += path.stat().st_size
+            present, size = present + 1, size + path.stat().st_size
             if digest(path) != found:
                 wrong["changed"].append(name)
         if progress:
-            progress(n, len(lines), "")
-    wrong["not listed"] = sorted(_files(root) - names - {SUMS})
+            progress(listed, total, "")
+    if sum(1 for _ in _files(root)) > present:
+        wrong["not listed"] = sorted(set(_files(root)) - {name for name, _ in _lines(sums)})
     if any(wrong.values()):
         told = "; ".join(f"{len(files)} {what}, such as {files[0]}" for what, files in wrong.items() if files)
         raise RessaError(f"{folder}: is not as it was prepared: {told}; restore the files or prepare it again")
-    return {"files": len(names), "bytes": size}
+    return {"files": listed, "bytes": size}
 
 
-def _line(line: str, where: str) -> tuple[str, str]:
-    found = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
-    if not found or os.path.isabs(found[2]) or ".." in found[2].split("/"):
-        raise RessaError(f"{where}: must be a SHA-256 and the name of a file below the folder, not {shown(line)}")
-    return found[2], found[1]
+def _lines(sums: Path) -> Iterator[tuple[str, str]]:
+    """(name, digest) of each line."""
+    with sums.open(encoding="utf-8", errors="replace") as file:
+        for n, line in enumerate(file, 1):
+            found = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)\n?", line)
+            if not found or os.path.isabs(found[2]) or ".." in found[2].split("/"):
+                raise RessaError(
+                    f"{sums}:{n}: must be a SHA-256 and the name of a file below the folder, not {shown(line)}"
+                )
+            yield found[2], found[1]
 
 
-def _files(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+def _files(root: Path) -> Iterator[str]:
+    """Names of all files but the sums themselves."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.relpath(os.path.join(folder, name), root)
+            if path != SUMS:
+                yield path

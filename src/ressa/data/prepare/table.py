@@ -82,6 +82,9 @@ def rows(table: datasets.Dataset, columns: Mapping[str, str], name: str) -> Iter
         said = _captions(row, columns, where) if "caption" in columns else []
         if {"question", "answer"} <= set(columns):
             said.append(_question(row, columns, where))
+        if not inside and row[columns["image"]] is None:
+            yield Skip("without a picture", where)
+            continue
         place: Place = ("row", n) if inside else _place(row, columns["image"], where)
         yield Item(f"row {n}" if inside else str(place[1]), place, tuple(said), where)
 
@@ -110,7 +113,7 @@ def _question(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
 
 
 def _texts(row: Mapping[str, Any], column: str, where: str) -> list[str]:
-    value = field(row, column, where)
+    value = "" if row[column] is None else row[column]  # counted as an empty text
     listed = value if isinstance(value, list) else [value]
     plain = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in listed]
     if not plain or not all(isinstance(entry, str | int | float) for entry in plain):

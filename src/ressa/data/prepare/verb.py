@@ -25,6 +25,7 @@ from ressa.data.prepare import plan
 from ressa.data.prepare.cc3m import cc3m
 from ressa.data.prepare.coco_captions import coco_captions
 from ressa.data.prepare.conversations import conversations
+from ressa.data.prepare.forms import FORMS
 from ressa.data.prepare.gqa import gqa
 from ressa.data.prepare.items import Item, Skip
 from ressa.data.prepare.output import Progress, finish, write_records, write_report
@@ -48,7 +49,7 @@ SOURCES: dict[str, Read | None] = {
 
 
 @dataclass(frozen=True)
-class Made:
+class Options:
     """What decides the bytes of the output; `recipe.Prepare` explains it."""
 
     form: str = "plain"
@@ -83,60 +84,78 @@ def prepare(
         images: folders and zips in which the source's picture names are looked up.
         progress: given the title of a bar, gives what is called with (done, total or None, what).
         workers, timeout, retries, max_failed: as `recipe.Prepare` explains them; a later run may have others.
-        told: the fields of `Made`, which decide what is made.
+        told: the fields of `Options`, which decide what is options.
 
     Raises:
         RessaError: an unknown source, one that is not in its format, an output that is not empty, too many pictures
             that cannot be used; and an interrupted preparation of `out` with other settings.
     """
-    made = Made(**told)
-    items, cell, identity = _source(name, source, made)
+    options = Options(**told)
+    _check_options(name, options)
     check_output(out)
+    items, cell, identity = _source(name, source, options)
     places = Places(images, cell, workers=workers, timeout=timeout, retries=retries)
-    manifest = {"verb": "data", "name": name, "source": source, "images": list(images), "settings": asdict(made)}
+    manifest = {"verb": "data", "name": name, "source": source, "images": list(images), "settings": asdict(options)}
     partial = Path(out).absolute().parent / f".{Path(out).absolute().name}.partial"
     with _plan(partial, manifest, identity) as db:
         if plan.settings_of(db) is None:
-            _planned(db, items, made, json.dumps([manifest, identity]), progress("reading"))
-            _check_plan(db, name, made, bool(images))
-        pictures = partial / ("made" if made.shard_size else "out")
+            _planned(db, items, options, json.dumps([manifest, identity]), progress("reading"))
+            _check_plan(db, name, options, bool(images))
+        pictures = partial / ("made" if options.shard_size else "out")
         make_pictures(
             db,
             pictures,
             places,
             workers=workers,
-            max_side=made.max_side,
+            max_side=options.max_side,
             max_failed=max_failed,
             progress=progress("making pictures"),
         )
-        result = _written(db, partial / "out", pictures, made, manifest, progress("writing records"))
-    os.replace(partial / "out", Path(out).absolute())
-    sync(Path(out).absolute().parent)
-    shutil.rmtree(partial)
+        result = _written(db, partial / "out", pictures, options, manifest, progress("writing records"))
+    _appear(partial, Path(out).absolute())
     return result
 
 
-def _source(name: str, source: str, made: Made) -> tuple[Iterator[Item | Skip], Cell | None, list[Any]]:
+def _appear(partial: Path, out: Path) -> None:
+    try:
+        os.replace(partial / "out", out)
+        sync(out.parent)
+    except OSError as error:
+        raise RessaError(f"{out}: cannot be written ({error.strerror}); all is ready in {partial}, run again") from None
+    shutil.rmtree(partial)
+
+
+def _source(name: str, source: str, options: Options) -> tuple[Iterator[Item | Skip], Cell | None, list[Any]]:
     """(what the source holds, how to get a picture of a table, what changes when the source does)."""
-    if name not in SOURCES:
-        raise unknown("source", name, SOURCES)
-    if name == "coco-captions" and (made.validation or made.test or made.split != "train"):
-        raise RessaError("coco-captions has splits of its own; leave out split, validation and test")
-    if not re.fullmatch(r"[\w-]+", made.split):
-        raise RessaError(f"split {shown(made.split)} must be a plain name: it becomes the name of a file")
-    if made.validation + made.test >= 1:
-        raise RessaError(f"validation {made.validation:g} and test {made.test:g} leave nothing for {made.split}")
     read = SOURCES[name]
     if read is not None:
-        if made.columns or made.source_split != "train":
-            raise RessaError(f"{name} has a format of its own; columns and source_split are for `dataset`")
         return read(Path(source)), None, _identity(Path(source))
     from ressa.data.prepare import table as tables  # imports `datasets`, which is slow
 
-    table = tables.load(source, made.source_split)
-    columns = tables.mapping(table, made.columns, source)
+    table = tables.load(source, options.source_split)
+    columns = tables.mapping(table, options.columns, source)
     cell = functools.partial(tables.cell, table, column=columns["image"])
     return tables.rows(table, columns, source), cell, [table._fingerprint]
+
+
+def _check_options(name: str, options: Options) -> None:
+    if name not in SOURCES:
+        raise unknown("source", name, SOURCES)
+    if options.form not in FORMS:
+        raise unknown("form", options.form, FORMS)
+    for limit in ("limit", "per_picture", "max_side", "shard_size"):
+        if (value := getattr(options, limit)) is not None and value < 1:
+            raise RessaError(f"{limit} {value} must be at least 1")
+    if name == "coco-captions" and (options.validation or options.test or options.split != "train"):
+        raise RessaError("coco-captions has splits of its own; leave out split, validation and test")
+    if not re.fullmatch(r"[\w-]+", options.split):
+        raise RessaError(f"split {shown(options.split)} must be a plain name: it becomes the name of a file")
+    if options.validation + options.test >= 1:
+        raise RessaError(
+            f"validation {options.validation:g} and test {options.test:g} leave nothing for {options.split}"
+        )
+    if SOURCES[name] is not None and (options.columns or options.source_split != "train"):
+        raise RessaError(f"{name} has a format of its own; columns and source_split are for `dataset`")
 
 
 def _identity(source: Path) -> list[Any]:
@@ -148,6 +167,8 @@ def _identity(source: Path) -> list[Any]:
 def _plan(partial: Path, manifest: Mapping[str, Any], identity: list[Any]) -> Iterator[sqlite3.Connection]:
     """The plan in the hidden folder. If there is none when it ends, the folder goes, with the parents made for it."""
     above = [folder for folder in partial.parents if not folder.exists()]
+    if partial.is_dir() and not (partial / "out").is_dir():
+        shutil.rmtree(partial)  # of a run that was killed when all but tidying up was done
     fresh, db = not partial.exists(), None
     try:
         for name in ("out", "parts"):
@@ -184,42 +205,48 @@ def _check_same(partial: Path, before: str | None, now: list[Any]) -> None:
 
 
 def _planned(
-    db: sqlite3.Connection, items: Iterator[Item | Skip], made: Made, settings: str, progress: Progress
+    db: sqlite3.Connection, items: Iterator[Item | Skip], options: Options, settings: str, progress: Progress
 ) -> None:
-    held_out = {"validation": made.validation, "test": made.test}
-    options: dict[str, Any] = {"seed": made.seed, "split": made.split, "held_out": held_out, "limit": made.limit}
-    n = 0
-    for n in plan.make(db, items, settings, **options):
+    held_out = {"validation": options.validation, "test": options.test}
+    n, drawn = 0, {"seed": options.seed, "split": options.split, "limit": options.limit}
+    for n in plan.make(db, items, settings, held_out=held_out, **drawn):
         if n % 1000 == 0:
             progress(n, None, "")
     progress(n, n, "")
 
 
-def _check_plan(db: sqlite3.Connection, name: str, made: Made, images: bool) -> None:
+def _check_plan(db: sqlite3.Connection, name: str, options: Options, images: bool) -> None:
     """Raises RessaError for what could only fail, with the plan taken back so that nothing is left of it."""
     named = db.execute("""select 1 from pictures where place like '["file"%'""").fetchone()
-    told = db.execute("select 1 from said where ? != 'prefix' or question is null", (made.form,)).fetchone()
+    told = db.execute("select 1 from said where ? != 'prefix' or question is null", (options.form,)).fetchone()
     if told and (images or not named):
         return
     db.execute("drop table about")
     if not told:
-        what = "captions that could be cut into prefixes" if made.form == "prefix" else "texts"
+        what = "captions that could be cut into prefixes" if options.form == "prefix" else "texts"
         raise RessaError(f"{name}: the source has no {what}; choose another form or source")
     raise RessaError(f"{name}: the source only names its pictures; give their folder or zip with --images")
 
 
 def _written(
-    db: sqlite3.Connection, out: Path, pictures: Path, made: Made, manifest: dict[str, Any], progress: Progress
+    db: sqlite3.Connection, out: Path, pictures: Path, options: Options, manifest: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
     for left in out.iterdir():
         if not left.is_dir():
             left.unlink()  # of an interrupted writing
     counts = write_report(db, out)
-    options: dict[str, Any] = {"form": made.form, "per_picture": made.per_picture, "shard_size": made.shard_size}
-    splits, unused = write_records(db, out, pictures, progress=progress, **options)
+    splits, unused = write_records(
+        db,
+        out,
+        pictures,
+        form=options.form,
+        per_picture=options.per_picture,
+        shard_size=options.shard_size,
+        progress=progress,
+    )
     skipped = plan.tally(db, "select reason, count from skipped") | unused
     result = (
         manifest | {"ressa": version("ressa"), "records": splits, "skipped": dict(sorted(skipped.items()))} | counts
     )
-    finish(db, out, result, sharded=made.shard_size is not None)
+    finish(db, out, result, sharded=options.shard_size is not None)
     return result

@@ -41,6 +41,7 @@ def make_pictures(
     Raises:
         RessaError: more than `max_failed` of the pictures cannot be used, or one cannot be written.
     """
+    plan.forget_lost(db, folder)
     missing = plan.to_make(db)
     failed, tried = db.execute(
         "select count(reason), count(*) from pictures where chosen and not passing and (file is not null or "
