@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -136,25 +137,36 @@ def test_killed_in_the_middle_and_run_again_it_ends_with_the_same_bytes(thousand
     assert os.listdir(tmp_path) == ["data"]
 
 
-@pytest.mark.parametrize("options", [{"form": "prefix"}, {"shard_size": 5}], ids=["files", "shards"])
-@pytest.mark.parametrize("stage", ["_add", "keep", "write_report", "write_records", "finish"])
-def test_interrupted_at_any_stage_it_ends_with_the_same_bytes(stage, options, tmp_path, monkeypatch):
-    source, images = str(official.coco(tmp_path / "coco", 12)), [str(tmp_path / "coco" / "images")]
-    prepare("coco-captions", source, tmp_path / "whole", images=images, **options)
-    module = plan if stage in ("_add", "keep") else verb
-    there, calls = getattr(module, stage), itertools.count(1)
+@contextmanager
+def interrupted(module, name: str, at: int = 1, *, before: bool = True):
+    """Ctrl-C where `module.name` is called for the `at`-th time: before anything is done, or when it is done."""
+    there, calls = getattr(module, name), itertools.count(1)
 
-    def broken(*args, **keywords):
-        done = there(*args, **keywords) if stage != "keep" else None
-        if next(calls) == (5 if stage == "_add" else 1):
+    def broken(*args, **options):
+        now = next(calls) == at
+        done = None if now and before else there(*args, **options)
+        if now:
             raise KeyboardInterrupt
         return done
 
-    monkeypatch.setattr(module, stage, broken)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, broken)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+STAGES = [(plan, "_add", 5), (plan, "keep", 2), (verb, "write_report"), (verb, "write_records"), (verb, "finish")]
+
+
+@pytest.mark.parametrize("options", [{"form": "prefix"}, {"shard_size": 5}], ids=["files", "shards"])
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("stage", STAGES, ids=[stage[1] for stage in STAGES])
+def test_interrupted_at_any_stage_it_ends_with_the_same_bytes(stage, before, options, tmp_path):
+    source, images = str(official.coco(tmp_path / "coco", 12)), [str(tmp_path / "coco" / "images")]
+    prepare("coco-captions", source, tmp_path / "whole", images=images, **options)
+    with interrupted(*stage, before=before):
         prepare("coco-captions", source, tmp_path / "data", images=images, **options)
     assert not (tmp_path / "data").exists()
-    monkeypatch.undo()
     prepare("coco-captions", source, tmp_path / "data", images=images, **options)
     assert digests(tmp_path / "data") == digests(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == ["coco", "data", "whole"]
@@ -312,11 +324,9 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(regions, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_preparation_is_not_continued_with_other_settings(regions, tmp_path, monkeypatch):
-    monkeypatch.setattr(verb, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+def test_an_interrupted_preparation_is_not_continued_with_other_settings(regions, tmp_path):
+    with interrupted(verb, "finish"):
         made(regions, tmp_path / "data")
-    monkeypatch.undo()
     options = {"images": [str(regions.parent)]}
     told = refusal("vg", str(regions), tmp_path / "data", **options, form="prefix")
     assert f"{tmp_path}/.data.partial: an unfinished preparation with another form ('plain', not 'prefix')" in told
@@ -344,37 +354,31 @@ def test_every_source_has_a_command():
     assert set(group.commands) == {*SOURCES, "emoji", "check"}
 
 
-def test_a_picture_lost_since_the_interruption_is_made_again(regions, tmp_path, monkeypatch):
-    monkeypatch.setattr(verb, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+def test_a_picture_lost_since_the_interruption_is_made_again(regions, tmp_path):
+    with interrupted(verb, "finish"):
         made(regions, tmp_path / "data")
-    monkeypatch.undo()
     next((tmp_path / ".data.partial").rglob("*.jpg")).unlink()
     assert check(made(regions, tmp_path / "data"))["files"] == 43
 
 
-def test_what_a_run_left_that_was_killed_while_tidying_up_is_not_taken_for_work_done(regions, tmp_path, monkeypatch):
-    monkeypatch.setattr(verb.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+def test_what_a_run_left_that_was_killed_while_tidying_up_is_not_taken_for_work_done(regions, tmp_path):
+    with interrupted(shutil, "rmtree"):
         made(regions, tmp_path / "data")
-    monkeypatch.undo()
     whole = digests(tmp_path / "data")
     shutil.rmtree(tmp_path / "data")
     assert digests(made(regions, tmp_path / "data")) == whole
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_an_interrupted_preparation_of_a_table_is_taken_up(tmp_path, monkeypatch):
+def test_an_interrupted_preparation_of_a_table_is_taken_up(tmp_path):
     rows = {"image": [{"bytes": official.encoded(official.photo(i)), "path": None} for i in range(4)]}
     rows["caption"] = ["one", None, "", "two"]
     table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     table.save_to_disk(tmp_path / "saved")
     table.to_parquet(tmp_path / "saved.parquet")
     for source in ("saved", "saved.parquet"):
-        monkeypatch.setattr(verb, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(verb, "finish"):
             prepare("dataset", str(tmp_path / source), tmp_path / "data")
-        monkeypatch.undo()
         told = prepare("dataset", str(tmp_path / source), tmp_path / "data")
         assert (told["records"], told["skipped"]) == ({"train": 2}, {"empty text": 2})
         shutil.rmtree(tmp_path / "data")

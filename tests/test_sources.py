@@ -33,6 +33,14 @@ def test_coco_captions_keep_karpathys_splits_and_read_pictures_from_zips(tmp_pat
     assert first.image.path.read_bytes() == official.encoded(official.photo(2))
 
 
+def test_captions_keep_every_sign_but_halves_of_one(tmp_path):
+    source = official.coco(tmp_path / "coco", 1)
+    text = source.read_text().replace("there is number 0", "an \\ud83e\\udd89 “owl”\\u0000 \\ud83e.")
+    source.write_text(text, encoding="utf-8")
+    prepare("coco-captions", str(source), tmp_path / "data", images=[str(source.parent / "images")])
+    assert lines(tmp_path / "data")[1]["caption"].startswith("an 🦉 “owl”\0 ")
+
+
 def test_cc3m_is_read_from_shards_as_img2dataset_writes_them(tmp_path):
     told = prepare("cc3m", str(official.cc3m_shards(tmp_path / "cc3m", 6)), tmp_path / "data")
     assert told["records"] == {"train": 6}

@@ -151,9 +151,8 @@ def _check_options(name: str, options: Options) -> None:
     if not re.fullmatch(r"[\w-]+", options.split):
         raise RessaError(f"split {shown(options.split)} must be a plain name: it becomes the name of a file")
     if options.validation + options.test >= 1:
-        raise RessaError(
-            f"validation {options.validation:g} and test {options.test:g} leave nothing for {options.split}"
-        )
+        shares = f"validation {options.validation:g} and test {options.test:g}"
+        raise RessaError(f"{shares} leave nothing for {options.split}")
     if SOURCES[name] is not None and (options.columns or options.source_split != "train"):
         raise RessaError(f"{name} has a format of its own; columns and source_split are for `dataset`")
 
@@ -208,8 +207,10 @@ def _planned(
     db: sqlite3.Connection, items: Iterator[Item | Skip], options: Options, settings: str, progress: Progress
 ) -> None:
     held_out = {"validation": options.validation, "test": options.test}
-    n, drawn = 0, {"seed": options.seed, "split": options.split, "limit": options.limit}
-    for n in plan.make(db, items, settings, held_out=held_out, **drawn):
+    n = 0
+    for n in plan.make(
+        db, items, settings, seed=options.seed, split=options.split, held_out=held_out, limit=options.limit
+    ):
         if n % 1000 == 0:
             progress(n, None, "")
     progress(n, n, "")
