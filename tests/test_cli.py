@@ -244,7 +244,9 @@ def commands() -> dict[str, typer.core.TyperCommand]:
 
 
 def test_the_commands_are_these():
-    assert sorted(commands()) == ["compare", "data emoji", "demo", "evaluate", "inspect", "prune", "repair", "run"]
+    data = ["cc3m", "check", "coco-captions", "dataset", "emoji", "gqa", "llava-mix", "sharegpt4v", "vg"]
+    verbs = ["demo", "evaluate", "inspect", "prune", "repair", "run"]
+    assert sorted(commands()) == ["compare", *(f"data {name}" for name in data), *verbs]
 
 
 @pytest.mark.parametrize("name", sorted(commands()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -25,11 +27,12 @@ import ressa
 from official import digests, lines, refusal, report
 from ressa import cli
 from ressa.data.prepare import SOURCES, check, plan, prepare, verb
-from ressa.data.prepare.forms import INSTRUCTIONS
+from ressa.data.prepare.forms import FORMS, INSTRUCTIONS
 from ressa.data.prepare.output import MANIFEST, REPORT
 from ressa.data.prepare.sums import SUMS
 from ressa.data.records import read_records
 from ressa.errors import RessaError
+from ressa.recipe import Prepare
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -349,9 +352,14 @@ def test_names_that_lead_out_of_the_folder_of_pictures_are_not_followed(tmp_path
         shutil.rmtree(tmp_path / ".data.partial")
 
 
-def test_every_source_has_a_command():
+def test_the_command_line_has_every_source_and_the_settings_of_the_verb():
     group = typer.main.get_command(cli.app).commands["data"]
     assert set(group.commands) == {*SOURCES, "emoji", "check"}
+    told = {f.name: f for f in fields(Prepare)}
+    assert told["form"].metadata["among"] == FORMS
+    here = {f.name: f.default for f in fields(verb.Options)}
+    here |= {p.name: p.default for p in inspect.signature(prepare).parameters.values() if p.name in told}
+    assert here == {name: f.default for name, f in told.items()}
 
 
 def test_a_picture_lost_since_the_interruption_is_made_again(regions, tmp_path):

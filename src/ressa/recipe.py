@@ -162,7 +162,7 @@ class Prepare:
     max_side: int | None = setting(None, "Pictures with a longer side are scaled down to it.")
     max_failed: float = setting(
         0.5,
-        "Stop when a larger share of the pictures, of the first hundred or of all, cannot be used.",
+        "Stop when a larger share of the pictures tried, a hundred or all, cannot be used.",
         least=0,
         most=1,
     )

@@ -2,8 +2,9 @@
 
 plain      {"image", "caption"}, or {"image", "question", "answer"}
 prefix     {"image", "prefix", "caption"}: the caption, cut between two words of its first half. The model reads the
-           first part and learns the second (BLIP-2, Li et al. 2023, section 3.3). RESSA cuts between any two characters
-           of the first half; the rest of a word is no word of the tokenizer, so words are not cut here.
+           first part and learns the second (BLIP-2, Li et al. 2023, section 3.3). ECoFLaP's program, on which RESSA's
+           builds, cuts between any two characters of the first half; here words stay whole, since the rest of one
+           is no word to a tokenizer.
 instruct   {"image", "messages"}: one of the instructions of InstructBLIP (Dai et al. 2023, appendix C) and the caption,
            or the question and its answer.
 """
