@@ -47,8 +47,8 @@ def normalise(data: bytes, max_side: int | None = None) -> Made:
         raise
     except UnidentifiedImageError:
         raise Unusable(OTHER, f"{len(data):,} bytes that begin with {data[:12]!r}") from None
-    except Image.DecompressionBombError:
-        raise Unusable(ENORMOUS, f"more than twice {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except Image.DecompressionBombError as error:  # of more than twice the limit Pillow does not tell the sides
+        raise Unusable(ENORMOUS, str(error).partition(",")[0]) from None
     except Exception as error:  # decoders of damaged files raise whatever their parsing ran into
         raise Unusable(DAMAGED, str(error) or type(error).__name__) from None
 
