@@ -28,7 +28,7 @@ MAY = {
     "prune": {"errors", "allocation", "calibration", "data", "inputs", "methods", "model", "patterns", "provenance"},
     "repair": {"errors", "calibration", "data", "model", "patterns", "provenance"},
     "evaluate": {"errors", "calibration", "data", "model", "provenance"},
-    "report": {"errors", "data", "model", "patterns"},
+    "report": {"errors", "data", "inputs", "methods", "model", "patterns"},
     "recipe": {"errors", "allocation", "methods", "patterns"},
     "run": {"errors", "data", "model", "recipe", "prune", "repair", "evaluate"},
     "compare": {

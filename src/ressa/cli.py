@@ -155,14 +155,52 @@ def check(
 def inspect(
     model: Model,
     sparsity: Annotated[str, typer.Option(help="The pattern to plan for: 2:4, 50%, ...")] = "2:4",
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="From the config alone (MODEL may be a config.json): sizes, and the memory and work of pruning and "
+            "repair. The options below go with it.",
+        ),
+    ] = False,
+    samples: Annotated[int | None, typer.Option(min=1, help="Records that calibrate. [128]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Records that run together. [8, in repair 16]")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Of a record. [64, and those of its picture]")] = None,
+    patches: Annotated[int | None, typer.Option(min=1, help="Of its picture. [as the config tells, else 1024]")] = None,
+    answers: Annotated[int | None, typer.Option(min=1, help="Of its tokens, those to be answered. [16]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of repair. [1000]")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of SparseLoRA. [16]")] = None,
+    memory: Annotated[str | None, typer.Option(help="Of the GPU or the machine (24GiB): what fits, else how.")] = None,
+    gflops: Annotated[float | None, typer.Option(help="GFLOP/s of the machine in matrix products: adds times.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show parts, blocks, linears, parameters and zeros; what would be pruned, what not, and why."""
-    from ressa.report.inspection import inspect as look
-    from ressa.report.inspection import tables
+    """Show parts, blocks, linears, parameters and zeros; what would be pruned, what not, and why.
 
-    with quiet():
-        told = look(model, sparsity)
+    **Example:** `ressa inspect demo --plan --memory 24GiB --gflops 100`
+    """
+    given: dict[str, Any] = {
+        "samples": samples,
+        "batch_size": batch_size,
+        "tokens": tokens,
+        "patches": patches,
+        "answers": answers,
+    }
+    given |= {"steps": steps, "rank": rank, "memory": memory, "gflops": gflops}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if asked and not plan:
+        raise RessaError(f"--{next(iter(asked)).replace('_', '-')} goes with --plan: add it")
+    if plan:
+        from ressa.report import plan as verb
+        from ressa.report.plan_table import tables
+
+        with quiet():
+            told = verb.plan(model, sparsity, **asked)
+    else:
+        from ressa.report.inspection import inspect as look
+        from ressa.report.inspection import tables
+
+        with quiet():
+            told = look(model, sparsity)
     show(told, as_json, *tables(told))
 
 
