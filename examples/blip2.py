@@ -1,0 +1,26 @@
+"""BLIP-2 with FlanT5-XL at 50 %, its Q-Former dense.
+
+python examples/blip2.py --data data/
+"""
+
+import argparse
+from pathlib import Path
+
+import ressa
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("model", nargs="?", default="Salesforce/blip2-flan-t5-xl", help="a hub name or a folder")
+parser.add_argument("--data", default="data", help="a folder with train.jsonl, test.jsonl and pictures")
+parser.add_argument("--out", type=Path, default=Path("runs/blip2"), help="where the models go")
+parser.add_argument("--samples", type=int, default=128, help="records that calibrate")
+parser.add_argument("--steps", type=int, default=200, help="optimiser steps of repair")
+parser.add_argument("--limit", type=int, default=200, help="questions that each model is asked")
+asked = parser.parse_args()
+pruned, repaired = asked.out / "pruned", asked.out / "repaired"
+
+# a picture is 32 tokens, fewer than the question: all count the same
+ressa.prune(asked.model, pruned, data=asked.data, samples=asked.samples, sparsity="50%")
+ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=16, bf16=True)
+for model in (asked.model, pruned, repaired):
+    scores = ressa.evaluate(model, data=asked.data, limit=asked.limit)
+    print(f"{model}: exact match {scores['exact_match']:.1%}, VQA accuracy {scores['vqa_accuracy']:.1%}")

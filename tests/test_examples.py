@@ -1,0 +1,60 @@
+"""Each script in `examples/` goes through on a small model of its family: pruned, repaired, asked."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+from transformers import ProcessorMixin
+from transformers.models.smolvlm import processing_smolvlm
+
+import pico
+import pico_examples
+from ressa.model.folder import read_manifest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+BUILDERS = {
+    "llava_1_5": pico.llava,
+    "blip2": pico.blip2_t5,
+    "instructblip": pico.instructblip_llama,
+    **pico_examples.BUILDERS,
+}
+REFUSED = {"mllama": "structure() refuses blocks of two classes, self-attention and cross-attention"}
+
+
+@pytest.fixture(autouse=True)
+def _pictures_only(monkeypatch):
+    """Without torchvision transformers makes no video processors; the processors of these tests go without them.
+
+    SmolVLM's also wants num2words, for the length of videos.
+    """
+    attributes = ProcessorMixin.get_attributes.__func__
+    still = classmethod(lambda cls: [name for name in attributes(cls) if name != "video_processor"])
+    monkeypatch.setattr(ProcessorMixin, "get_attributes", still)
+    init = processing_smolvlm.SmolVLMProcessor.__init__
+    monkeypatch.setattr(init, "__defaults__", (None, *init.__defaults__))  # its video processor has no default
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)
+
+
+def families() -> list:
+    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in REFUSED.items()}
+    return [pytest.param(path.stem, marks=marks.get(path.stem, ())) for path in sorted(EXAMPLES.glob("*.py"))]
+
+
+@pytest.mark.parametrize("family", families())
+def test_an_example_prunes_repairs_and_asks_a_model_of_its_family(family, tmp_path, tiny_data, monkeypatch, capsys):
+    model, out = BUILDERS[family](tmp_path / "model"), tmp_path / "out"
+    words = [model, "--data", tiny_data, "--out", out, "--samples", 4, "--steps", 2, "--limit", 2]
+    monkeypatch.setattr("sys.argv", ["example", *map(str, words)])
+    runpy.run_path(str(EXAMPLES / f"{family}.py"), run_name="__main__")
+    told = [line for line in capsys.readouterr().out.splitlines() if "exact match" in line]
+    assert [line.partition(":")[0] for line in told][1:] == [str(out / "pruned"), str(out / "repaired")]
+    before, after = (read_manifest(out / name) for name in ("pruned", "repaired"))
+    zeros = [{name: entry["zeros"] for name, entry in told["matrices"].items()} for told in (before, after)]
+    assert zeros[0] == zeros[1]
+    assert sum(zeros[0].values())
+
+
+def test_every_example_has_a_model_to_run_on():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == BUILDERS.keys()
