@@ -26,7 +26,7 @@ dense = asked.out / "dense"
 dense.mkdir(parents=True)
 for file in source.iterdir():
     (dense / file.name).symlink_to(file.resolve())
-(dense / "chat_template.jinja").write_text("<image>answer en {{ messages[0]['content'][-1]['text'] }}\n")
+(dense / "chat_template.jinja").write_text("<image>answer en {{ messages[0]['content'][-1]['text'] }}")
 
 # 256 image tokens beside a dozen of text
 ressa.prune(dense, pruned, data=asked.data, samples=asked.samples, sparsity="2:4", token_weights={"image": 0.1})

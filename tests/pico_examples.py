@@ -241,7 +241,7 @@ def florence2(folder: Path) -> Path:
         **ids,
     )
     images = CLIPImageProcessorPil(size=SIZE, crop_size=SIZE, resample=3)
-    images.image_seq_length = (IMAGE_SIZE // 8) ** 2
+    images.image_seq_length = (IMAGE_SIZE // 8) ** 2 + 1  # its patches and their mean
     return _save(folder, Florence2ForConditionalGeneration, config, Florence2Processor(images, pieces))
 
 

@@ -6,6 +6,7 @@ A record gives the same ids, labels and masks alone and inside a batch; only pad
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
     encoded = _process(processor, prompts, records)
     text = {key: value for key, value in encoded.items() if _is_text(key, value, encoded["input_ids"])}
     batch = {key: _stacked(value) for key, value in encoded.items() if key not in text}
-    if not any(any(row) for row in text.get("token_type_ids", [])):
+    if not _reads_prefix(processor) and not any(any(row) for row in text.get("token_type_ids", [])):
         text.pop("token_type_ids", None)  # all zeros say nothing, and most decoders refuse the name
     crossing = is_encoder_decoder(config)
     if not crossing:
@@ -79,7 +80,7 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
             answer_ids(processor, record.target, prompt="" if crossing else prompt, end=_end(processor, config))
             for record, prompt in zip(records, prompts, strict=True)
         ]
-        text["labels"] = targets if crossing else _appended(text, targets)
+        text["labels"] = targets if crossing else _appended(text, targets, int(_reads_prefix(processor)))
     left = not answers and not crossing
     for key, rows in text.items():
         batch[key] = _padded(rows, _pad_value(processor, key), left and not key.startswith("qformer_"))
@@ -188,8 +189,22 @@ def _process(processor: Any, prompts: list[str], records: Sequence[Record]) -> d
     blind = next((r for r in records if r.image is None), None)
     if blind and hasattr(processor, "num_query_tokens"):
         raise RessaError(f"record {shown(blind.id)} has no image, which this model cannot do without")
-    images = [record.open_image() for record in records if record.image is not None]
-    return dict(processor(images=images or None, **options))
+    # a list a record: some processors (Gemma 3) take a plain list for the pictures of one
+    images = [[] if record.image is None else [record.open_image()] for record in records]
+    options["images"] = images if any(images) else None
+    if not _reads_prefix(processor):
+        return dict(processor(**options))
+    encoded = dict(processor(**options | {"padding": True}))  # of its ids it makes an array: labels that are not ours
+    del encoded["labels"]
+    masks = encoded["attention_mask"]
+    for key in ("input_ids", "token_type_ids", "attention_mask"):
+        encoded[key] = [list(compress(row, mask)) for row, mask in zip(encoded[key], masks, strict=True)]
+    return encoded
+
+
+def _reads_prefix(processor: Any) -> bool:
+    """PaliGemma reads its prompt both ways (token type 0) and its answer from left to right (1)."""
+    return type(processor).__name__ == "PaliGemmaProcessor"
 
 
 def _is_text(key: str, value: Any, ids: list[list[int]]) -> bool:
@@ -215,12 +230,12 @@ def _open_end(processor: Any, prompts: list[str], text: dict[str, list[list[int]
                     rows[row] = rows[row][:-1]
 
 
-def _appended(text: dict[str, list[list[int]]], targets: list[list[int]]) -> list[list[int]]:
-    """Append the answers to every row of text in place; return the labels."""
+def _appended(text: dict[str, list[list[int]]], targets: list[list[int]], kind: int) -> list[list[int]]:
+    """Append the answers to every row of text in place, as tokens of this `kind`; return the labels."""
     labels = [[IGNORED] * len(ids) + target for ids, target in zip(text["input_ids"], targets, strict=True)]
     for key, rows in text.items():
         if not key.startswith("qformer_"):
-            fill = {"input_ids": None, "attention_mask": 1}.get(key, 0)  # the kind of an answer token is plain text
+            fill = {"input_ids": None, "attention_mask": 1}.get(key, kind)
             text[key] = [
                 row + (target if fill is None else [fill] * len(target))
                 for row, target in zip(rows, targets, strict=True)
