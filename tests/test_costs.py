@@ -137,6 +137,7 @@ def test_what_calibration_gathers_is_foretold_to_the_byte(family, request):
     if family == "causal_lm":
         records = [replace(record, image=None) for record in records]
     fed = [encode(processor, records, net.config, answers=True)]
+    assert all(any(read.attends for read in shape.reads) for shape in shapes_of(net))
     for method in ("wanda", "dsnot", "admm"):
         heard: list[set] = []
         prune_all(net, method, fed, heard)

@@ -114,8 +114,8 @@ def _read(key: Any, members: list[tuple[str, Any]]) -> Read:
     outputs = sum(linear.out_features for _, linear in members)
     leaf, first = members[0]
     attends = outputs // 3 if _FUSED.search(leaf) else 0
-    if isinstance(key, tuple) and key[1] == "qkv" and leaf[0] == "q":
-        attends = first.out_features
+    if isinstance(key, tuple) and key[1] == "qkv":
+        attends = sum(linear.out_features for leaf, linear in members if leaf[0] == "q")
     return Read(first.in_features, outputs, len(members), attends, isinstance(key, tuple) and key[3])
 
 

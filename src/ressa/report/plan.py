@@ -247,7 +247,10 @@ def _prune(name: str, sizes: _Sizes, load: Load, limit: int | None) -> dict[str,
     one = replace(load, batch_size=1)
     ways = (
         (apart, f"a block at a time, ressa.prune(..., device=): {words(apart)} there, {words(whole)} of RAM"),
-        (needs(one)[1], f"the same with batch_size=1: {words(needs(one)[1])} there, {words(needs(one)[0])} of RAM"),
+        (
+            needs(one)[1],
+            f"a block at a time with batch_size=1: {words(needs(one)[1])} there, {words(needs(one)[0])} of RAM",
+        ),
         (math.inf, f"not even a block at a time with batch_size=1, which takes {words(needs(one)[1])}"),
     )
     return _fits(_row(whole, sum(work.values()), device_bytes=apart, work=work), limit, ways)
