@@ -69,10 +69,6 @@ class Shape:
     def width(self) -> int:
         return self.reads[0].inputs if self.reads else 0
 
-    @property
-    def weights(self) -> int:
-        return sum(read.weights for read in self.reads)
-
 
 @dataclass(frozen=True)
 class Load:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from ressa.data.prompts import is_encoder_decoder
 from ressa.errors import RessaError
 from ressa.methods import METHODS
 from ressa.model.load import auto_class, first, read_config
@@ -89,7 +90,7 @@ def plan(
     sizes = _sizes(net, parts, width)
     seen, read = _picture(net.config)
     length = tokens or read + WORDS
-    load = Load(samples, batch_size or 8, length, patches or seen, min(answers, length), _crossing(net.config))
+    load = Load(samples, batch_size or 8, length, patches or seen, min(answers, length), is_encoder_decoder(net.config))
     trains = replace(load, batch_size=batch_size or 16)
     rows = {"load": _fits(_row(sizes.parameters * sizes.width, 0.0), limit, ())}
     rows |= {f"prune: {name}": _prune(name, sizes, load, limit) for name in METHODS}
@@ -143,9 +144,6 @@ def _config(model: str | Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise RessaError(f"{model}: a config that cannot be read: {first(error)}") from None
-
-
-# ---- the model -------------------------------------------------------------------------------------------------------
 
 
 def _dtype(config: PreTrainedConfig) -> torch.dtype:
@@ -223,13 +221,6 @@ def _side(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _crossing(config: Any) -> bool:
-    return any(getattr(c, "is_encoder_decoder", False) for c in (config, config.get_text_config()))
-
-
-# ---- the steps -------------------------------------------------------------------------------------------------------
-
-
 def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
     return {"bytes": needed, "flop": flop, "fits": None, "change": None, **more}
 
@@ -261,7 +252,6 @@ def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None)
     trained = adapters(sizes.shapes, rank)
 
     def needs(load: Load, teachers: int = 1) -> dict[str, float]:
-        states = trained * ADAM + sizes.trained * TRAINED
         kept = sum(activation_bytes(shape, load, sizes.heads) for shape in sizes.shapes)
         kept += 2 * teachers * WIDE * sum(load.batch_size * load.length(shape) * shape.width for shape in sizes.shapes)
         kept += 4 * WIDE * load.batch_size * load.answers * sizes.words
@@ -269,7 +259,7 @@ def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None)
         return {
             "student": sizes.parameters * WIDE,
             "teacher": teachers * sizes.parameters * WIDE,
-            "optimizer": states,
+            "optimizer": trained * ADAM + sizes.trained * TRAINED,
             "activations": kept,
             "workspace": 2 * WIDE * largest,
         }
