@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,8 +166,9 @@ def _wrong(written: str) -> RessaError:
 def _kth_lowest(score_GK: Tensor, k: int) -> Tensor:
     """The k-th lowest score of each row, (G, 1)."""
     if score_GK.is_cpu and score_GK.dtype == torch.float32 and score_GK.shape[1] > SHORT:
-        # NumPy is ten times as fast as torch here
-        return torch.from_numpy(np.partition(score_GK.numpy(force=True), k - 1, axis=1)[:, k - 1 : k].copy())
+        array_GK = score_GK.numpy(force=True).copy()
+        array_GK.partition(k - 1, axis=1)  # ten times as fast as torch here
+        return torch.from_numpy(array_GK[:, k - 1 : k].copy())
     return score_GK.kthvalue(k, dim=1, keepdim=True).values
 
 

@@ -100,19 +100,19 @@ def shape_of(block: Block) -> Shape:
         parent, _, leaf = name.rpartition(".")
         crossed = bool(_ACROSS.search(parent)) and leaf[0] in "kv"
         kind = "qkv" if _PROJECTIONS.match(leaf) else "gated" if _GATED.match(leaf) else None
-        groups.setdefault((parent, kind, linear.in_features, crossed) if kind else name, []).append((leaf, linear))
+        groups.setdefault((parent, kind, linear.weight.shape[1], crossed) if kind else name, []).append((leaf, linear))
     reads = tuple(_read(key, members) for key, members in groups.items())
     parameters = sum(parameter.numel() for parameter in block.module.parameters())
     return Shape(block.part, block.stack == "decoder", reads, parameters)
 
 
 def _read(key: Any, members: list[tuple[str, Any]]) -> Read:
-    outputs = sum(linear.out_features for _, linear in members)
+    outputs = sum(len(linear.weight) for _, linear in members)
     leaf, first = members[0]
     attends = outputs // 3 if _FUSED.search(leaf) else 0
     if isinstance(key, tuple) and key[1] == "qkv":
-        attends = sum(linear.out_features for leaf, linear in members if leaf[0] == "q")
-    return Read(first.in_features, outputs, len(members), attends, isinstance(key, tuple) and key[3])
+        attends = sum(len(linear.weight) for leaf, linear in members if leaf[0] == "q")
+    return Read(first.weight.shape[1], outputs, len(members), attends, isinstance(key, tuple) and key[3])
 
 
 # ---- floating point operations ---------------------------------------------------------------------------------------
