@@ -360,3 +360,17 @@ def test_libraries_are_as_talkative_afterwards_as_before():
     with cli.quiet():
         assert not logging.is_progress_bar_enabled()
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--adapter", "lore", "unknown adapter 'lore': did you mean 'lora'?"),
+        ("--objective", "papers", "unknown objective 'papers': did you mean 'paper'?"),
+        ("--parts", "vision,speech", "unknown part 'speech'"),
+        ("--report-to", "tensorbord", "unknown report_to 'tensorbord': did you mean 'tensorboard'?"),
+    ],
+)
+def test_an_unknown_way_to_repair(refused, llava_folder, data, tmp_path, option, value, told):
+    words = ["repair", llava_folder, tmp_path / "out", "--teacher", llava_folder, "--data", data]
+    assert told in refused(*words, option, value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -14,14 +13,17 @@ from ressa.data.prompts import encode, is_encoder_decoder
 from ressa.data.records import Record, read_records
 from ressa.repair.distill import (
     IGNORE,
-    adaptation_loss,
     answer_cross_entropy,
     answer_kl,
     decoder_inputs,
     logits_at,
     paper_kl,
     targets,
+    top_kl,
+    top_words,
 )
+from ressa.repair.teacher import Said
+from ressa.repair.trainer import Objective
 
 SEEING = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama"]
 
@@ -109,11 +111,37 @@ def test_temperature_softens_both_and_its_square_keeps_the_gradient_alive():
 
 def test_the_weight_runs_from_pure_cross_entropy_to_pure_kl():
     student, teacher = distributions()
-    wanted = torch.arange(6)
-    loss = functools.partial(adaptation_loss, student, teacher, wanted, kl=answer_kl)
-    torch.testing.assert_close(loss(kl_weight=0.0), functional.cross_entropy(student, wanted))
-    torch.testing.assert_close(loss(kl_weight=1.0), answer_kl(student, teacher))
-    torch.testing.assert_close(loss(kl_weight=0.25), 0.75 * loss(kl_weight=0.0) + 0.25 * loss(kl_weight=1.0))
+    batch = {"labels": torch.arange(6)[None]}
+    everywhere = torch.ones(1, 6, dtype=torch.bool)
+
+    def loss(kl_weight):
+        objective = Objective(kl_weight, 1.0, False, crossing=(0, 0))
+        return objective.loss(student, Said(teacher), batch, everywhere)
+
+    torch.testing.assert_close(loss(0.0), functional.cross_entropy(student, torch.arange(6)))
+    torch.testing.assert_close(loss(1.0), answer_kl(student, teacher))
+    torch.testing.assert_close(loss(0.25), 0.75 * loss(0.0) + 0.25 * loss(1.0))
+
+
+def test_the_kl_over_the_likeliest_words_is_exact_for_all_words_and_a_lower_bound_for_some():
+    student, teacher = distributions(v=50)
+    whole = answer_kl(student, teacher, 2.0)
+    torch.testing.assert_close(top_kl(student, *top_words(teacher, 50, 2.0), temperature=2.0), whole)
+    bounds = [top_kl(student, *top_words(teacher, k, 2.0), temperature=2.0) for k in (2, 10, 40, 49)]
+    assert sorted(bounds) == bounds
+    assert bounds[-1] <= whole + 1e-6
+    assert bounds[-2] > 0.9 * whole
+    exact, near = (torch.autograd.grad(loss, student)[0] for loss in (whole, bounds[-2]))
+    assert functional.cosine_similarity(exact.flatten(), near.flatten(), dim=0) > 0.99
+
+
+def test_the_kl_over_the_likeliest_words_is_0_for_the_teacher_itself_and_finite_when_they_are_all_there_is():
+    _, teacher = distributions(v=50)
+    assert top_kl(teacher, *top_words(teacher, 7, 1.0)).abs() < 1e-5
+    sure = torch.full((3, 50), -1e4).index_fill(1, torch.tensor([4]), 0.0)
+    student = (2 * torch.randn(3, 50)).requires_grad_()
+    torch.testing.assert_close(top_kl(student, *top_words(sure, 5, 1.0)), answer_kl(student, sure))
+    assert torch.autograd.grad(top_kl(student, *top_words(sure, 5, 1.0)), student)[0].isfinite().all()
 
 
 def test_bfloat16_logits_are_compared_in_float32():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from ressa.model.structure import structure
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.repair import repair
 from ressa.repair.distill import IGNORE, answer_kl, logits_at, targets
+from ressa.repair.settings import Settings
 from ressa.repair.trainer import last_checkpoint
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm"]
@@ -57,6 +61,13 @@ def run(pruned, llava_folder, tiny_data, tmp_path):
         return repair(settings.pop("pruned", pruned), tmp_path / name, **settings)
 
     return run
+
+
+def settings_of(**changes) -> Settings:
+    """Complete settings, all defaults but the changes."""
+    names = [field.name for field in fields(Settings)]
+    defaults = {name: p.default for name, p in signature(repair).parameters.items() if name in names}
+    return Settings(**defaults | changes).complete
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -176,7 +187,7 @@ def test_without_distillation_the_teacher_is_not_loaded(run, tmp_path, llava_fol
 
 def test_the_paper_switch_weighs_the_kl_of_all_positions(run):
     alike = {"kl_weight": 1.0, "temperature": 1.0, "hidden_weight": 0.0}
-    ours, paper = (run(name, **alike, paper=name == "paper") for name in ("ours", "paper"))
+    ours, paper = (run(name, **alike, objective=name) for name in ("ressa", "paper"))
     # a sum over some thirty positions against a mean over the three or four of the answer
     assert paper["history"][0]["loss"] > 5 * ours["history"][0]["loss"]
 
@@ -256,7 +267,9 @@ def test_the_manifest_tells_what_was_done_and_to_what(run, pruned, tmp_path):
     assert manifest["before"] == {"command": "prune"}
     assert manifest["parts"]["vision"]["sparsity"] == 0.5
     assert manifest["arguments"]["pruned"] == str(pruned)
-    assert told == [(done, 3, "repair") for done in range(4)]
+    assert [(done, total) for done, total, _ in told] == [(done, 3) for done in range(4)]
+    assert told[0][2] == "repair"
+    assert all(re.fullmatch(r"repair, loss [\d.e-]+", what) for _, _, what in told[2:])
 
 
 def test_nothing_is_printed_by_the_trainer(run, capsys):
@@ -269,7 +282,7 @@ def test_nothing_is_printed_by_the_trainer(run, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": -1}, "steps is -1"),
         ({"samples": 0}, "samples is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"rank": 0}, "rank is 0"),

@@ -25,7 +25,7 @@ from ressa.calibration.walk import PROPAGATE, Progress, Visit, walk
 from ressa.data.records import read_records
 from ressa.errors import RessaError, unknown
 from ressa.inputs import Gram, Method
-from ressa.model.folder import check_output, write_folder
+from ressa.model.folder import check_output, refuse_adapter, write_folder
 from ressa.model.load import auto_class, load, read_config
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import NofM, Pattern, Unstructured, parse
@@ -113,6 +113,7 @@ def prune(
     if request.needs_data and data is None:
         raise RessaError(f"allocation '{allocation}' looks at how blocks are used: name the data to calibrate on")
     check_output(out)
+    refuse_adapter(model)
     _check_parts(model, vision, connector)
     records = None if data is None else read_records(data, split)
 

@@ -115,22 +115,71 @@ class Repair:
 
     split: str = setting("train", "Which records train.")
     samples: int | None = setting(None, "How many of them. [all]")
-    steps: int | None = setting(None, "Optimiser steps. [one pass over the samples]")
-    batch_size: int = setting(16, "Records a step.")
-    lr: float = setting(1e-3, "Peak learning rate; cosine to 0 after the warm-up.", above=0)
-    warmup: float = setting(0.03, "Share of the steps until the peak learning rate.", least=0, most=1)
-    rank: int = setting(16, "Rank of SparseLoRA.")
-    alpha: float = setting(32.0, "The update is scaled by alpha / rank.", above=0)
-    kl_weight: float = setting(0.5, "a in (1 - a) * cross-entropy + a * KL(dense || sparse).", least=0, most=1)
-    temperature: float = setting(2.0, "Of the KL, which is scaled by its square.", above=0)
-    hidden_weight: float = setting(
-        1.0, "Of the distance of every block's output from the dense one's (SquareHead), added to the loss.", least=0
+    steps: int | None = setting(None, "Optimiser steps; 0 reconstructs only. [one pass over the samples]", least=0)
+    batch_size: int = setting(16, "Records a step, in each process.")
+    accumulate: int = setting(1, "So many batches make a step.")
+    lr: float | None = setting(
+        None,
+        "Peak learning rate; cosine to 0 after the warm-up; constant for the paper. [1e-3; masked-ft 2e-4; paper 1e-4]",
+        above=0,
     )
-    paper: bool = setting(False, "The KL as RESSA released it: summed over positions, divided by the batch.")
-    train_norms: bool = setting(True, "Train the norms too.")
-    train_biases: bool = setting(True, "Train the biases of pruned linears too.")
-    train_connector: bool = setting(True, "Train the connector too (where it is not pruned).")
+    warmup: float | None = setting(
+        None, "Share of the steps until the peak learning rate. [0.03; paper 0]", least=0, most=1
+    )
+    clip: float | None = setting(None, "Largest norm of the gradient; 0 does not clip. [1; paper 0]", least=0)
+    adapter: str = setting(
+        "sparse-lora",
+        "What trains the kept weights: sparse-lora; ste (the same with cheap, biased gradients); masked-ft (all kept "
+        "weights); or lora, which is dense and is written beside the model, for it cannot be merged.",
+        among=("sparse-lora", "lora", "ste", "masked-ft"),
+    )
+    parts: str = setting("vision,connector,language", "Whose pruned linears are trained, with commas between them.")
+    rank: int | None = setting(None, "Rank of the updates. [16; paper: by part]")
+    vision_rank: int | None = setting(None, "The same for vision alone. [paper 4]")
+    connector_rank: int | None = setting(
+        None,
+        "The same for the connector, which then gets updates, pruned or not, and is not trained whole. [paper 2]",
+    )
+    language_rank: int | None = setting(None, "The same for language alone. [paper 8]")
+    alpha: float | None = setting(None, "The update is scaled by alpha / rank. [32; paper 16]", above=0)
+    vision_alpha: float | None = setting(None, "The same for vision alone.", above=0)
+    connector_alpha: float | None = setting(None, "The same for the connector alone.", above=0)
+    language_alpha: float | None = setting(None, "The same for language alone.", above=0)
+    dropout: float = setting(0.0, "Share of inputs that an update does not see at a step.", least=0, most=0.99)
+    objective: str = setting(
+        "ressa",
+        "Where what is not told comes from: ressa, or paper: loss, schedule and ranks as RESSA released them.",
+        among=("ressa", "paper"),
+    )
+    kl_weight: float | None = setting(
+        None, "a in (1 - a) * cross-entropy + a * KL(dense || sparse). [0.5; paper 0.1]", least=0, most=1
+    )
+    temperature: float | None = setting(None, "Of the KL, which is scaled by its square. [2; paper 1]", above=0)
+    hidden_weight: float | None = setting(
+        None,
+        "Of the distance of every block's output from the dense one's (SquareHead), added to the loss. [1; paper 0]",
+        least=0,
+    )
+    connector_weight: float = setting(0.0, "Of the same distance of what the connector hands to language.", least=0)
+    train_norms: bool | None = setting(None, "Train the norms too. [yes; paper no]")
+    train_biases: bool | None = setting(None, "Train the biases of pruned linears too. [yes; paper no]")
+    train_connector: bool | None = setting(
+        None, "Train the connector too, whole, where it is not pruned. [yes; paper no]"
+    )
+    reconstruct: int = setting(
+        0, "Passes in which each block by itself is first trained towards the dense one's outputs.", least=0
+    )
+    reconstruct_lr: float = setting(3e-4, "Peak learning rate of reconstruction.", above=0)
+    teacher_device: str | None = setting(None, "Where the dense model runs. [beside the student]")
+    teacher_cache: str | None = setting(
+        None,
+        "A folder for what the dense model says: written once, read by every run on the same records, none of which "
+        "then holds the dense model in memory.",
+    )
+    top_k: int = setting(64, "How many of the likeliest words the cache keeps at each place of an answer.")
     bf16: bool = setting(False, "Compute in bfloat16 (autocast).")
+    gradient_checkpointing: bool = setting(False, "Compute blocks again in the backward pass: less memory, more time.")
+    report_to: str = setting("none", "Where losses go, as Trainer names them: tensorboard, wandb, ... [nowhere]")
 
 
 @dataclass(frozen=True)

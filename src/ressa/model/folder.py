@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from ressa.errors import RessaError
 from ressa.folders import check_output, partial, sync
 from ressa.folders import check_writable as check_writable  # verbs know it from here
-from ressa.model.load import auto_class, read_config
+from ressa.model.load import auto_class, read_config, resolve
 from ressa.model.matrix import matrix
 from ressa.patterns import Pattern, parse
 
@@ -45,11 +45,13 @@ def write_folder(
     manifest: Mapping[str, Any],
     *,
     patterns: Mapping[str, Pattern] | None = None,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes model, processor and `manifest` (as ressa.json, last) to `out`, which appears complete or not at all.
 
-    `patterns` are verified on the written files before `out` appears. Weights are safetensors; config.json is the
-    model's own and never tells of sparsity, because serving engines refuse models that do.
+    `patterns` are verified on the written files before `out` appears; `also` may write more into it.
+    Weights are safetensors; config.json is the model's own and never tells of sparsity, because serving engines
+    refuse models that do.
 
     Raises:
         RessaError: as `check_output` and `verify`.
@@ -62,12 +64,20 @@ def write_folder(
         _plain_config(folder / "config.json")
         if patterns:
             verify(folder, patterns)
+        if also:
+            also(folder)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for file in sorted(folder.rglob("*"), key=lambda file: file.name == MANIFEST):
             sync(file)
         sync(folder)
         os.replace(folder, path)
         sync(path.parent)
+
+
+def refuse_adapter(name: str | Path) -> None:
+    """Raises RessaError if the folder holds an adapter beside its weights, which transformers would put on top."""
+    if (Path(resolve(name)) / "adapter_config.json").is_file():
+        raise RessaError(f"{name}: has an adapter that is not merged; name the folder that it was trained from")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:

@@ -72,18 +72,52 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], positions_BT: Tensor) ->
     return logits_NV
 
 
-def answer_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Mean over the tokens that are not IGNORE, float32; 0 when there is none."""
-    answers = (targets_N != IGNORE).sum().clamp(min=1)
+def answer_cross_entropy(logits_NV: Tensor, targets_N: Tensor, count: Tensor | float | None = None) -> Tensor:
+    """Sum over the tokens that are not IGNORE, divided by `count` (default: their number), float32; 0 without any."""
+    answers = (targets_N != IGNORE).sum().clamp(min=1) if count is None else count
     return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORE, reduction="sum") / answers
 
 
-def answer_kl(student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0) -> Tensor:
+def answer_kl(
+    student_NV: Tensor, teacher_NV: Tensor, temperature: float = 1.0, count: Tensor | float | None = None
+) -> Tensor:
     """T^2 * KL(teacher || student) of the softened distributions, mean over the N tokens, float32, nats.
 
-    T^2 keeps the size of the gradient when T changes (Hinton et al. 2015, section 2.1).
+    T^2 keeps the size of the gradient when T changes (Hinton et al. 2015, section 2.1). The sum is divided by `count`
+    if it is given: a batch may be part of a larger one.
     """
-    return temperature**2 * _kl_sum(student_NV, teacher_NV, temperature) / max(1, student_NV.shape[0])
+    total = _kl_sum(student_NV, teacher_NV, temperature)
+    return temperature**2 * total / (max(1, student_NV.shape[0]) if count is None else count)
+
+
+def top_kl(
+    student_NV: Tensor, top_NK: Tensor, words_NK: Tensor, temperature: float = 1.0, count: Tensor | float | None = None
+) -> Tensor:
+    """`answer_kl` where of the teacher only the K likeliest words are known, and the rest as one.
+
+    Exact for K = V, else a lower bound (the log sum inequality) that is 0 if and only if the K words and the rest have
+    the same probabilities in both.
+
+    Args:
+        top_NK: log-probabilities of the teacher at `temperature`.
+        words_NK: which words they are of.
+    """
+    log_q_NV = log_softmax(student_NV.float() / temperature, dim=-1)
+    log_q_NK = log_q_NV.gather(-1, words_NK)
+    total = (top_NK.exp() * (top_NK - log_q_NK)).sum()
+    if words_NK.shape[-1] < student_NV.shape[-1]:
+        tiny = torch.finfo(torch.float32).tiny
+        # of the student's rest the sum, not 1 minus the others: that would be rounded away
+        rest_q_N = log_q_NV.scatter(-1, words_NK, -torch.inf).logsumexp(-1)
+        rest_p_N = (1 - top_NK.exp().sum(-1)).clamp(min=tiny)
+        total = total + (rest_p_N * (rest_p_N.log() - rest_q_N)).sum()
+    return temperature**2 * total / (max(1, student_NV.shape[0]) if count is None else count)
+
+
+def top_words(logits_NV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """(log-probabilities at `temperature`, which words) of the k likeliest words, (N, K) each; what `top_kl` takes."""
+    top = log_softmax(logits_NV.float() / temperature, dim=-1).topk(min(k, logits_NV.shape[-1]), dim=-1)
+    return top.values, top.indices
 
 
 def paper_kl(student_NV: Tensor, teacher_NV: Tensor, batch: int, temperature: float = 1.0) -> Tensor:
@@ -95,11 +129,3 @@ def _kl_sum(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Tenso
     student_NV = log_softmax(student_NV.float() / temperature, dim=-1)
     teacher_NV = log_softmax(teacher_NV.float() / temperature, dim=-1)
     return kl_div(student_NV, teacher_NV, reduction="sum", log_target=True)
-
-
-def adaptation_loss(
-    student_NV: Tensor, teacher_NV: Tensor | None, targets_N: Tensor, *, kl_weight: float, kl: Any
-) -> Tensor:
-    """``(1 - kl_weight) * CE + kl_weight * kl(student, teacher)``; without a teacher the CE term alone counts."""
-    loss = (1 - kl_weight) * answer_cross_entropy(student_NV, targets_N)
-    return loss if teacher_NV is None else loss + kl_weight * kl(student_NV, teacher_NV)

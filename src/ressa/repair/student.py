@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTuner
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,23 +20,28 @@ from ressa.model.folder import patterns_of
 from ressa.model.matrix import Convolution
 from ressa.model.structure import structure
 from ressa.patterns import NofM
-from ressa.repair.sparse_lora import SparseLoraConfig, SparseLoraLinear, SparseLoraModel, keep_kept
+from ressa.repair.kept import KeptLinear, put
+from ressa.repair.masked import keep_kept
+from ressa.repair.settings import Settings
+from ressa.repair.sparse_lora import SparseLoraConfig, SparseLoraModel
 
 PRUNED_FROM = 0.05  # without a manifest, a linear with at least this share of zeros counts as pruned
 
 
 @dataclass(frozen=True)
 class Student:
-    """A model in float32 with adapters on its pruned linears; `dtypes` are those its tensors came in."""
+    """A model in float32 of which some parameters are trained.
 
-    tuner: SparseLoraModel
+    `pruned` are the matrices whose zeros are to stay, `adapted` those that are trained by the adapter; `dtypes` are
+    those that all tensors came in; `tuner` is peft's, where the adapter is one of peft's.
+    """
+
+    model: PreTrainedModel
+    adapter: str
+    tuner: BaseTuner | None
     pruned: tuple[str, ...]
+    adapted: tuple[str, ...]
     dtypes: dict[str, torch.dtype]
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model itself, with the adapters in it."""
-        return self.tuner.model
 
     @property
     def trained(self) -> int:
@@ -73,50 +83,127 @@ def _entry(part: str, weight_OI: torch.Tensor) -> dict[str, Any]:
 
 
 def wrap(
-    model: PreTrainedModel,
-    pruned: Collection[str],
-    *,
-    rank: int,
-    alpha: float,
-    norms: bool,
-    biases: bool,
-    connector: bool,
+    model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Settings, dtypes: dict[str, torch.dtype]
 ) -> Student:
-    """Put an adapter on every pruned linear and let the other chosen parameters be trained as they are.
+    """Put an adapter on every pruned linear of the chosen parts and let the other chosen parameters be trained as
+    they are. A pruned patch embedding stays as it is.
 
-    A pruned patch embedding stays as it is. Everything is computed in float32: the updates of a bfloat16 norm or bias
-    would mostly be rounded away.
+    Everything is computed in float32: the updates of a bfloat16 norm or bias would mostly be rounded away.
+
+    Args:
+        pruned: what `pruned_matrices` gives.
+        settings: complete.
+        dtypes: of the model's tensors before it was made float32.
     """
-    dtypes = {name: tensor.dtype for name, tensor in _tensors(model)}
     model.float()
-    modules = {name: model.get_submodule(name) for name in pruned}
-    linears: dict[str, Any] = {name: module for name, module in modules.items() if not isinstance(module, Convolution)}
-    others = [p for p in _norms(model) if norms]
-    others += [m.bias for m in linears.values() if biases and isinstance(m.bias, nn.Parameter)]
-    others += [p for p in _connector(model) if connector]
-    masked = {id(linear.weight) for linear in linears.values()}  # trained through their adapter or their zeros are lost
-    config = SparseLoraConfig(rank=rank, alpha=alpha, target_modules=list(linears))
-    tuner = SparseLoraModel(model, config, "default")  # no PeftModel around it: Trainer knows the model as it is
-    adapted = {name for name, module in model.named_modules() if isinstance(module, SparseLoraLinear)}
-    if adapted != linears.keys():
-        raise RuntimeError("peft adapted other linears than those that were named")
+    part_of = _adapted(model, pruned, settings)
+    linears: dict[str, Any] = {name: model.get_submodule(name) for name in part_of}
+    others = [p for p in _norms(model) if settings.train_norms]
+    others += [m.bias for m in linears.values() if settings.train_biases and isinstance(m.bias, nn.Parameter)]
+    others += [p for p in _connector(model) if settings.train_connector and not settings.connector_rank]
+    # a pruned weight is trained through its adapter, or its zeros are lost
+    masked = {id(model.get_submodule(name).weight) for name in (*pruned, *part_of)}
+    model.requires_grad_(False)
+    tuner = _put_adapter(model, part_of, settings)
     for parameter in others:
         parameter.requires_grad_(id(parameter) not in masked)
-    return Student(tuner, tuple(pruned), dtypes)
+    student = Student(model, settings.adapter, tuner, tuple(pruned), tuple(part_of), dtypes)
+    if not student.trained:
+        raise RessaError(
+            f"nothing to train: no pruned linear in parts '{settings.parts}', and nothing else is asked for"
+        )
+    return student
+
+
+def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, str]:
+    """{linear: its part} of all that get an adapter: pruned ones and, if it has a rank of its own, the connector.
+
+    As RESSA released it, a Q-Former gets one, but no projection does.
+    """
+    found = {name: entry["part"] for name, entry in pruned.items() if entry["part"] in settings.trained_parts}
+    found = {name: part for name, part in found.items() if not isinstance(model.get_submodule(name), Convolution)}
+    if settings.connector_rank and "connector" in settings.trained_parts and "connector" in structure(model).parts:
+        for block in structure(model).blocks(("connector",)):
+            if not settings.paper or "qformer" in block.name:
+                found |= dict.fromkeys(block.linears, "connector")
+    return found
+
+
+def _put_adapter(model: PreTrainedModel, part_of: Mapping[str, str], settings: Settings) -> BaseTuner | None:
+    """Adapters on the named linears; peft's model around them, if it is peft that puts them there."""
+    if settings.adapter == "masked-ft":
+        for name in part_of:
+            put(model, name, KeptLinear(model.get_submodule(name)))
+        return None
+    if not part_of:
+        return None
+    ranks = {name: settings.of(part)[0] for name, part in part_of.items()}
+    alphas = {name: settings.of(part)[1] for name, part in part_of.items()}
+    each: dict[str, Any] = {"rank_pattern": ranks, "alpha_pattern": alphas, "target_modules": list(part_of)}
+    tuner: BaseTuner  # no PeftModel around it: Trainer knows the model as it is
+    if settings.adapter == "lora":
+        tuner = LoraModel(model, peft.LoraConfig(lora_dropout=settings.dropout, **each), "default")
+    else:
+        through = settings.adapter == "ste"
+        config = SparseLoraConfig(dropout=settings.dropout, straight_through=through, **each)
+        tuner = SparseLoraModel(model, config, "default")
+    if set(tuner.targeted_module_names) != set(part_of):
+        raise RuntimeError("peft adapted other linears than those that were named")
+    return tuner
 
 
 def unwrap(student: Student) -> PreTrainedModel:
-    """The merged model with every tensor in the dtype it came in and exactly the zeros it came with."""
-    model: Any = student.tuner.merge_and_unload()
-    for name in student.pruned:
+    """The merged model with every tensor in the dtype it came in and exactly the zeros it came with.
+
+    Raises:
+        RessaError: the adapter is a dense LoRA, whose merge would fill zeros.
+    """
+    if student.adapter == "lora" and student.tuner:
+        raise RessaError("a dense LoRA cannot be merged into a sparse model: its update fills the zeros; keep it apart")
+    if student.adapter == "masked-ft":
+        for name in student.adapted:
+            module: Any = student.model.get_submodule(name)
+            put(student.model, name, module.restored())
+    elif student.tuner:
+        student.tuner.merge_and_unload()
+    return _as_it_came(student)
+
+
+def part_from_lora(student: Student) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    """(the model without its dense LoRA, what writes the LoRA into a folder as peft does)."""
+    tuner: Any = student.tuner
+    state = peft.get_peft_model_state_dict(student.model, adapter_name="default")
+    config = student.model.peft_config["default"]
+    tuner.unload()
+
+    def write(folder: Path) -> None:
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+        save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
+
+    return _as_it_came(student), write
+
+
+def _as_it_came(student: Student) -> PreTrainedModel:
+    """The model without adapters, its tensors in their dtypes, its zeros where they were."""
+    model: Any = student.model
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    for name in (*student.pruned, *student.adapted):
         weight: Any = model.get_submodule(name).weight
         weight.data = keep_kept(weight.data, weight.data, student.dtypes[f"{name}.weight"])
-    for name, tensor in _tensors(model):
+    for name, tensor in named_tensors(model):
         tensor.data = tensor.data.to(student.dtypes[name])
     return model.requires_grad_(True).eval()
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """The dtype of every parameter and buffer."""
+    return {name: tensor.dtype for name, tensor in named_tensors(model)}
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
 

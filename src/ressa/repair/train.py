@@ -1,13 +1,15 @@
 """repair: train a pruned model against its dense original without losing one zero.
 
-SparseLoRA on every pruned linear, and the unpruned parameters that are cheap to train as they are: norms, biases of
-pruned linears, the connector. The loss is `distill.adaptation_loss`, the loop is transformers' Trainer.
+An adapter on every pruned linear, and the unpruned parameters that are cheap to train as they are: norms, biases of
+pruned linears, the connector. Before it, if asked for, the reconstruction of block after block. The losses are in
+`distill` and `hidden`, the loop is transformers' Trainer. Under `accelerate launch` every process runs this; the first
+one writes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import random
 import shutil
 import time
@@ -18,57 +20,21 @@ from typing import Any
 
 import numpy
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import set_seed
 
-from ressa.data.prompts import encode, is_encoder_decoder
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.model.folder import check_output, patterns_of, read_manifest, write_folder
+from ressa.model.folder import check_output, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import matrix
 from ressa.patterns import Pattern
 from ressa.provenance import peak_memory, plain, versions
-from ressa.repair.student import Student, pruned_matrices, unwrap, wrap
-from ressa.repair.trainer import Adaptation, Objective, Progress, Report, arguments, last_checkpoint
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The arguments of `repair` that decide what comes out; the same names. Checked before anything is read."""
-
-    steps: int | None
-    samples: int | None
-    batch_size: int
-    lr: float
-    warmup: float
-    rank: int
-    alpha: float
-    kl_weight: float
-    temperature: float
-    hidden_weight: float
-    paper: bool
-    train_norms: bool
-    train_biases: bool
-    train_connector: bool
-    seed: int
-    bf16: bool
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "samples", "batch_size", "rank", "lr", "alpha", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise RessaError(f"repair: {name} is {value}, but must be greater than 0")
-        for name in ("kl_weight", "warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RessaError(f"repair: {name} is {getattr(self, name)}, but must be between 0 and 1")
-        if not self.hidden_weight >= 0:
-            raise RessaError(f"repair: hidden_weight is {self.hidden_weight}, but must be at least 0")
-
-    @property
-    def hidden(self) -> float:
-        """RESSA released nothing of the kind."""
-        return 0.0 if self.paper else self.hidden_weight
+from ressa.repair.settings import Settings
+from ressa.repair.stages import Run, digest_of
+from ressa.repair.student import Student, dtypes_of, part_from_lora, pruned_matrices, unwrap, wrap
+from ressa.repair.trainer import Progress, check_reports
 
 
 def repair(
@@ -81,19 +47,38 @@ def repair(
     steps: int | None = None,
     samples: int | None = None,
     batch_size: int = 16,
-    lr: float = 1e-3,
-    warmup: float = 0.03,
-    rank: int = 16,
-    alpha: float = 32.0,
-    kl_weight: float = 0.5,
-    temperature: float = 2.0,
-    hidden_weight: float = 1.0,
-    paper: bool = False,
-    train_norms: bool = True,
-    train_biases: bool = True,
-    train_connector: bool = True,
+    accumulate: int = 1,
+    lr: float | None = None,
+    warmup: float | None = None,
+    clip: float | None = None,
+    adapter: str = "sparse-lora",
+    parts: str = "vision,connector,language",
+    rank: int | None = None,
+    vision_rank: int | None = None,
+    connector_rank: int | None = None,
+    language_rank: int | None = None,
+    alpha: float | None = None,
+    vision_alpha: float | None = None,
+    connector_alpha: float | None = None,
+    language_alpha: float | None = None,
+    dropout: float = 0.0,
+    objective: str = "ressa",
+    kl_weight: float | None = None,
+    temperature: float | None = None,
+    hidden_weight: float | None = None,
+    connector_weight: float = 0.0,
+    train_norms: bool | None = None,
+    train_biases: bool | None = None,
+    train_connector: bool | None = None,
+    reconstruct: int = 0,
+    reconstruct_lr: float = 3e-4,
+    teacher_device: str | None = None,
+    teacher_cache: str | Path | None = None,
+    top_k: int = 64,
     seed: int = 0,
     bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    report_to: str = "none",
     checkpoint_every: int = 100,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -108,46 +93,48 @@ def repair(
         teacher: folder of the dense original.
         data: what `read_records` reads; `samples` of its `split` are drawn with `seed` (default: all).
         steps: optimiser steps (default: one pass over the samples); the records are gone through as often as needed.
-        lr: peak learning rate; `warmup` is the share of the steps until it is reached, then cosine down to 0.
-        rank, alpha: of SparseLoRA; the update is scaled by alpha / rank.
-        kl_weight: a in (1 - a) * CE + a * KL; the teacher is not even loaded when this and `hidden_weight` are 0.
-        hidden_weight: of the relative squared distance of all block outputs from the teacher's, added to the loss.
-        temperature: of the KL, which is scaled by its square.
-        paper: the KL as RESSA released it: summed over all positions, divided by the batch, no T^2; no hidden states.
-        train_norms, train_biases, train_connector: what else is trained: norms, biases of pruned linears, connector.
-        bf16: autocast to bfloat16.
         checkpoint_every: steps between two checkpoints.
-        progress: called with (steps done, steps in all, "repair").
-
-    Returns:
-        The manifest, as written to ressa.json.
+        progress: called with (steps done, steps in all, what).
+        others: as in `ressa.recipe.Repair`, where each is explained; None is what the objective says
+            (`ressa.repair.settings.OBJECTIVES`).
 
     Raises:
         RessaError: one line; before weights are loaded where that is possible.
     """
     given = {name: plain(value) for name, value in locals().items() if name not in ("out", "progress")}
-    settings = _Settings(**{field.name: given[field.name] for field in fields(_Settings)})
+    settings = Settings(**{field.name: given[field.name] for field in fields(Settings)}).complete
     out, started = Path(out), time.perf_counter()
+    if "tensorboard" in check_reports(report_to):  # its own default lies in the folder of checkpoints, which goes
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"{out}.logs")
     check_output(out)
+    refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
     records = _draw(read_records(data, split), samples, seed)
     before = read_manifest(Path(resolve(pruned))) or {}
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    run = Run(settings, teacher, records, processes, progress if processes.is_main_process else None)
+    cache = run.cache()
     model, processor = load(pruned)
     matrices = pruned_matrices(model, before)
-    zeros = _zeros(model, matrices)
-    set_seed(seed)  # A of every adapter is drawn
-    student = wrap(
-        model, matrices, rank=rank, alpha=alpha, norms=train_norms, biases=train_biases, connector=train_connector
-    )
-    work = _work_folder(out, {**asdict(settings), **_inputs(pruned, teacher, records)})
+    zeros, dtypes = _zeros(model, matrices), dtypes_of(model)
+    work = run.work_folder(out, {**asdict(settings), **_inputs(pruned, teacher, records)})
     try:
-        log = _train(student, processor, teacher, records, settings, work, checkpoint_every, progress)
+        log: dict[str, Any] = run.reconstructed(model, processor, matrices, work)
+        student = Student(model, "none", None, tuple(matrices), (), dtypes)
+        if settings.steps != 0:
+            set_seed(seed)  # A of every adapter is drawn
+            student = wrap(model, matrices, settings, dtypes)
+            log |= run.train(student, processor, cache, work, checkpoint_every, report_to)
     finally:
-        if not last_checkpoint(work):
-            shutil.rmtree(work)  # nothing to go on from
+        if processes.is_main_process and not Run.begun(work):
+            shutil.rmtree(work, ignore_errors=True)  # nothing to go on from
     manifest = _manifest(given, matrices, log, before) | {"seconds": round(time.perf_counter() - started, 2)}
-    write_folder(out, unwrap(student), processor, manifest, patterns=zeros)
-    shutil.rmtree(work, ignore_errors=True)
+    if processes.is_main_process:
+        dense_lora = student.adapter == "lora" and student.tuner is not None
+        whole, also = part_from_lora(student) if dense_lora else (unwrap(student), None)
+        write_folder(out, whole, processor, manifest, patterns=zeros, also=also)
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait_for_everyone()
     return manifest
 
 
@@ -202,59 +189,9 @@ def _draw(records: list[Record], samples: int | None, seed: int) -> list[Record]
     return records if samples is None else random.Random(seed).sample(records, min(samples, len(records)))
 
 
-def _train(
-    student: Student,
-    processor: Any,
-    teacher: str | Path,
-    records: list[Record],
-    settings: _Settings,
-    work: Path,
-    checkpoint_every: int,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """Train in place, going on from the last checkpoint in `work` if there is one; what the manifest says of it."""
-    config = student.model.config
-    untouched = dict(vars(config))
-    steps = settings.steps or -(-len(records) // settings.batch_size)
-    if not torch.accelerator.is_available():
-        student.model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
-    trainer = Adaptation(
-        model=student.model,
-        teacher=load(teacher)[0].float().requires_grad_(False) if settings.kl_weight or settings.hidden else None,
-        objective=Objective(settings.kl_weight, settings.temperature, settings.paper, _crossing(config)),
-        hidden_weight=settings.hidden,
-        args=arguments(
-            work,
-            steps=steps,
-            checkpoint_every=checkpoint_every,
-            **{name: getattr(settings, name) for name in ("batch_size", "lr", "warmup", "seed", "bf16")},
-        ),
-        train_dataset=records,
-        data_collator=lambda batch: encode(processor, batch, config, answers=True),
-        callbacks=[Report(progress)] if progress else None,
-    )
-    checkpoint = last_checkpoint(work)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    vars(config).clear()
-    vars(config).update(untouched)  # Trainer turns use_cache off there, and the folder would keep it
-    keys = {"step": "step", "loss": "loss", "learning_rate": "lr"}
-    history = [{keys[k]: v for k, v in e.items() if k in keys} for e in trainer.state.log_history if "loss" in e]
-    return {"steps": steps, "samples": len(records), "trained_parameters": student.trained, "history": history}
-
-
-def _crossing(config: Any) -> tuple[int, int] | None:
-    """(decoder start id, pad id) of an encoder-decoder, None for a decoder-only model."""
-    text = getattr(config, "text_config", config)
-    return (text.decoder_start_token_id, text.pad_token_id) if is_encoder_decoder(config) else None
-
-
 def _inputs(pruned: str | Path, teacher: str | Path, records: list[Record]) -> dict[str, Any]:
     """What tells whether a stopped run was about the same models and data."""
-    digest = hashlib.sha256()
-    for record in records:
-        image = record.image.identity() if record.image else None
-        digest.update(repr((record.id, record.question, record.prefix, record.references, image)).encode())
-    return {"pruned": _stamp(pruned), "teacher": _stamp(teacher), "data": digest.hexdigest()}
+    return {"pruned": _stamp(pruned), "teacher": _stamp(teacher), "data": digest_of(records)}
 
 
 def _stamp(name: str | Path) -> list[Any]:
@@ -262,17 +199,6 @@ def _stamp(name: str | Path) -> list[Any]:
     folder = Path(resolve(name))
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
     return [str(name), *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
-
-
-def _work_folder(out: Path, identity: dict[str, Any]) -> Path:
-    """The hidden folder beside `out` for checkpoints; emptied unless it was made by a run with the same identity."""
-    work = out.parent / f".{out.name}.train"
-    note, text = work / "arguments.json", json.dumps(identity, indent=1)
-    if not note.is_file() or note.read_text(encoding="utf-8") != text:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        note.write_text(text, encoding="utf-8")
-    return work
 
 
 @dataclass(frozen=True)

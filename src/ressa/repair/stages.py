@@ -1,0 +1,182 @@
+"""The stages of one `repair`: the teacher's cache, reconstruction, training; each is gone on with where it stopped."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from ressa.calibration.samples import samples as batches_of
+from ressa.data.prompts import encode, is_encoder_decoder
+from ressa.data.records import Record
+from ressa.model.load import load
+from ressa.repair.reconstruct import Passes, reconstruct
+from ressa.repair.settings import Settings
+from ressa.repair.student import Student
+from ressa.repair.teacher import Cache, Teacher, model_hash, open_cache, write_cache
+from ressa.repair.trainer import CACHED, Adaptation, Objective, Progress, Report, arguments, last_checkpoint
+
+RECONSTRUCTED = "reconstructed.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of `repair`: what its stages share."""
+
+    settings: Settings
+    teacher: str | Path
+    records: list[Record]
+    processes: PartialState
+    progress: Progress | None
+
+    def objective(self, config: Any) -> Objective:
+        settings = self.settings
+        assert settings.kl_weight is not None
+        assert settings.temperature is not None
+        return Objective(settings.kl_weight, settings.temperature, settings.paper, _crossing(config))
+
+    def live(self, model: PreTrainedModel, device: Any) -> Teacher:
+        hidden, connector = bool(self.settings.hidden_weight), bool(self.settings.connector_weight)
+        return Teacher(model, device, hidden=hidden, connector=connector, bf16=self.settings.bf16)
+
+    def cache(self) -> Cache | None:
+        """The teacher's cache, if one is asked for, written if it is not there yet; before the student is loaded."""
+        settings = self.settings
+        if settings.teacher_cache is None or not settings.needs_teacher or settings.steps == 0:
+            return None
+        assert settings.temperature is not None
+        identity = {
+            "teacher": model_hash(self.teacher),
+            "data": digest_of(self.records),
+            "top_k": settings.top_k,
+            "temperature": settings.temperature,
+            "hidden states": bool(settings.hidden_weight),
+            "connector": bool(settings.connector_weight),
+        }
+        folder = Path(settings.teacher_cache)
+        cache = open_cache(folder, identity)
+        if cache is None and self.processes.is_main_process:
+            model, processor = load(self.teacher)
+            live = self.live(model, settings.teacher_device or _device() or "cpu")
+            asking = self.objective(model.config).asking
+            sizes: dict[str, Any] = {"top_k": settings.top_k, "temperature": settings.temperature}
+            sizes |= {"batch_size": settings.batch_size, "progress": self.progress}
+            write_cache(folder, identity, live, processor, self.records, asking, **sizes)
+            del model, live, asking
+            gc.collect()
+        self.processes.wait_for_everyone()
+        return open_cache(folder, identity)
+
+    def work_folder(self, out: Path, identity: dict[str, Any]) -> Path:
+        """The hidden folder beside `out` for checkpoints; emptied unless a run with the same identity made it."""
+        work = out.parent / f".{out.name}.train"
+        note, text = work / "arguments.json", json.dumps(identity, indent=1)
+        if self.processes.is_main_process and (not note.is_file() or note.read_text(encoding="utf-8") != text):
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            note.write_text(text, encoding="utf-8")
+        self.processes.wait_for_everyone()
+        return work
+
+    @staticmethod
+    def begun(work: Path) -> bool:
+        """Whether there is something to go on from."""
+        return last_checkpoint(work) is not None or (work / RECONSTRUCTED).is_file()
+
+    def reconstructed(
+        self, model: PreTrainedModel, processor: Any, matrices: dict[str, Any], work: Path
+    ) -> dict[str, Any]:
+        """Reconstruct the blocks of `model` in place, if asked for; what the manifest says of it."""
+        model.float()
+        settings, file = self.settings, work / RECONSTRUCTED
+        if not settings.reconstruct:
+            return {}
+        if not file.is_file() and self.processes.is_main_process:
+            size, seed = settings.batch_size, settings.seed
+            batches = batches_of(self.records, processor, model.config, len(self.records), batch_size=size, seed=seed)
+            passes = Passes(settings.reconstruct, settings.reconstruct_lr, seed)
+            chosen = [name for name, entry in matrices.items() if entry["part"] in settings.trained_parts]
+            dense = load(self.teacher)[0].float()
+            far = reconstruct(model, dense, batches, chosen, passes, device=_device(), progress=self.progress)
+            del dense
+            partial = file.with_suffix(".partial")
+            weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+            save_file(weights, partial, {"far": json.dumps(far)})
+            partial.replace(file)
+        self.processes.wait_for_everyone()
+        saved = load_file(file)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(saved[name])
+        with safe_open(file, framework="pt") as told:
+            return {"reconstructed": json.loads(told.metadata()["far"])}
+
+    def train(
+        self, student: Student, processor: Any, cache: Cache | None, work: Path, checkpoint_every: int, report_to: str
+    ) -> dict[str, Any]:
+        """Train in place, going on from the last checkpoint in `work` if there is one; what the manifest says."""
+        settings, config = self.settings, student.model.config
+        untouched = dict(vars(config))
+        at_once = settings.batch_size * settings.accumulate * self.processes.num_processes
+        steps = settings.steps or -(-len(self.records) // at_once)
+        if not torch.accelerator.is_available():
+            student.model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
+        if settings.gradient_checkpointing:
+            net: Any = student.model  # transformers is renaming it
+            getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)()
+        args = arguments(work, settings, steps, checkpoint_every=checkpoint_every, report_to=report_to)
+        live = settings.needs_teacher and cache is None
+
+        def collate(chosen: list[tuple[int, Record]]) -> dict[str, Any]:
+            batch: dict[str, Any] = encode(processor, [record for _, record in chosen], config, answers=True)
+            return batch | ({CACHED: cache([index for index, _ in chosen])} if cache else {})
+
+        trainer = Adaptation(
+            model=student.model,
+            teacher=self.live(load(self.teacher)[0], settings.teacher_device or args.device) if live else None,
+            objective=self.objective(config),
+            settings=settings,
+            args=args,
+            train_dataset=list(enumerate(self.records)),
+            data_collator=collate,
+            callbacks=[Report(self.progress)] if self.progress else None,
+        )
+        if self.processes.num_processes > 1:
+            trainer.freeze_unreached(collate(list(enumerate(self.records))[: settings.batch_size]))
+        checkpoint = last_checkpoint(work)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        vars(config).clear()
+        vars(config).update(untouched)  # Trainer turns use_cache off there, and the folder would keep it
+        keys = {"step": "step", "loss": "loss", "learning_rate": "lr"}
+        history = [{keys[k]: v for k, v in e.items() if k in keys} for e in trainer.state.log_history if "loss" in e]
+        told: dict[str, Any] = {"steps": steps, "samples": len(self.records), "processes": self.processes.num_processes}
+        return told | {"trained_parameters": student.trained, "history": history}
+
+
+def _device() -> Any:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def _crossing(config: Any) -> tuple[int, int] | None:
+    """(decoder start id, pad id) of an encoder-decoder, None for a decoder-only model."""
+    text = getattr(config, "text_config", config)
+    return (text.decoder_start_token_id, text.pad_token_id) if is_encoder_decoder(config) else None
+
+
+def digest_of(records: list[Record]) -> str:
+    """What tells whether two lists of records are the same."""
+    digest = hashlib.sha256()
+    for record in records:
+        image = record.image.identity() if record.image else None
+        digest.update(repr((record.id, record.question, record.prefix, record.references, image)).encode())
+    return digest.hexdigest()

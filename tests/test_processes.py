@@ -1,0 +1,86 @@
+"""Repair in processes of its own: several at once, and killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ressa
+from test_repair import assert_same_zeros, bytes_of, prune_by_magnitude
+
+pytestmark = pytest.mark.slow  # each process spends seconds on imports
+TOLERANCE = 1e-4  # of a loss: sums of float32 in another order
+
+
+@pytest.fixture(scope="module")
+def pruned(llava_folder, tmp_path_factory) -> Path:
+    return prune_by_magnitude(llava_folder, tmp_path_factory.mktemp("pruned") / "llava")
+
+
+def environment() -> dict[str, str]:
+    source = str(Path(ressa.__file__).parents[1])
+    return os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def words(pruned, out, teacher, data, *more) -> list[str]:
+    told = ["repair", pruned, out, "--teacher", teacher, "--data", data, "--rank", 4, *more]
+    return [str(word) for word in told]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("adapter", ["sparse-lora", "masked-ft"])
+def test_two_processes_give_the_losses_of_one_with_a_doubled_batch(adapter, pruned, llava_folder, tiny_data, tmp_path):
+    common = ["--steps", 6, "--adapter", adapter, "--connector-weight", "0.5"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", free_port(), "--main_process_ip", "127.0.0.1", "-m", "ressa.cli"]
+    told = words(pruned, tmp_path / "two", llava_folder, tiny_data, "--batch-size", 3, *common)
+    done = subprocess.run([*launch, *told], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = {"steps": 6, "batch_size": 6, "rank": 4, "adapter": adapter, "connector_weight": 0.5}
+    one = ressa.repair(pruned, tmp_path / "one", teacher=llava_folder, data=tiny_data, **settings)
+    two = json.loads((tmp_path / "two" / "ressa.json").read_text())
+    assert (one["processes"], two["processes"]) == (1, 2)
+    losses = [[entry["loss"] for entry in run["history"]] for run in (one, two)]
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=TOLERANCE)
+    assert_same_zeros(pruned, tmp_path / "two")
+
+
+def test_a_run_killed_at_three_random_steps_ends_with_the_same_bytes(pruned, llava_folder, tiny_data, tmp_path):
+    code = (
+        "import sys, time, ressa\n"
+        "def tell(done, total, what):\n"
+        "    print(done, flush=True); time.sleep(0.05)\n"  # so that a kill hits the step that was chosen
+        "ressa.repair(sys.argv[1], sys.argv[2], teacher=sys.argv[3], data=sys.argv[4], steps=30, batch_size=4, rank=4,"
+        " dropout=0.1, checkpoint_every=2, progress=tell)\n"
+    )
+    call = [sys.executable, "-c", code, *map(str, (pruned, tmp_path / "out", llava_folder, tiny_data))]
+    common = {"steps": 30, "batch_size": 4, "rank": 4, "dropout": 0.1}
+    ressa.repair(pruned, tmp_path / "whole", teacher=llava_folder, data=tiny_data, **common)
+    for stop in sorted(random.Random(time.time_ns()).sample(range(3, 29), 3)):
+        with subprocess.Popen(call, env=environment(), stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if int(line) >= stop:
+                    child.send_signal(signal.SIGKILL)
+                    break
+        assert child.returncode == -signal.SIGKILL
+        assert not (tmp_path / "out").exists()
+    subprocess.run(call, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+    assert not list(tmp_path.glob(".out*"))
