@@ -9,7 +9,7 @@ from ressa.data.prompts import encode
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.evaluate import generate as generating
-from ressa.evaluate.generate import answers, fingerprint
+from ressa.evaluate.generate import Generation, answers, fingerprint
 from ressa.evaluate.score import evaluate
 from ressa.model.load import load
 
@@ -36,9 +36,9 @@ def calls(monkeypatch):
     """The records that the model is really asked, batch by batch."""
     asked, real = [], generating.generate
 
-    def spy(model, processor, records, max_new_tokens):
+    def spy(model, processor, records, how):
         asked.append([record.id for record in records])
-        return real(model, processor, records, max_new_tokens)
+        return real(model, processor, records, how)
 
     monkeypatch.setattr(generating, "generate", spy)
     return asked
@@ -66,19 +66,19 @@ def greedy(model, processor, record, steps):
 
 def test_batched_answers_are_those_of_plain_greedy_decoding_one_by_one(loaded, records):
     model, processor = loaded
-    batched = answers(model, processor, records[:4], None, batch_size=4, max_new_tokens=5)
+    batched = answers(model, processor, records[:4], None, batch_size=4, how=Generation(5))
     assert batched == {r.id: greedy(model, processor, r, 5) for r in records[:4]}
 
 
 def test_answers_come_in_the_order_of_the_records_whatever_the_batches(llava, records):
-    said = answers(*llava, records, None, batch_size=3, max_new_tokens=4)
+    said = answers(*llava, records, None, batch_size=3, how=Generation(4))
     assert list(said) == [r.id for r in records]
-    assert said == answers(*llava, records, None, batch_size=1, max_new_tokens=4)
+    assert said == answers(*llava, records, None, batch_size=1, how=Generation(4))
 
 
 def test_progress_is_told_up_to_the_end(llava, records):
     told = []
-    answers(*llava, records, None, batch_size=3, max_new_tokens=2, progress=lambda *step: told.append(step))
+    answers(*llava, records, None, batch_size=3, how=Generation(2), progress=lambda *step: told.append(step))
     assert told == [(0, 8, "answering"), (3, 8, "answering"), (6, 8, "answering"), (8, 8, "answering")]
 
 
@@ -90,9 +90,9 @@ def test_what_asks_nothing_cannot_be_answered(llava, causal_lm_folder, tiny_data
 
 
 def test_a_second_run_asks_nothing_again(llava, records, calls, tmp_path):
-    first = answers(*llava, records, tmp_path / "deep" / "cache.jsonl", 3, 4)
+    first = answers(*llava, records, tmp_path / "deep" / "cache.jsonl", 3, Generation(4))
     done = len(calls)
-    assert answers(*llava, records, tmp_path / "deep" / "cache.jsonl", 3, 4) == first
+    assert answers(*llava, records, tmp_path / "deep" / "cache.jsonl", 3, Generation(4)) == first
     assert len(calls) == done == 3
 
 
@@ -106,25 +106,25 @@ def test_a_killed_run_goes_on_where_it_was(llava, records, calls, tmp_path, monk
 
     monkeypatch.setattr(generating, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
-        answers(*llava, records, cache, 3, 4)
+        answers(*llava, records, cache, 3, Generation(4))
     monkeypatch.setattr(generating, "generate", spy)
-    said = answers(*llava, records, cache, 3, 4)
+    said = answers(*llava, records, cache, 3, Generation(4))
     assert sorted([i for batch in calls for i in batch]) == sorted(r.id for r in records)  # each was asked once
-    assert said == answers(*llava, records, None, 3, 4)
+    assert said == answers(*llava, records, None, 3, Generation(4))
 
 
 @pytest.mark.parametrize("kept", [5, -1, -2, -20])
 def test_a_line_cut_off_by_a_kill_is_asked_again_and_spoils_no_other(llava, records, calls, tmp_path, kept):
     cache = tmp_path / "cache.jsonl"
-    first = answers(*llava, records, cache, 8, 4)
+    first = answers(*llava, records, cache, 8, Generation(4))
     whole = cache.read_bytes()
     cache.write_bytes(whole[:kept])
     del calls[:]
-    assert answers(*llava, records, cache, 8, 4) == first
+    assert answers(*llava, records, cache, 8, Generation(4)) == first
     asked = [i for batch in calls for i in batch]
     assert len(asked) == {5: 8, -1: 0, -2: 1, -20: 1}[kept]
     del calls[:]
-    assert answers(*llava, records, cache, 8, 4) == first
+    assert answers(*llava, records, cache, 8, Generation(4)) == first
     assert calls == []
 
 
@@ -134,7 +134,7 @@ def test_a_stale_cache_is_never_used(llava, tiny_data, tmp_path, calls, monkeypa
 
     def asked_anew(records, n=4):
         del calls[:]
-        answers(model, processor, records, cache, 8, n)
+        answers(model, processor, records, cache, 8, Generation(n))
         return len(calls) > 0
 
     records = read_records(tiny_data, "test")[:2]
@@ -171,17 +171,17 @@ def test_a_copied_model_folder_has_the_same_fingerprint(llava_folder, tmp_path):
 def test_using_the_tokenizer_does_not_change_the_fingerprint(llava, records):
     before = fingerprint(*llava)
     llava[1].tokenizer(["a", "a b c"], padding=True, truncation=True)
-    answers(*llava, records[:2], None, 2, 2)
+    answers(*llava, records[:2], None, 2, Generation(2))
     assert fingerprint(*llava) == before
 
 
 def test_evaluating_leaves_a_model_in_training_mode_as_it_was_but_without_dropout(llava, records):
     model, processor = llava
-    want = answers(model, processor, records[:3], None, 3, 4)
+    want = answers(model, processor, records[:3], None, 3, Generation(4))
     for layer in model.model.language_model.layers:
         layer.self_attn.attention_dropout = 0.9
     model.train()
-    assert answers(model, processor, records[:3], None, 3, 4) == want
+    assert answers(model, processor, records[:3], None, 3, Generation(4)) == want
     assert model.training
 
 

@@ -6,7 +6,7 @@ import inspect as reflection
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -263,28 +263,48 @@ def repair(
 @with_settings(Evaluate)
 def evaluate(
     model: Model,
-    data: Data,
     settings: Evaluate,
+    data: Annotated[
+        str | None, typer.Option(help="The task's files: a folder, one file, a hub dataset; or {split}.jsonl.")
+    ] = None,
     against: Annotated[str | None, typer.Option(help="The dense model: adds the KL of MODEL's answers to it.")] = None,
+    versus: Annotated[
+        Path | None, typer.Option(help="The --out of another model's evaluation: adds differences and their p.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Keep scores.json and every answer here; resumes there too.")] = None,
     grey: Annotated[
         bool, typer.Option("--grey", help="Show grey pictures: what can be guessed without looking?")
     ] = False,
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")] = "cpu",
+    lmms: Annotated[
+        str | None, typer.Option(help="Instead, these tasks of lmms-eval, by its own names, with commas.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask MODEL the questions of a split: exact match and VQA accuracy, per kind and overall.
+    """Put a task to MODEL: its scores with intervals, per kind and overall.
 
-    **Example:** `ressa evaluate out/ --data data/ --against demo`
+    **Example:** `ressa evaluate out/ --data data/ --against demo`; `ressa evaluate out/ --task vqav2 --data vqav2/`
     """
+    if lmms is not None:
+        from ressa.evaluate.lmms import evaluate as by_lmms
+
+        by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=settings.batch_size, device=device)
+        return
+    from ressa.evaluate.parallel import rank
     from ressa.evaluate.score import evaluate as verb
+    from ressa.report.scores import lines
     from ressa.report.table import by_kind
 
-    with quiet(), bars() as bar:
-        told = verb(model, data=data, against=against, out=out, grey=grey, progress=bar("asking"), **asdict(settings))
+    if data is None:
+        raise RessaError("evaluate: needs --data, where the records or the task's files are")
+    first = rank() == 0  # of several processes one tells
+    with quiet(), bars() if first else nullcontext() as bar:
+        progress = bar("asking") if bar else None
+        options: dict[str, Any] = {"against": against, "versus": versus, "out": out, "grey": grey, "device": device}
+        told = verb(model, data=data, progress=progress, **options, **asdict(settings))
     told.pop("answers")
-    kl = f", KL to dense {told['kl']:.4f}" if told["kl"] is not None else ""
-    line = f"exact match {told['exact_match']:.1%}, VQA accuracy {told['vqa_accuracy']:.1%}{kl} ({told['n']} questions)"
-    show(told, as_json, by_kind({Path(model).name: told}), line)
+    if first:
+        show(told, as_json, by_kind({Path(model).name: told}), *lines(told))
 
 
 @app.command()
@@ -344,7 +364,7 @@ def _run(recipe: Recipe) -> None:
     console.print(summary(result))
     if recipe.evaluate:
         console.print(by_kind(result["scores"]))
-        if path := picture(result, data_of(recipe), recipe.evaluate.split, Path(recipe.out) / "answers.png"):
+        if path := picture(result, data_of(recipe), recipe.evaluate.split or "test", Path(recipe.out) / "answers.png"):
             print(f"picture: {path}")
 
 

@@ -62,7 +62,7 @@ def compare(
 
     def check() -> None:
         resolve(model)
-        for split in (settings.split, asked.split):
+        for split in (settings.split, asked.split or "test"):
             read_records(data, split)
 
     common = {"model": str(model), "data": str(data), "seed": seed}
@@ -110,11 +110,11 @@ def _blocks(method: str, out: Path, common: dict[str, Any], asked: Evaluate) -> 
     def make(progress: Progress | None) -> None:
         dense, processor = load(common["model"])
         pruned, _ = load(out / method)
-        held_out = read_records(common["data"], asked.split)
+        held_out = read_records(common["data"], asked.split or "test")
         batches = draw(held_out, processor, dense.config, HELD_OUT, batch_size=8, seed=common["seed"])
         write_atomic(proof, json.dumps(block_errors(pruned, dense, batches), indent=2) + "\n")
 
-    return Stage(f"blocks {method}", proof, (f"prune {method}",), common | {"split": asked.split}, make)
+    return Stage(f"blocks {method}", proof, (f"prune {method}",), common | {"split": asked.split or "test"}, make)
 
 
 def _result(method: str, out: Path) -> dict[str, Any]:

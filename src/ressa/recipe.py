@@ -18,6 +18,10 @@ import yaml
 
 from ressa.errors import RessaError, unknown
 
+TASKS = (
+    *("folder", "vqav2", "okvqa", "gqa", "textvqa", "nocaps", "coco", "flickr30k", "flickr30k-retrieval", "pope"),
+    *("scienceqa", "mmbench", "mmmu"),
+)  # of evaluate.tasks, which loads torch
 SEEDS = 2**32 - 1  # numpy, which transformers seeds too, takes no larger one
 
 
@@ -186,10 +190,29 @@ class Repair:
 class Evaluate:
     """What is asked of a model."""
 
-    split: str = setting("test", "Which records are asked.")
+    task: str = setting(
+        "folder",
+        "What is asked: folder (your own records) or a benchmark: vqav2, okvqa, gqa, textvqa, nocaps, coco, flickr30k, "
+        "flickr30k-retrieval, pope, scienceqa, mmbench, mmmu.",
+    )
+    split: str | None = setting(None, "Which records are asked. [test, or the task's own]")
+    images: str | None = setting(None, "Where the task's pictures lie. [in its data folder]")
     limit: int | None = setting(None, "Ask only this many, drawn at random, the same each time. [all]")
     batch_size: int = setting(32, "Questions answered together.")
-    max_new_tokens: int = setting(32, "Where an answer is cut off.")
+    prompt: str | None = setting(
+        None, "How a question is put, with {question}, {options} and {hint} in it. [as the task's page says]"
+    )
+    choices: str | None = setting(
+        None,
+        "Multiple choice by the likelihood of each option, or by generation of an answer that is read. [likelihood for "
+        "BLIP, generation for chat models]",
+        among=("likelihood", "generation"),
+    )
+    max_new_tokens: int | None = setting(None, "Where an answer is cut off. [32, or the task's own]")
+    min_new_tokens: int | None = setting(None, "The least tokens of an answer. [the task's own]")
+    num_beams: int | None = setting(None, "Beams in generation; 1 is greedy. [1, or the task's own]")
+    length_penalty: float | None = setting(None, "Of beams: below 0 for short answers. [the task's own]")
+    perplexity: bool = setting(False, "Of the reference answers too; with --against always.")
 
 
 @dataclass(frozen=True)
@@ -310,6 +333,8 @@ def _check(made: Any, where: str) -> None:
             _limits(value, f.metadata, place)
         if isinstance(value, str) and f.metadata["among"] and value not in f.metadata["among"]:
             raise RessaError(f"{where}: {unknown(f.name, value, f.metadata['among'])}")
+    if isinstance(made, Evaluate) and made.task not in TASKS:
+        raise RessaError(f"{where}: {unknown('task', made.task, TASKS)}")
     if isinstance(made, Prune):
         from ressa import methods  # all load torch: only when there is something to check
         from ressa.allocation.request import Request

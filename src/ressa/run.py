@@ -176,7 +176,11 @@ def _check(recipe: Recipe) -> None:
     if recipe.repair and not recipe.prune:
         raise RessaError("the recipe repairs what it does not prune: add a prune section")
     resolve(recipe.model)
-    for split in dict.fromkeys(section.split for section in (recipe.prune, recipe.repair, recipe.evaluate) if section):
+    asked = recipe.evaluate if recipe.evaluate and recipe.evaluate.task == "folder" else None
+    splits = [section.split or "test" for section in (recipe.prune, recipe.repair, asked) if section]
+    if recipe.evaluate and recipe.evaluate.task != "folder" and recipe.data == "emoji":
+        raise RessaError(f"the emoji scenes have no files of {recipe.evaluate.task}: name its folder as `data`")
+    for split in dict.fromkeys(splits):
         if recipe.data != "emoji":
             read_records(recipe.data, split)
         elif split.removesuffix("_captions") not in SPLITS:

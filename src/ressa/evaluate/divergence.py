@@ -1,4 +1,5 @@
-"""How far a model's next-token distributions are from the dense model's, on the answers of held-out records."""
+"""Next-token distributions on the reference answers of held-out records: how sure the model is of them (perplexity),
+and how far it is from the dense model (KL)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 from ressa.data.prompts import IGNORED, encode, is_encoder_decoder, shortest_first, to_device
 from ressa.data.records import Record
 from ressa.errors import RessaError
-from ressa.evaluate.generate import Progress, measuring
+from ressa.evaluate import parallel
+from ressa.evaluate.cache import Progress
+from ressa.evaluate.generate import measuring
 
 
 def answer_kl(
@@ -28,33 +31,58 @@ def answer_kl(
     Raises:
         RessaError: the two models do not share a vocabulary.
     """
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(records)
+    told = answer_sums(model, dense, processor, records, batch_size, progress)
+    return [(kl, tokens) for kl, _, _, tokens in told]
+
+
+def answer_sums(
+    model: torch.nn.Module,
+    dense: torch.nn.Module | None,
+    processor: Any,
+    records: Sequence[Record],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[tuple[float, float, float, int]]:
+    """For each record, over the tokens of its reference answer (end token included): the sums of KL(dense || model),
+    of the model's and of the dense model's negative log-likelihood, in nats (0 without `dense`), and their number.
+    """
     order = shortest_first(processor, records, answers=True)
-    for start in range(0, len(order), batch_size):
+    batches = parallel.share([order[i : i + batch_size] for i in range(0, len(order), batch_size)])
+    found: dict[str, tuple[float, float, float, int]] = {}
+    for chunk in batches:
         if progress:
-            progress(start, len(order), "comparing")
-        chunk = order[start : start + batch_size]
+            progress(min(len(found) * parallel.world(), len(order)), len(order), "comparing")
         batch = encode(processor, [records[i] for i in chunk], getattr(model, "config", None), answers=True)
-        for i, pair in zip(chunk, _batch_kl(model, dense, batch), strict=True):
-            found[i] = pair
+        for i, sums in zip(chunk, _batch_sums(model, dense, batch), strict=True):
+            found[str(i)] = sums
+    found = parallel.together(found)
     if progress:
         progress(len(order), len(order), "comparing")
-    return found
+    return [found[str(i)] for i in range(len(records))]
 
 
-def _batch_kl(model: Any, dense: Any, batch: dict[str, torch.Tensor]) -> list[tuple[float, int]]:
-    with measuring(model), measuring(dense):
-        logp_NV, counts = _answer_log_probs(model, batch)
-        reference_NV, _ = _answer_log_probs(dense, batch)
-    if logp_NV.shape != reference_NV.shape:
-        sizes = f"{logp_NV.shape[-1]} and {reference_NV.shape[-1]} words"
-        raise RessaError(f"the two models have different vocabularies ({sizes}); compare a model with its own original")
-    kl_N = F.kl_div(logp_NV, reference_NV.to(logp_NV.device), reduction="none", log_target=True).sum(-1)
-    return [(float(part.sum()), len(part)) for part in kl_N.split(counts)]
+def _batch_sums(model: Any, dense: Any | None, batch: dict[str, torch.Tensor]) -> list[tuple[float, float, float, int]]:
+    with measuring(model):
+        logp_NV, labels_N, counts = answer_log_probs(model, batch)
+    nll_N = -logp_NV.gather(1, labels_N[:, None]).squeeze(1)
+    kl_N = theirs_N = torch.zeros_like(nll_N)
+    if dense is not None:
+        with measuring(dense):
+            reference_NV, labels_N, _ = answer_log_probs(dense, batch)
+        if logp_NV.shape != reference_NV.shape:
+            sizes = f"{logp_NV.shape[-1]} and {reference_NV.shape[-1]} words"
+            raise RessaError(
+                f"the two models have different vocabularies ({sizes}); compare a model with its own original"
+            )
+        theirs_N = -reference_NV.gather(1, labels_N[:, None]).squeeze(1)
+        kl_N = F.kl_div(logp_NV, reference_NV.to(logp_NV.device), reduction="none", log_target=True).sum(-1)
+    parts = zip(*(x_N.split(counts) for x_N in (kl_N, nll_N, theirs_N)), strict=True)
+    return [(float(kl.sum()), float(nll.sum()), float(theirs.sum()), len(kl)) for kl, nll, theirs in parts]
 
 
-def _answer_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """Log-probabilities (N, V) at the N positions that predict an answer token, and their number for each row."""
+def answer_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Log-probabilities (N, V) at the N positions that predict an answer token, those tokens (N), and their number for
+    each row of the batch."""
     batch = to_device(batch, model)
     labels_BT = batch["labels"]
     if is_encoder_decoder(model.config):
@@ -63,4 +91,4 @@ def _answer_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch
         logits_BTV = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
         labels_BT = labels_BT[:, 1:]
     mask_BT = labels_BT != IGNORED
-    return logits_BTV[mask_BT].float().log_softmax(-1), mask_BT.sum(1).tolist()
+    return logits_BTV[mask_BT].float().log_softmax(-1), labels_BT[mask_BT], mask_BT.sum(1).tolist()

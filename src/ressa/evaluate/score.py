@@ -1,4 +1,4 @@
-"""The verb `evaluate`: answer a split, score it per kind of question, compare it with the dense model."""
+"""The verb `evaluate`: put a task to a model, score it, compare it with the dense model and with another one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ressa.data.images import GreyImage
-from ressa.data.prompts import prompt_text
-from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.evaluate.divergence import answer_kl
-from ressa.evaluate.generate import Progress, answers, settings
-from ressa.evaluate.vqa import exact_match, vqa_accuracy
+from ressa.evaluate import matching, parallel, summary, tasks
+from ressa.evaluate.ask import Asked, Wishes, ask
+from ressa.evaluate.cache import Progress
+from ressa.evaluate.divergence import answer_sums
+from ressa.evaluate.tasks.base import Sample, Source, Task
 from ressa.model.folder import check_writable
 from ressa.model.load import load
 
@@ -29,57 +29,87 @@ def evaluate(
     model: Model,
     *,
     data: str | Path | Any,
-    split: str = "test",
+    task: str = "folder",
+    split: str | None = None,
+    images: str | Path | None = None,
     against: Model | None = None,
+    versus: str | Path | None = None,
     limit: int | None = None,
     batch_size: int = 32,
-    max_new_tokens: int = 32,
+    prompt: str | None = None,
+    choices: str | None = None,
+    max_new_tokens: int | None = None,
+    min_new_tokens: int | None = None,
+    num_beams: int | None = None,
+    length_penalty: float | None = None,
+    perplexity: bool = False,
     out: str | Path | None = None,
     grey: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a model's greedy answers to a split.
+    """Score a model's answers to a task.
 
     Args:
         model: a model folder or name, or a loaded (model, processor).
-        data: what `read_records` reads.
-        against: the dense model, for `kl`: the mean over answer tokens of KL(dense || model), in nats.
+        task: a name of `evaluate.tasks.TASKS`; `folder` is records of your own.
+        data: a folder with the task's official files, one of them, or a hub dataset; for `folder` what `read_records`
+            reads.
+        split: which part of it; the task's own if not named.
+        images: where pictures lie, if not in `data`.
+        against: the dense model, for `kl`: the mean over answer tokens of KL(dense || model), in nats; and both
+            models' perplexity of the reference answers.
+        versus: the `out` folder of another model's evaluation: adds differences, their intervals and p.
         limit: score this many records only, drawn at random (always the same ones).
-        max_new_tokens: where an answer is cut off.
         out: a folder for scores.json, answers.jsonl (question, references and answer of each record) and
             answers.cache.jsonl (a killed run goes on from there).
         grey: show a plain grey picture of the same size instead of each picture: how much can be guessed.
+        prompt: how a question is put, with {question}, {options} and {hint} in it.
+        choices: multiple choice by "likelihood" or "generation".
+        max_new_tokens, min_new_tokens, num_beams, length_penalty: of generation; the task's own if not named.
+        perplexity: of the reference answers, also without `against`.
 
     Returns:
-        exact_match and vqa_accuracy (0 to 1), kl (None without `against`), n, by_kind {kind: the same four}, prompt
-        (of the first record), settings, seconds, versions; `answers` {record id: answer}, which scores.json leaves out.
+        n, the task's metrics (0 to 1; CIDEr to 10), kl (None without `against`), perplexity, intervals, by_kind
+        {kind: the same}, prompt (of the first record), settings, seconds, versions; `answers` {record id: answer},
+        which scores.json leaves out. Of several processes each gets the same.
 
     Raises:
         RessaError: anything wrong with the data, the models, the output folder or a number.
     """
     started = time.monotonic()
-    if batch_size < 1 or max_new_tokens < 1 or (limit is not None and limit < 1):
-        raise RessaError("batch size, longest answer and limit must each be at least 1")
-    records = _chosen(read_records(data, split), limit, grey)
+    known = tasks.get(task)
+    wanted = Wishes(prompt, choices, max_new_tokens, num_beams, min_new_tokens, length_penalty, batch_size=batch_size)
+    wanted.check(known)
+    if limit is not None and limit < 1:
+        raise RessaError("limit must be at least 1")
+    source = Source(data, split or known.split, Path(images) if images else None)
+    reading = known.read(source)
+    samples = _chosen(reading.samples, limit, grey)
+    if not samples:
+        raise RessaError(f"{data}: nothing to ask in {source.split} ({dict(reading.left_out) or 'it is empty'})")
+    _check_ids(samples, data)
     folder = _writable(out)
-    net, processor = _loaded(model, device)
+    if versus is not None:
+        summary.read_answers(versus)
+    measuring = against is not None or perplexity
+    net, processor = _matcher(model, known, measuring, device) or _loaded(model, device)
     dense = _loaded(against, device)[0] if against is not None else None
     cache = folder / "answers.cache.jsonl" if folder else None
-    said = answers(net, processor, records, cache, batch_size, max_new_tokens, progress)
-    rows = [_row(record, said[record.id]) for record in records]
-    if dense is not None:
-        pairs = answer_kl(net, dense, processor, records, batch_size, progress)
-        rows = [row | {"kl": kl, "tokens": tokens} for row, (kl, tokens) in zip(rows, pairs, strict=True)]
-    told: dict[str, Any] = {"model": _name(model), "against": against and _name(against), "split": split, "grey": grey}
-    told |= {"data": str(data) if isinstance(data, str | Path) else type(data).__name__}
-    told |= {"prompt": prompt_text(processor, records[0])}
-    told |= {"settings": settings(max_new_tokens) | {"batch_size": batch_size, "limit": limit}}
-    scores = _scores(rows) | told | {"seconds": round(time.monotonic() - started, 2)}
-    if folder:
+    asked = ask(net, processor, known, samples, wanted, cache, progress)
+    sums = answer_sums(net, dense, processor, asked.records, wanted.batch_size, progress) if measuring else None
+    scores, rows = _scored(known, asked, sums, dense is not None, versus)
+    told: dict[str, Any] = {"task": task, "model": _name(model), "against": against and _name(against)}
+    told |= {"split": source.split, "grey": grey, "data": _named(data), "prompt": asked.prompt}
+    told |= {"settings": asked.settings | {"batch_size": wanted.batch_size, "limit": limit}}
+    told |= {"left_out": dict(reading.left_out), "missing": known.missing(), "processes": parallel.world()}
+    told |= {"versions": {name: version(name) for name in ("ressa", "torch", "transformers")}}
+    scores |= told | {"seconds": round(time.monotonic() - started, 2)}
+    if folder and parallel.rank() == 0:
         write_atomic(folder / "answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         write_atomic(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-    return scores | {"answers": said}
+    parallel.close()
+    return scores | {"answers": {s.record.id: said for s, said in zip(asked.samples, asked.answers, strict=True)}}
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -96,12 +126,41 @@ def write_atomic(path: Path, text: str) -> None:
         raise RessaError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def _chosen(records: list[Record], limit: int | None, grey: bool) -> list[Record]:
-    if limit is not None and limit < len(records):
-        records = [records[i] for i in sorted(random.Random(0).sample(range(len(records)), limit))]
-    if grey:
-        records = [replace(r, image=GreyImage(r.image)) if r.image else r for r in records]
-    return records
+def _scored(
+    task: Task, asked: Asked, sums: summary.Sums | None, dense: bool, versus: str | Path | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(scores, one row a sample)."""
+    samples, said = asked.samples, asked.answers
+    measured = task.measure(samples, said)
+    scores = summary.scores(task, samples, said, measured, sums, dense)
+    if versus is not None:
+        scores["versus"] = summary.versus(task, samples, measured, versus)
+    return scores, summary.rows(samples, said, measured, sums, dense)
+
+
+def _chosen(samples: Sequence[Sample], limit: int | None, grey: bool) -> list[Sample]:
+    """At most `limit` samples, those of a group all or none; grey pictures if wanted."""
+    groups: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(sample.group or f"#{i}", []).append(i)
+    parts = list(groups.values())
+    if limit is not None and limit < len(parts):
+        parts = [parts[i] for i in sorted(random.Random(0).sample(range(len(parts)), limit))]
+    chosen = [samples[i] for part in parts for i in part]
+    return [_grey(sample) for sample in chosen] if grey else chosen
+
+
+def _check_ids(samples: Sequence[Sample], data: Any) -> None:
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.record.id in seen:
+            raise RessaError(f"{_named(data)}: two records are called '{sample.record.id}'; give each its own id")
+        seen.add(sample.record.id)
+
+
+def _grey(sample: Sample) -> Sample:
+    image = sample.record.image
+    return replace(sample, record=replace(sample.record, image=GreyImage(image))) if image else sample
 
 
 def _writable(out: str | Path | None) -> Path | None:
@@ -112,35 +171,23 @@ def _writable(out: str | Path | None) -> Path | None:
     return Path(out)
 
 
+def _matcher(model: Model, task: Task, measuring: bool, device: str) -> tuple[Any, Any] | None:
+    """A model that matches pictures and captions, where the task is retrieval and the folder holds one."""
+    if task.mode != "retrieval" or isinstance(model, tuple):
+        return None
+    matcher = matching.loaded(model, parallel.device_of(device))
+    if matcher and measuring:
+        raise RessaError(f"perplexity: {_name(model)} writes nothing whose likelihood could be compared; leave it out")
+    return matcher
+
+
 def _loaded(model: Model, device: str) -> tuple[Any, Any]:
-    return model if isinstance(model, tuple) else load(model, device=device)
+    return model if isinstance(model, tuple) else load(model, device=parallel.device_of(device))
 
 
 def _name(model: Model) -> str:
     return type(model[0]).__name__ if isinstance(model, tuple) else str(model)
 
 
-def _row(record: Record, answer: str) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "kind": record.kind or ("caption" if record.caption else "question"),
-        "question": record.question,
-        "references": list(record.references),
-        "answer": answer,
-        "exact_match": exact_match(answer, record.references),
-        "vqa_accuracy": vqa_accuracy(answer, record.references),
-    }
-
-
-def _scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    kinds = sorted({row["kind"] for row in rows})
-    by_kind = {kind: _summary([row for row in rows if row["kind"] == kind]) for kind in kinds}
-    versions = {name: version(name) for name in ("ressa", "torch", "transformers")}
-    return {**_summary(rows), "by_kind": by_kind, "versions": versions}
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over records; `kl` over tokens."""
-    kl = sum(r["kl"] for r in rows) / max(sum(r["tokens"] for r in rows), 1) if "kl" in rows[0] else None
-    means = {name: sum(r[name] for r in rows) / len(rows) for name in ("exact_match", "vqa_accuracy")}
-    return {"n": len(rows), **means, "kl": kl}
+def _named(data: Any) -> str:
+    return str(data) if isinstance(data, str | Path) else type(data).__name__

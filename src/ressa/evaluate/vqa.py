@@ -74,3 +74,16 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     enough = min(3, n - 1)
     left_in, left_out = min(agree / enough, 1.0), min(max(agree - 1, 0) / enough, 1.0)
     return (agree * left_out + (n - agree) * left_in) / n
+
+
+def challenge_accuracy(answer: str, references: Sequence[str]) -> float:
+    """VQA accuracy to the letter of the challenge's program (GT-Vision-Lab/VQA, vqaEval.py).
+
+    It differs from `vqa_accuracy` in one thing: where all the people gave the same answer it normalises nothing, so
+    "Yes" is wrong where all said "yes". Servers and most papers normalise always.
+    """
+    stripped = [" ".join(reference.replace("\t", " ").splitlines()).strip() for reference in references]
+    if len(set(stripped)) > 1:
+        return vqa_accuracy(answer, references)
+    agree = len(references) if " ".join(answer.replace("\t", " ").splitlines()).strip() in stripped else 0
+    return min(agree / min(3, max(len(references) - 1, 1)), 1.0)

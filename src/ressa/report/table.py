@@ -24,7 +24,9 @@ def summary(result: dict[str, Any]) -> Table:
     table.add_column("model", no_wrap=True)
     parts = _parts(result["models"])
     scored = bool(result["scores"])
-    headers = [*(["exact match", "VQA", "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
+    names = _metrics(next(iter(result["scores"].values()))) if scored else []
+    told = ["VQA" if name == "vqa_accuracy" else name.replace("_", " ") for name in names]
+    headers = [*([*told, "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
     for header in (*headers, "kept (M)", "on disk (MB)", "made in (s)"):
         table.add_column("\n".join(header.rsplit(" ", 1)), justify="right", overflow="fold")
     times = {"pruned": "prune", "repaired": "repair"}
@@ -36,18 +38,22 @@ def summary(result: dict[str, Any]) -> Table:
 
 
 def by_kind(scores: dict[str, dict[str, Any]]) -> Table:
-    """Exact match per kind of question, one column a model."""
-    table = plain("exact match by kind of question")
+    """The task's own score (exact match of your own records) per kind of question, one column a model."""
+    metric = next(iter(scores.values())).get("metrics", ["exact_match"])[0]
+    table = plain(f"{metric.replace('_', ' ')} by kind of question")
     table.add_column("kind", overflow="fold")
     table.add_column("questions", justify="right")
     for name in scores:
         table.add_column(Text(name), justify="right", overflow="fold")
     kinds = next(iter(scores.values()))["by_kind"]
     for kind, first in kinds.items():
-        table.add_row(
-            Text(kind), str(first["n"]), *(f"{s['by_kind'][kind]['exact_match']:.1%}" for s in scores.values())
-        )
+        table.add_row(Text(kind), str(first["n"]), *(percent(s["by_kind"][kind].get(metric)) for s in scores.values()))
     return table
+
+
+def percent(score: float | None) -> str:
+    """A score as papers print it: of 100, CIDEr too."""
+    return "" if score is None else f"{score:.1%}"
 
 
 def _parts(models: dict[str, str]) -> list[str]:
@@ -58,7 +64,12 @@ def _parts(models: dict[str, str]) -> list[str]:
 
 def _scores(scores: dict[str, Any]) -> list[str]:
     kl = scores.get("kl")
-    return [f"{scores['exact_match']:.1%}", f"{scores['vqa_accuracy']:.1%}", "" if kl is None else f"{kl:.3f}"]
+    return [*(percent(scores[name]) for name in _metrics(scores)), "" if kl is None else f"{kl:.3f}"]
+
+
+def _metrics(scores: dict[str, Any]) -> list[str]:
+    """The scores that a summary has room for."""
+    return scores.get("metrics", ["exact_match", "vqa_accuracy"])[:2]
 
 
 def _sizes(model: str, parts: list[str]) -> list[str]:

@@ -1,0 +1,106 @@
+"""A task is put to a model: each family in its own words, by generation, by likelihood, or by ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ressa.data.prompts import prompt_text
+from ressa.data.records import Record
+from ressa.errors import RessaError, unknown
+from ressa.evaluate import retrieve
+from ressa.evaluate.cache import Progress
+from ressa.evaluate.choose import SETTINGS, choices
+from ressa.evaluate.generate import Generation, answers
+from ressa.evaluate.tasks.base import Sample, Task, asked, candidates, check_template, family
+from ressa.evaluate.tasks.common import ANSWER
+from ressa.evaluate.tasks.retrieval import queries
+
+WAYS = ("likelihood", "generation")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants otherwise than the task has it; None leaves it to the task."""
+
+    prompt: str | None = None
+    choices: str | None = None
+    max_new_tokens: int | None = None
+    num_beams: int | None = None
+    min_new_tokens: int | None = None
+    length_penalty: float | None = None
+    batch_size: int = 32
+
+    def check(self, task: Task) -> None:
+        """RessaError for what no model could be asked."""
+        numbers = (self.batch_size, self.max_new_tokens, self.min_new_tokens, self.num_beams)
+        if any(number is not None and number < 1 for number in numbers):
+            raise RessaError("batch size, beams, longest and shortest answer must each be at least 1")
+        if self.prompt is not None:
+            check_template(self.prompt)
+        if self.choices is not None and self.choices not in WAYS:
+            raise unknown("way to choose", self.choices, WAYS)
+        if self.choices is not None and task.mode != "choice":
+            raise RessaError(f"choices: {task.name} is no multiple choice")
+
+    def how(self, task: Task, kind: str) -> Generation:
+        """The task's way to generate for a family of models, with what the user wants otherwise."""
+        names = ("max_new_tokens", "num_beams", "min_new_tokens", "length_penalty")
+        return replace(task.how[kind], **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The samples that are scored (of retrieval: its queries), the records that the model was given, its answers."""
+
+    samples: list[Sample]
+    records: list[Record]
+    answers: list[str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    prompt: str = ""
+
+
+def ask(
+    net: Any,
+    processor: Any,
+    task: Task,
+    samples: Sequence[Sample],
+    wishes: Wishes,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Asked:
+    """All samples, asked of a model."""
+    kind = family(processor, net.config)
+    shown = "blip" if kind == "vicuna" else kind
+    records = [asked(s, _template(task, s, shown, wishes.prompt), shown) for s in samples]
+    if task.mode == "retrieval":
+        ranks = retrieve.ranks(net, processor, records, cache, wishes.batch_size, progress)
+        found = queries(samples)
+        told = retrieve.settings_of(net)
+        return Asked(found, [s.record for s in found], [str(rank) for rank in ranks], told, _prompt(processor, records))
+    how = wishes.how(task, kind)
+    said: dict[str, str] = {}
+    way = wishes.choices or ("generation" if shown == "chat" else "likelihood")
+    ranked = [i for i, s in enumerate(samples) if s.choices and way == "likelihood"]
+    written = sorted(set(range(len(samples))) - set(ranked))
+    if ranked:
+        options = [candidates(samples[i], shown, _template(task, samples[i], shown, wishes.prompt)) for i in ranked]
+        mine = [records[i] for i in ranked]
+        said |= choices(net, processor, mine, options, cache, wishes.batch_size, progress)
+    if written:
+        mine = [records[i] for i in written]
+        said |= answers(net, processor, mine, cache, wishes.batch_size, how, progress)
+    told = (SETTINGS if ranked else {}) | (how.settings() if written else {})
+    return Asked(list(samples), records, [said[r.id] for r in records], told, _prompt(processor, records))
+
+
+def _template(task: Task, sample: Sample, kind: str, own: str | None) -> str | None:
+    if own is not None:
+        return own
+    return ANSWER[kind] if task.mode == "choice" and not sample.choices else task.asks[kind]
+
+
+def _prompt(processor: Any, records: Sequence[Record]) -> str:
+    return prompt_text(processor, records[0])
