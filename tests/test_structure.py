@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForImageTextToText,
     Blip2Config,
     Blip2ForConditionalGeneration,
     InstructBlipConfig,
@@ -16,6 +17,8 @@ from transformers import (
 )
 
 import pico
+from families.shrink import pico_config
+from families.specials import SPECIALS
 from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.model.structure import structure
@@ -168,3 +171,44 @@ def test_a_model_without_blocks_is_refused(causal_lm_folder):
     model.model.layers = nn.ModuleList()
     with pytest.raises(RessaError, match="no repeated blocks"):
         structure(model)
+
+
+def _parts_of(model_type):
+    config = pico_config(model_type, **SPECIALS.get(model_type, {}))
+    with torch.device("meta"):
+        return structure(AutoModelForImageTextToText.from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "towers"),
+    [
+        ("git", ("git.image_encoder",)),  # transformers' accessor does not find it
+        ("pix2struct", ("encoder",)),  # an encoder-decoder whose encoder only reads pictures
+        ("vision-encoder-decoder", ("encoder",)),
+        ("t5gemma2", ("model.encoder.vision_tower",)),  # the accessor gives the encoder of text and pictures
+        ("video_llava", ("model.video_tower", "model.image_tower")),
+        ("deepseek_vl_hybrid", ("model.high_res_vision_model", "model.vision_model")),
+    ],
+)
+def test_what_takes_pixels_is_vision_named_or_not(model_type, towers):
+    assert _parts_of(model_type).parts["vision"].modules == towers
+
+
+def test_a_merger_within_a_vision_tower_is_connector():
+    parts = _parts_of("qwen3_vl").parts
+    merging = [block.name for block in parts["connector"].blocks]
+    assert merging == [*(f"model.visual.deepstack_merger_list.{i}" for i in range(3)), "model.visual.merger"]
+    assert [block.name for block in parts["vision"].blocks] == ["model.visual.blocks.0", "model.visual.blocks.1"]
+
+
+def test_an_audio_tower_is_told_of_and_never_pruned():
+    plan = _parts_of("qwen2_5_omni_thinker")
+    assert list(plan.parts) == ["vision", "audio", "connector", "language"]
+    assert plan.parts["audio"].parameters
+    assert not plan.parts["audio"].blocks
+    assert "hears sound" in plan.kept["model.audio_tower.layers.0.fc1"]
+
+
+def test_layers_of_two_kinds_in_one_list_are_its_blocks():
+    names = [block.name for block in _parts_of("mllama").blocks(["language"])]
+    assert names == ["model.language_model.layers.0", "model.language_model.layers.1"]  # the second looks across

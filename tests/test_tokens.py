@@ -201,3 +201,39 @@ def test_patches_of_padded_pictures_do_not_count():
     block = Block("vision.layers.0", "vision", nn.Linear(3, 3), {}, "encoder")
     assert weights.of(block, "fc", torch.zeros(1, 4, 3), crossed=False).tolist() == [[1, 1, 0, 0]]
     assert weights.of(block, "fc", torch.zeros(1, 5, 3), crossed=False) is None
+
+
+def _language(weights, x, *, crossed=False):
+    return weights.of(
+        Block("layers.0", "language", nn.Identity(), {}, "decoder"), "layers.0.k_proj", x, crossed=crossed
+    )
+
+
+def test_tokens_of_pictures_that_a_decoder_looks_across_at_count_unless_no_text_looks_at_them():
+    mask = torch.zeros(2, 3, 1, 2)  # records, text, pictures, tiles
+    mask[0], mask[1, :, :, 0] = 1, 1
+    batch = {"attention_mask": torch.ones(2, 3), "cross_attention_mask": mask}
+    x = torch.randn(2, 2 * 5, 8)
+    seen = _language(token_weights(batch, SimpleNamespace(model_type="mllama")), x, crossed=True)
+    assert seen.tolist() == [[1] * 10, [1] * 5 + [0] * 5]
+    assert _language(token_weights({"attention_mask": torch.ones(2, 3)}, SimpleNamespace()), x, crossed=True) is None
+
+
+@pytest.mark.parametrize(("model_type", "expected"), [("git", [2, 2, 1, 0]), ("udop", [1, 0, 2, 2])])
+def test_a_picture_that_the_model_joins_to_the_text_counts_where_it_stands(model_type, expected):
+    batch = {"input_ids": torch.tensor([[7, 0]]), "attention_mask": torch.tensor([[1, 0]])}
+    weights = token_weights(batch, SimpleNamespace(model_type=model_type), {"image": 2})
+    assert _language(weights, torch.randn(1, 4, 8)).tolist() == [expected]
+
+
+def test_each_of_several_streams_of_a_token_counts_as_the_token():
+    weights = token_weights({"attention_mask": torch.tensor([[1, 0]])}, SimpleNamespace())
+    assert _language(weights, torch.randn(1, 2, 3, 8)).tolist() == [[[1, 1, 1], [0, 0, 0]]]
+
+
+def test_a_mask_of_patches_is_taken_as_it_is_and_one_of_tiles_tells_nothing():
+    block = Block("layers.0", "vision", nn.Identity(), {})
+    patches = TokenWeights(pixels=torch.tensor([[1, 1, 0]]), patch_size=2)
+    assert patches.of(block, "fc", torch.randn(1, 3, 8), crossed=False).tolist() == [[1, 1, 0]]
+    tiles = TokenWeights(pixels=torch.tensor([[True]]), patch_size=2)  # padding tiles never enter the tower
+    assert tiles.of(block, "fc", torch.randn(1, 3, 8), crossed=False) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -27,6 +28,7 @@ from ressa.errors import RessaError, unknown
 from ressa.inputs import Gram, Method
 from ressa.model.folder import check_output, refuse_adapter, write_folder
 from ressa.model.load import auto_class, load, read_config
+from ressa.model.matrix import is_expert
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import NofM, Pattern, Unstructured, parse
 from ressa.provenance import peak_memory, plain, versions
@@ -189,18 +191,31 @@ def prune_block(
 ) -> None:
     """Prunes the linears of one block (or only these) where they stand, given the statistics of their inputs.
 
+    An expert that no token was sent to is pruned by magnitude, with a UserWarning.
+
     Raises:
-        RessaError: a linear of whose inputs nothing is known.
+        RessaError: a linear, not an expert, of whose inputs nothing is known.
     """
+    idle: list[str] = []
     for names in _alike(run, block.linears if linears is None else linears, inputs, patterns):
-        for name in names:
-            if name not in inputs or (inputs[name] is not None and not inputs[name].tokens):
+        unheard = [name for name in names if not _heard(name, inputs)]
+        for name in unheard:
+            if not is_expert(block.linears[name]):
                 raise RessaError(f"no calibration token reaches {name}: use more samples or leave its part out")
+        idle += unheard
         weights = [block.linears[name].weight for name in names]
         stacked_OI = torch.cat(weights) if len(weights) > 1 else weights[0]
-        pruned_OI = run(stacked_OI, inputs[names[0]], patterns[names[0]])
+        how, known = (methods.METHODS["magnitude"], None) if unheard else (run, inputs[names[0]])
+        pruned_OI = how(stacked_OI, known, patterns[names[0]])
         for weight_OI, part_OI in zip(weights, pruned_OI.split([len(w) for w in weights]), strict=True):
             weight_OI.copy_(part_OI)
+    if idle:
+        more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
+        warnings.warn(f"no calibration token was sent to {idle[0]}{more}: pruned by magnitude", stacklevel=2)
+
+
+def _heard(name: str, inputs: Mapping[str, Any]) -> bool:
+    return name in inputs and (inputs[name] is None or inputs[name].tokens > 0)
 
 
 def _alike(

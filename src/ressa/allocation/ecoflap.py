@@ -69,9 +69,9 @@ def saliency(ground: Ground) -> dict[str, float]:
 
     with _only(ground, requires_grad=True), torch.enable_grad():
         handles = [
-            parameter(linear).register_post_accumulate_grad_hook(listen(block.name))
+            weight.register_post_accumulate_grad_hook(listen(block.name))
             for block in ground.blocks
-            for linear in block.linears.values()
+            for weight in {id(p): p for p in map(parameter, block.linears.values())}.values()  # experts share one
         ]
         try:
             for batch in ground.told(ground.batches, "gradients"):

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ressa.calibration.experts import Experts
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import Call, Enough, Visit
 from ressa.errors import RessaError
-from ressa.model.matrix import AsLinear
+from ressa.model.matrix import AsLinear, is_expert
 
 Reads = dict[str, list[Tensor]]  # by linear, in the order in which it was called
 
@@ -25,7 +26,8 @@ def gather(
     """The statistic `needs` of the inputs of each linear of the visited block (or of `only` these): {name: statistic}.
 
     Linears that read the same tensors (query, key and value; gate and up) share one statistic, so that a Gram is
-    gathered and factored once. `token_weights[i]` are those of batch i. A linear that no batch reached is left out.
+    gathered and factored once. `token_weights[i]` are those of batch i. A linear that no batch reached is left out, as
+    is an expert that no token that counts was sent to.
 
     Raises:
         RessaError: linears read the same tensor in one batch and different ones in another.
@@ -33,17 +35,20 @@ def gather(
     statistics: dict[str, Any] = {}
     if needs is None:
         return statistics
+    experts = Experts(visit.block, needs, only)
     once = False
     for call in visit.calls:
-        reads, given = listen(visit, call, only, once=once)
-        once = reads.keys() == _heard(visit, only).keys() and all(len(tensors) == 1 for tensors in reads.values())
+        with experts.heard(token_weights[call.batch]):
+            reads, given = listen(visit, call, only, once=once)
+        alone = all(len(tensors) == 1 for tensors in reads.values())
+        once = alone and not experts and reads.keys() == _heard(visit, only).keys()  # experts may come last
         crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
         for names in same_input(reads):
             statistic = _statistic(statistics, names, needs, reads[names[0]][0])
             for x in reads[names[0]]:
                 weights = token_weights[call.batch].of(visit.block, names[0], x, crossed=id(x) in crossed)
                 statistic.add(x, weights)
-    return statistics
+    return statistics | experts.statistics
 
 
 def reading_order(visit: Visit) -> list[list[str]]:
@@ -72,7 +77,9 @@ def listen(
 
 
 def _heard(visit: Visit, only: Collection[str] | None) -> dict[str, nn.Linear | AsLinear]:
-    return {name: linear for name, linear in visit.block.linears.items() if only is None or name in only}
+    """The linears that are called; experts are not, see `calibration.experts`."""
+    linears = visit.block.linears.items()
+    return {name: linear for name, linear in linears if (only is None or name in only) and not is_expert(linear)}
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from ressa.errors import RessaError, unknown
 from ressa.model.structure import Block
 
 KINDS = ("image", "text", "answer")
+# where a model joins the picture's tokens to the text by itself: nothing in its inputs tells, its forward does so
+JOINED = {"git": "before", "udop": "behind"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class TokenWeights:
     """How much each token of one batch counts, by who reads it. None: all count the same.
 
     `language_BT` is what a decoder-only model reads, or the encoder; `decoder_BT` what an encoder's decoder reads;
-    `qformer_BT` the text of a Q-Former, which stands behind its queries; `pixels` is the mask of padded pictures.
+    `qformer_BT` the text of a Q-Former, which stands behind its queries; `pixels` is the mask of padded pictures, and
+    `seen_BP` says which pictures (or tiles) of a record its text may look at across. `joined` tells where the picture's
+    tokens stand that the model itself joins to the text.
     """
 
     language_BT: Tensor | None = None
@@ -35,6 +39,8 @@ class TokenWeights:
     pixels: Tensor | None = None
     patch_size: int = 0
     image: float = 1.0
+    seen_BP: Tensor | None = None
+    joined: str | None = None
 
     def of(self, block: Block, name: str, x: Tensor, *, crossed: bool) -> Tensor | None:
         """The weights of the tokens of `x`, (B, T, I) or (B * T, I), that linear `name` reads; None: all one.
@@ -46,20 +52,40 @@ class TokenWeights:
         """
         if block.part == "vision":
             return _patches(self.pixels, self.patch_size, x)
+        tokens = x.numel() // x.shape[-1]
         if block.part == "connector":
             weights = None if crossed else self._qformer(name, x)
         elif block.stack == "decoder" and self.decoder_BT is not None and not crossed:
             weights = self.decoder_BT
+        elif crossed and self.decoder_BT is None:
+            weights = self._across(tokens)
         else:
-            weights = self.language_BT
+            weights = self._with_picture(x)
         if weights is None:
             return None
-        if weights.numel() * x.shape[-1] != x.numel():
+        if weights.shape == x.shape[: weights.ndim] and x.ndim > weights.ndim + 1:  # several streams of each token
+            return weights.reshape(*weights.shape, *[1] * (x.ndim - 1 - weights.ndim)).expand(x.shape[:-1]).to(x.device)
+        if weights.numel() != tokens:
             raise RessaError(
-                f"{name} reads {x.numel() // x.shape[-1]} tokens and its batch has {weights.numel()}: "
+                f"{name} reads {tokens} tokens and its batch has {weights.numel()}: "
                 "cannot tell which of them are padding; leave its part out"
             )
         return weights.reshape(x.shape[:-1]).to(x.device)
+
+    def _across(self, tokens: int) -> Tensor | None:
+        """A decoder-only model looks across at pictures; the tokens of those that no text looks at are padding."""
+        if self.seen_BP is None or tokens % self.seen_BP.numel():
+            return None
+        return self.seen_BP.repeat_interleave(tokens // self.seen_BP.numel(), dim=1)
+
+    def _with_picture(self, x: Tensor) -> Tensor | None:
+        """The weights of the text, and of the picture's tokens where the model has joined them to it."""
+        if self.joined is None or self.language_BT is None or x.ndim != 3:
+            return self.language_BT
+        more = max(x.shape[1] - self.language_BT.shape[1], 0)
+        return nn.functional.pad(
+            self.language_BT, (more, 0) if self.joined == "before" else (0, more), value=self.image
+        )
 
     def _qformer(self, name: str, x: Tensor) -> Tensor | None:
         """Self-attention reads queries and text, the `_query` feed-forward and cross-attention queries only."""
@@ -99,6 +125,8 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
         batch.get("pixel_attention_mask"),
         getattr(getattr(config, "vision_config", None), "patch_size", 0),
         count["image"],
+        _seen(batch, count["image"]),
+        JOINED.get(getattr(config, "model_type", "")),
     )
 
 
@@ -126,9 +154,20 @@ def _language(ids_BT: Tensor | None, mask_BT: Tensor | None, config: Any, count:
     return weights_BT if mask_BT is None else weights_BT * mask_BT
 
 
+def _seen(batch: Mapping[str, Any], count: float) -> Tensor | None:
+    """The pictures or tiles that any token of a record may look at across, (B, P)."""
+    mask = batch.get("cross_attention_mask", batch.get("image_attention_mask"))
+    return None if mask is None else mask.bool().any(dim=1).flatten(1).float() * count
+
+
 def _patches(pixels: Tensor | None, patch_size: int, x: Tensor) -> Tensor | None:
-    """A picture's mask (..., H, W) as a mask of its patches: one counts if any of its pixels does."""
-    if pixels is None or not patch_size:
+    """A picture's mask (..., H, W) as a mask of its patches: one counts if any of its pixels does.
+
+    Some models are given a mask of patches at once, (B, T).
+    """
+    if pixels is not None and pixels.shape == x.shape[:-1]:
+        return pixels.float().to(x.device)
+    if pixels is None or not isinstance(patch_size, int) or min(pixels.shape[-2:]) < max(patch_size, 1):
         return None
     flat = pixels.reshape(-1, 1, *pixels.shape[-2:]).float()
     patches_BT = nn.functional.max_pool2d(flat, patch_size).flatten(1)

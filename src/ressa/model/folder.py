@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ressa.errors import RessaError
 from ressa.folders import check_output, partial, sync
 from ressa.folders import check_writable as check_writable  # verbs know it from here
 from ressa.model.load import auto_class, read_config, resolve
-from ressa.model.matrix import matrix
+from ressa.model.matrix import matrix, weight_of
 from ressa.patterns import Pattern, parse
 
 MANIFEST = "ressa.json"
@@ -111,7 +112,7 @@ def zeros(folder: str | Path) -> dict[str, Zeros]:
 def verify(folder: str | Path, patterns: Mapping[str, Pattern]) -> None:
     """Raises RessaError naming the first matrix on disk that breaks its pattern, or is not there."""
     left = dict(patterns)
-    for name, weight in _matrices(Path(folder)):
+    for name, weight in chain(_matrices(Path(folder)), _joined(folder, left)):
         pattern = left.pop(name, None)
         if pattern is not None and not pattern.holds(weight):
             raise RessaError(f"{folder}: {name} is not {pattern} on disk")
@@ -135,6 +136,19 @@ def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
                     yield name, matrix(modules[name], weight) if name in modules else weight
     except (SafetensorError, OSError) as error:
         raise RessaError(f"{folder}: damaged safetensors ({error})") from None
+
+
+def _joined(folder: str | Path, wanted: Mapping[str, Pattern]) -> Iterator[tuple[str, Tensor]]:
+    """Those of the `wanted` matrices that the files hold in another cut (experts apart, query, key and value joined).
+
+    Only transformers knows how they are put together, so the model is loaded for them.
+    """
+    known = dict(_empty(Path(folder)).named_modules()) if wanted else {}
+    names = [name for name in wanted if name in known or name.rpartition(".")[0].rpartition(".")[0] in known]
+    if names:
+        config = read_config(folder)
+        model = auto_class(config, folder).from_pretrained(folder, dtype="auto", use_safetensors=True)
+        yield from ((name, weight_of(model, name)) for name in names)
 
 
 def _keys(file: Path) -> list[str]:

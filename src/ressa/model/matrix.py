@@ -1,6 +1,7 @@
-"""Modules that are no `nn.Linear` and yet multiply by a matrix: transformers' Conv1D, and patch embeddings.
+"""What is no `nn.Linear` and yet multiplies by a matrix: transformers' Conv1D, patch embeddings, fused experts.
 
-Shapes: O outputs, I inputs (of a convolution: channels times pixels of a patch), B batch, T patches, C channels.
+Shapes: O outputs, I inputs (of a convolution: channels times pixels of a patch), B batch, T patches, C channels,
+E experts of a mixture, whose matrices are one parameter: (E, O, I), or (E, I, O) where inputs stand on the left.
 """
 
 from __future__ import annotations
@@ -18,18 +19,25 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 @dataclass(frozen=True)
 class AsLinear:
-    """A module seen as a linear: `weight` is (O, I), a view, so that writing into it changes the module's own."""
+    """A module seen as a linear: `weight` is (O, I), a view, so that writing into it changes the module's own.
+
+    Of fused experts it is the matrix of one: that number `expert` of the parameter called `tensor`.
+    """
 
     module: nn.Module
+    tensor: str = "weight"
+    expert: int | None = None
 
     @property
     def weight(self) -> Tensor:
-        return matrix(self.module, self.parameter)
+        if self.expert is None:
+            return matrix(self.module, self.parameter)
+        return self.parameter[self.expert].mT if transposed(self.module) else self.parameter[self.expert]
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The weight as the module keeps it."""
-        return self.module.get_parameter("weight")
+        """The weight as the module keeps it; of an expert that of all experts."""
+        return self.module.get_parameter(self.tensor)
 
     def register_forward_pre_hook(self, hook: Callable[..., None], *, with_kwargs: bool = False) -> RemovableHandle:
         """As nn.Module does; the hook hears tokens (..., I)."""
@@ -52,6 +60,36 @@ def seen_as_linear(module: nn.Module) -> nn.Linear | AsLinear | None:
     if isinstance(module, nn.Linear):
         return module
     return AsLinear(module) if isinstance(module, Conv1D) else None
+
+
+def is_expert(linear: nn.Linear | AsLinear) -> bool:
+    """Whether it is one of many that each hear only the tokens that are sent to them."""
+    return isinstance(linear, AsLinear) and linear.expert is not None
+
+
+def fused_experts(module: nn.Module) -> dict[str, AsLinear]:
+    """The matrices of a module that holds all experts of a mixture: {"gate_up_proj.0": ...}; of any other none."""
+    count = getattr(module, "num_experts", None)
+    fused = [n for n, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) == count]
+    return {f"{name}.{expert}": AsLinear(module, name, expert) for name in fused for expert in range(count or 0)}
+
+
+def transposed(experts: nn.Module) -> bool:
+    """Whether the experts' matrices are kept as (E, I, O): the module says so, or its shapes tell."""
+    said = getattr(experts, "is_transposed", None)
+    if said is not None:
+        return said
+    first, last = (parameter.shape for parameter in experts.parameters(recurse=False) if parameter.ndim == 3)
+    return first[1] == last[2]  # into the experts as wide as out of them; between, the gate makes it twice as wide
+
+
+def weight_of(model: nn.Module, name: str) -> Tensor:
+    """The weight (O, I), a view, of the linear that `structure` calls `name`."""
+    holder, tensor, number = ([""] * 3 + name.rsplit(".", 2))[-3:]
+    if number.isdigit() and (expert := fused_experts(model.get_submodule(holder)).get(f"{tensor}.{number}")):
+        return expert.weight
+    module = model.get_submodule(name)
+    return matrix(module, module.get_parameter("weight"))
 
 
 def matrix(module: nn.Module, weight: Tensor) -> Tensor:

@@ -1,29 +1,24 @@
 """Where a model keeps its vision, connector and language: their repeated blocks and the linears in them.
 
-Nothing is listed per architecture. transformers names the image encoder, the text encoder and the decoder
-(`get_encoder`, `get_decoder`); blocks are the outermost lists of like modules with linears in them; a block belongs to
-the part it stands below. What is left over between the parts is the connector if its name says so; a block list that
-stands nowhere is refused.
+Nothing is listed per architecture. `roots.py` finds where parts begin; blocks are the outermost lists of modules with
+linears in them; a block belongs to the part it stands below. What is left over between the parts is the connector if
+its name says so; a block list that stands nowhere is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ressa.errors import RessaError, unknown
-from ressa.model.matrix import AsLinear, Convolution, is_patch_embedding, seen_as_linear
+from ressa.model.matrix import AsLinear, Convolution, fused_experts, is_patch_embedding, seen_as_linear
+from ressa.model.roots import PartName, Root, Stack, below, find_roots, home
 
-PartName = Literal["vision", "connector", "language"]
-Stack = Literal["encoder", "decoder"]
 PARTS: tuple[PartName, ...] = ("vision", "connector", "language")  # in the order of the forward pass
-
-# transformers has no accessor for what stands between the parts, so it is known by name
-CONNECTORS = ("qformer", "query_tokens", "projector", "projection", "connector", "resampler", "perceiver", "merger")
+ORDER: tuple[PartName, ...] = ("vision", "audio", "connector", "language")  # sound is told of and never pruned
 
 
 @dataclass(frozen=True)
@@ -63,27 +58,19 @@ class Structure:
         return [block for name, part in self.parts.items() if name in wanted for block in part.blocks]
 
 
-@dataclass(frozen=True)
-class _Root:
-    """Every module whose name is `name` or begins with `name.` belongs to `part`."""
-
-    name: str
-    part: PartName
-    stack: Stack | None
-
-
 def structure(model: PreTrainedModel, *, patch_embedding: bool = False) -> Structure:
-    """Places every block of `model` (LLaVA, BLIP-2, InstructBLIP and whatever is built alike; plain causal models).
+    """Places every block of `model`, with eyes or without (docs/models.md lists what it was tried on).
 
     With `patch_embedding`, the convolution that cuts pictures into patches is the vision tower's first block.
 
     Raises:
         RessaError: blocks that cannot be placed with certainty, with the names of what was found.
     """
-    roots = _roots(model)
+    roots = find_roots(model)
     lists = list(_block_lists(model))
-    if lost := [name for name, _ in lists if _home(name, roots) is None]:
+    if lost := [name for name, _ in lists if home(name, roots) is None]:
         raise RessaError(f"{type(model).__name__}: cannot tell which part these blocks belong to: {', '.join(lost)}")
+    lists = [found for found in lists if getattr(home(found[0], roots), "part", None) != "audio"]
     members = [member for _, blocks in lists for member in blocks]
     members += _loose_connectors(model, roots, [name for name, _ in lists])
     once = {id(module): (name, module) for name, module in reversed(members)}  # a shared block goes by its first name
@@ -98,82 +85,52 @@ def structure(model: PreTrainedModel, *, patch_embedding: bool = False) -> Struc
     return Structure(_parts(model, roots, blocks), kept)
 
 
-def _roots(model: PreTrainedModel) -> list[_Root]:
-    """Where vision, the language encoder and the language decoder begin, in the order of the forward pass."""
-    names = {id(module): name for name, module in model.named_modules()}
-    decoder, encoder = _innermost(model, "get_decoder"), _innermost(model, "get_encoder")
-    vision = model.get_encoder(modality="image")
-    roots = [_Root(names[id(decoder)], "language", "decoder")]
-    # a model without an encoder, or without eyes, answers with itself
-    if not _contains(encoder, decoder):
-        roots.insert(0, _Root(names[id(encoder)], "language", "encoder"))
-    if not _contains(vision, decoder):
-        roots.insert(0, _Root(names[id(vision)], "vision", "encoder"))
-    return roots
-
-
-def _innermost(model: PreTrainedModel, accessor: str) -> nn.Module:
-    """Where `accessor` leads in the end: BLIP-2's decoder is a T5 model, whose decoder is the stack."""
-    module: nn.Module = model
-    while isinstance(module, PreTrainedModel) and (inner := getattr(module, accessor)()) is not module:
-        module = inner
-    return module
-
-
-def _contains(outer: nn.Module, inner: nn.Module) -> bool:
-    return any(module is inner for module in outer.modules())
-
-
-def _below(name: str, root: str) -> bool:
-    return root in ("", name) or name.startswith(root + ".")
-
-
-def _home(name: str, roots: list[_Root]) -> _Root | None:
-    """The root that `name` stands below; one of its own if its name says connector; None if it stands nowhere."""
-    for root in roots:
-        if _below(name, root.name):
-            return root
-    multimodal = roots[0].part == "vision"
-    said = any(word in piece.lower() for piece in name.split(".") for word in CONNECTORS)
-    return _Root(name, "connector", None) if multimodal and said else None
-
-
 def _block_lists(model: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
-    """The outermost lists of like modules of which each holds at least two linears: (name, its named members)."""
+    """The outermost lists of modules of which each holds at least two linears: (name, its named members).
+
+    Layers of several kinds may take turns (mixtures, cross-attention); a list of lists (stages) is looked into.
+    """
     done: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(_below(name, other) for other in done):
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or any(below(name, other) for other in done):
             continue
         members = list(module.named_children())  # a module that is listed twice comes once
-        alike = len({type(member) for _, member in members}) == 1
-        if alike and all(len(_linears(member)) > 1 for _, member in members):
+        if _all_blocks(module) and not all(_all_blocks(member) for _, member in members):
             done.append(name)
             yield name, [(f"{name}.{index}", member) for index, member in members]
 
 
+def _all_blocks(module: nn.Module) -> bool:
+    """Whether it is a list whose every member holds at least two linears."""
+    members = list(module.children())
+    listed = isinstance(module, nn.ModuleList | nn.Sequential)
+    return listed and bool(members) and all(len(_linears(member)) > 1 for member in members)
+
+
 def _linears(module: nn.Module) -> list[nn.Module]:
-    return [inner for inner in module.modules() if seen_as_linear(inner)]
+    return [inner for inner in module.modules() if seen_as_linear(inner) or fused_experts(inner)]
 
 
-def _patch_embeddings(model: PreTrainedModel, roots: list[_Root], blocks: list[Block]) -> list[Block]:
+def _patch_embeddings(model: PreTrainedModel, roots: list[Root], blocks: list[Block]) -> list[Block]:
     """Each as a block of its own. Raises RessaError if there is none."""
     found = []
     for name, module in model.named_modules():
-        home, within = _home(name, roots), any(_below(name, block.name) for block in blocks)
-        if home and home.part == "vision" and not within and is_patch_embedding(module):
-            found.append(Block(name, "vision", module, {name: AsLinear(module)}, home.stack))
+        root, within = home(name, roots), any(below(name, block.name) for block in blocks)
+        if root and root.part == "vision" and not within and is_patch_embedding(module):
+            found.append(Block(name, "vision", module, {name: AsLinear(module)}, root.stack))
     if not found:
         raise RessaError(f"{type(model).__name__}: no patch embedding whose patches do not overlap: leave it out")
     return found
 
 
-def _loose_connectors(model: nn.Module, roots: list[_Root], lists: list[str]) -> list[tuple[str, nn.Module]]:
+def _loose_connectors(model: nn.Module, roots: list[Root], lists: list[str]) -> list[tuple[str, nn.Module]]:
     """Projections: the highest modules named as connectors that hold linears, and neither a root nor a block list."""
-    taken, found = [root.name for root in roots] + lists, []
+    taken, found = list(lists), []
     for name, module in model.named_modules():
-        apart = not any(_below(name, other) or _below(other, name) for other in taken)
-        home = _home(name, roots)
-        if apart and home and home.part == "connector" and _linears(module):
+        apart = not any(below(name, other) or below(other, name) for other in taken)
+        apart = apart and not any(below(root.name, name) for root in roots)
+        root = home(name, roots)
+        if apart and root and root.part == "connector" and _linears(module):
             taken.append(name)
             found.append((name, module))
     return found
@@ -189,28 +146,44 @@ def _owners(model: nn.Module) -> dict[int, dict[int, str]]:
 
 
 def _block(
-    name: str, module: nn.Module, roots: list[_Root], owners: dict[int, dict[int, str]], kept: dict[str, str]
+    name: str, module: nn.Module, roots: list[Root], owners: dict[int, dict[int, str]], kept: dict[str, str]
 ) -> Block:
     """The block with its prunable linears; those that cannot be pruned go to `kept`."""
-    home = _home(name, roots)
-    assert home is not None  # structure() refuses the others
+    root = home(name, roots)
+    assert root is not None  # structure() refuses the others
     linears: dict[str, nn.Linear | AsLinear] = {}
     unheard = {id(inner.out_proj) for inner in module.modules() if isinstance(inner, nn.MultiheadAttention)}
+    routers = _routers(module)
     for inner_name, inner in module.named_modules():
+        full = f"{name}.{inner_name}" if inner_name else name
+        linears |= {f"{full}.{expert}": linear for expert, linear in fused_experts(inner).items()}
         linear = seen_as_linear(inner)
         if linear is None:
             continue
-        full = f"{name}.{inner_name}" if inner_name else name
         if aliases := [owner for key, owner in owners[id(inner.get_parameter("weight"))].items() if key != id(inner)]:
             kept[full] = f"tied to {aliases[0]}"
         elif id(inner) in unheard:
             kept[full] = "inside nn.MultiheadAttention, which reads its weight without calling it"
+        elif id(inner) in routers:
+            kept[full] = "chooses among experts"
         else:
             linears[full] = linear
-    return Block(name, home.part, module, linears, home.stack)
+    return Block(name, root.part, module, linears, root.stack)
 
 
-def _others(model: PreTrainedModel, roots: list[_Root], known: set[str]) -> dict[str, str]:
+def _routers(block: nn.Module) -> set[int]:
+    """The linears that stand beside experts, alone in their module, with an output for each expert."""
+    found = set()
+    for mixture in block.modules():
+        counts = {experts.num_experts for experts in mixture.children() if fused_experts(experts)}
+        for child in mixture.children() if counts else ():
+            linears = [linear for linear in child.modules() if isinstance(linear, nn.Linear)]
+            if len(linears) == 1 and linears[0].out_features in counts:
+                found.add(id(linears[0]))
+    return found
+
+
+def _others(model: PreTrainedModel, roots: list[Root], known: set[str]) -> dict[str, str]:
     """Every other linear, convolution and embedding, and why it is not pruned."""
     others, head = {}, model.get_output_embeddings()
     for name, module in model.named_modules():
@@ -221,28 +194,33 @@ def _others(model: PreTrainedModel, roots: list[_Root], known: set[str]) -> dict
         elif isinstance(module, nn.Embedding):
             others[name] = "embedding"
         elif isinstance(module, Convolution):
-            home = _home(name, roots)
-            prunable = home and home.part == "vision" and is_patch_embedding(module)
+            root = home(name, roots)
+            prunable = root and root.part == "vision" and is_patch_embedding(module)
             others[name] = "patch embedding: only if asked" if prunable else "convolution"
         elif seen_as_linear(module):
-            home = _home(name, roots)
-            others[name] = f"outside the repeated blocks of {home.part}" if home else "outside vision and language"
+            others[name] = _why_kept(home(name, roots))
     return others
 
 
-def _parts(model: nn.Module, roots: list[_Root], blocks: list[Block]) -> dict[str, Part]:
+def _why_kept(root: Root | None) -> str:
+    if root and root.part == "audio":
+        return "hears sound: only vision, connector and language are pruned"
+    return f"outside the repeated blocks of {root.part}" if root else "outside vision and language"
+
+
+def _parts(model: nn.Module, roots: list[Root], blocks: list[Block]) -> dict[str, Part]:
     """The parts that the model has. What is below no root and no connector (embeddings, heads) is language."""
     part_of: dict[str, PartName] = {}
     sizes: dict[PartName, int] = {}
     for name, parameter in model.named_parameters():
-        home = _home(name, roots)
-        part_of[name] = home.part if home else "language"
+        root = home(name, roots)
+        part_of[name] = root.part if root else "language"
         sizes[part_of[name]] = sizes.get(part_of[name], 0) + parameter.numel()
     tops = {part: _tops(part, part_of) for part in sizes}
     # whichever was registered first, the encoder runs before the decoder
     order = sorted(blocks, key=lambda block: block.stack == "decoder")
-    own = {part: tuple(block for block in order if block.part == part) for part in PARTS}
-    return {part: Part(part, tops[part], own[part], sizes[part]) for part in PARTS if part in sizes}
+    own = {part: tuple(block for block in order if block.part == part) for part in ORDER}
+    return {part: Part(part, tops[part], own[part], sizes[part]) for part in ORDER if part in sizes}
 
 
 def _tops(part: PartName, part_of: dict[str, PartName]) -> tuple[str, ...]:

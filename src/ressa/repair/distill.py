@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from ressa.calibration.tokens import JOINED
+
 IGNORE = -100  # label of a position that is not an answer token; transformers' own convention
 
 
@@ -59,17 +61,24 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], positions_BT: Tensor) ->
         nonlocal entered
         entered += 1
         hidden_BTD, *rest = args
-        return (hidden_BTD[positions_BT.to(hidden_BTD.device)], *rest)
+        chosen_BT = positions_BT.to(hidden_BTD.device)
+        if in_front:
+            chosen_BT = nn.functional.pad(chosen_BT, (hidden_BTD.shape[1] - chosen_BT.shape[1], 0))
+        # as one sequence: some models go on to index their logits by batch and position
+        return (hidden_BTD[chosen_BT][None], *rest)
 
     owner: Any = getattr(model, "module", model)  # as torch wraps a model it distributes
+    in_front = JOINED.get(owner.config.model_type) == "before"
+    if owner.get_output_embeddings() is None:  # BLIP keeps its head within its decoder and does not name it
+        return model(**inputs, use_cache=False, return_dict=True).logits[positions_BT]
     handle = owner.get_output_embeddings().register_forward_pre_hook(pick)
     try:
-        logits_NV = model(**inputs, use_cache=False, return_dict=True).logits
+        logits_1NV = model(**inputs, use_cache=False, return_dict=True).logits
     finally:
         handle.remove()
     if entered != 1:
         raise RuntimeError(f"{type(model).__name__} entered its output head {entered} times in one forward")
-    return logits_NV
+    return logits_1NV.squeeze(0)
 
 
 def answer_cross_entropy(logits_NV: Tensor, targets_N: Tensor, count: Tensor | float | None = None) -> Tensor:

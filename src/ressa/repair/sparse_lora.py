@@ -15,6 +15,7 @@ Shapes: O out, I in, R rank.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -233,6 +234,10 @@ class SparseLoraModel(BaseTuner):
                 others.append(name)
         for twin in layer.twins:
             twin.tied_to = others[0] if others else None
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: Any) -> None:
+        with suppress(NotImplementedError):  # PP-FormulaNet cannot name its embeddings
+            super()._check_tied_modules(model, peft_config)
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ressa.calibration.samples import samples as batches_of
 from ressa.data.prompts import encode, is_encoder_decoder
 from ressa.data.records import Record
+from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.repair.reconstruct import Passes, reconstruct
 from ressa.repair.settings import Settings
@@ -169,8 +170,16 @@ def _device() -> Any:
 
 def _crossing(config: Any) -> tuple[int, int] | None:
     """(decoder start id, pad id) of an encoder-decoder, None for a decoder-only model."""
-    text = getattr(config, "text_config", config)
-    return (text.decoder_start_token_id, text.pad_token_id) if is_encoder_decoder(config) else None
+    if not is_encoder_decoder(config):
+        return None
+    told = [config, *(getattr(config, name) for name in ("text_config", "decoder") if hasattr(config, name))]
+    found = []
+    for names in (("decoder_start_token_id", "bos_token_id"), ("pad_token_id",)):
+        ids = [getattr(one, name, None) for name in names for one in told]
+        if not (known := [number for number in ids if isinstance(number, int)]):
+            raise RessaError(f"the model's config has no {names[0]}: an encoder-decoder needs one to be trained")
+        found.append(known[0])
+    return found[0], found[1]
 
 
 def digest_of(records: list[Record]) -> str:

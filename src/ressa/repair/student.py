@@ -102,7 +102,8 @@ def wrap(
     others += [m.bias for m in linears.values() if settings.train_biases and isinstance(m.bias, nn.Parameter)]
     others += [p for p in _connector(model) if settings.train_connector and not settings.connector_rank]
     # a pruned weight is trained through its adapter, or its zeros are lost
-    masked = {id(model.get_submodule(name).weight) for name in (*pruned, *part_of)}
+    modules: dict[str, Any] = dict(model.named_modules())
+    masked = {id(modules[name].weight) for name in (*pruned, *part_of) if name in modules}
     model.requires_grad_(False)
     tuner = _put_adapter(model, part_of, settings)
     for parameter in others:
@@ -118,10 +119,11 @@ def wrap(
 def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, str]:
     """{linear: its part} of all that get an adapter: pruned ones and, if it has a rank of its own, the connector.
 
-    As RESSA released it, a Q-Former gets one, but no projection does.
+    As RESSA released it, a Q-Former gets one, but no projection does. Experts are no modules and get none.
     """
+    modules = dict(model.named_modules())
     found = {name: entry["part"] for name, entry in pruned.items() if entry["part"] in settings.trained_parts}
-    found = {name: part for name, part in found.items() if not isinstance(model.get_submodule(name), Convolution)}
+    found = {name: part for name, part in found.items() if not isinstance(modules.get(name), Convolution | None)}
     if settings.connector_rank and "connector" in settings.trained_parts and "connector" in structure(model).parts:
         for block in structure(model).blocks(("connector",)):
             if not settings.paper or "qformer" in block.name:
@@ -190,8 +192,11 @@ def _as_it_came(student: Student) -> PreTrainedModel:
     model: Any = student.model
     if hasattr(model, "peft_config"):
         del model.peft_config
+    modules = dict(model.named_modules())
     for name in (*student.pruned, *student.adapted):
-        weight: Any = model.get_submodule(name).weight
+        if name not in modules:  # an expert, which is not trained
+            continue
+        weight: Any = modules[name].weight
         weight.data = keep_kept(weight.data, weight.data, student.dtypes[f"{name}.weight"])
     for name, tensor in named_tensors(model):
         tensor.data = tensor.data.to(student.dtypes[name])

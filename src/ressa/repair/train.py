@@ -28,7 +28,7 @@ from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.model.folder import check_output, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
-from ressa.model.matrix import matrix
+from ressa.model.matrix import weight_of
 from ressa.patterns import Pattern
 from ressa.provenance import peak_memory, plain, versions
 from ressa.repair.settings import Settings
@@ -141,9 +141,7 @@ def repair(
 def _zeros(model: nn.Module, matrices: dict[str, Any]) -> Any:
     """What `write_folder` is to verify on disk: for every pruned matrix its pattern and its very zeros."""
     patterns = patterns_of({"matrices": matrices})
-    modules = {name: model.get_submodule(name) for name in patterns}
-    weights_OI = {name: matrix(module, module.get_parameter("weight")) for name, module in modules.items()}
-    return {name: _SameZeros(_digest(weights_OI[name]), pattern) for name, pattern in patterns.items()}
+    return {name: _SameZeros(_digest(weight_of(model, name)), pattern) for name, pattern in patterns.items()}
 
 
 def _manifest(
