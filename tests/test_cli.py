@@ -321,7 +321,7 @@ def test_inspect_prints_parts_and_reasons_whole_in_eighty_columns(ressa, llava_f
     assert max(map(len, told.splitlines())) <= 80 or str(llava_folder) in told
     assert re.search(r"connector +2,112 +1 +2 +2,048 +0\.0% +if asked", told)
     assert "language: model.language_model, lm_head" in told
-    for reason in ("output head", "embedding", "convolution"):
+    for reason in ("output head", "embedding", "patch embedding: only if asked"):
         assert reason in told
     assert "…" not in told
 

@@ -20,7 +20,6 @@ PUBLISHED = {
     for name, total, held in ROW.findall((CONFIGS / "README.md").read_text(encoding="utf-8"))
 }
 TIED = {"blip2-flan-t5-xl": 32128 * 2048}  # in the published file a second time
-REFUSED = {"Llama-3.2-11B-Vision-Instruct": "its blocks are of two classes, self-attention and cross-attention"}
 # vision (with its projector) and language as others have counted them
 PARTS = {
     "gemma-3-4b-it": (419_816_304, None),
@@ -42,12 +41,6 @@ def skeleton(name: str) -> nn.Module:
         return auto_class(config).from_config(config)
 
 
-def placed() -> list:
-    """Every config; those that `structure` refuses are expected to fail."""
-    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in REFUSED.items()}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in PUBLISHED]
-
-
 def test_every_config_has_its_published_total_beside_it():
     assert {path.stem for path in CONFIGS.glob("*.json")} == PUBLISHED.keys()
     assert len([name for name, (_, held) in PUBLISHED.items() if held == "exactly"]) >= 20
@@ -60,7 +53,7 @@ def test_shapes_add_up_to_the_published_total(name):
     assert total == (published if held == "exactly" else pytest.approx(published, rel=0.01))
 
 
-@pytest.mark.parametrize("name", placed())
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_each_part_is_the_sum_of_its_shapes_and_all_parts_are_the_model(name):
     net = skeleton(name)
     parts = structure(net).parts

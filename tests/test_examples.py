@@ -25,10 +25,6 @@ BUILDERS = {
     "instructblip": pico.instructblip_llama,
     **pico_examples.BUILDERS,
 }
-REFUSED = {
-    "mllama": "structure() refuses blocks of two classes, self-attention and cross-attention",
-    "florence2": "structure() takes a list of lists of blocks in its DaViT for a block, which nothing enters",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +43,7 @@ def _pictures_only(monkeypatch):
     monkeypatch.setattr(processing_smolvlm.SmolVLMProcessor, "video_processor", frames, raising=False)
 
 
-def families() -> list:
-    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in REFUSED.items()}
-    return [pytest.param(path.stem, marks=marks.get(path.stem, ())) for path in sorted(EXAMPLES.glob("*.py"))]
-
-
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_an_example_prunes_repairs_and_asks_a_model_of_its_family(family, tmp_path, tiny_data, monkeypatch, capsys):
     model, out = BUILDERS[family](tmp_path / "model"), tmp_path / "out"
     words = [model, "--data", tiny_data, "--out", out, "--samples", 4, "--steps", 2, "--limit", 2]

@@ -28,7 +28,7 @@ from ressa.model.structure import structure
 
 assert ressa.prune
 assert ressa.repair  # the door imports its verbs when they are asked for, and has them in the place of their modules
-PRUNE, REPAIR = sys.modules["ressa.prune"], sys.modules["ressa.repair.train"]
+PRUNE, REPAIR, STAGES = (sys.modules[f"ressa.{name}"] for name in ("prune", "repair.train", "repair.stages"))
 INSPECT = sys.modules["ressa.report.inspection"]
 
 
@@ -148,10 +148,11 @@ def _fed(case: Case) -> Iterator[None]:
 
     with (
         patch.object(ressa.allocation.measure, "draw", lambda *_, **__: case.inputs),
-        patch.object(REPAIR, "encode", lambda *_, **__: case.inputs[0]),
+        patch.object(STAGES, "encode", lambda *_, **__: case.inputs[0]),
         patch.object(INSPECT, "load", load),
         patch.object(PRUNE, "load", load),
         patch.object(REPAIR, "load", load),
+        patch.object(STAGES, "load", load),
         patch.object(PRUNE, "write_folder", write),
         patch.object(REPAIR, "write_folder", write),
         warnings.catch_warnings(),

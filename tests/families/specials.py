@@ -177,8 +177,8 @@ CANNOT: dict[str, tuple[str, type[Exception], str, str]] = {
 CANNOT |= {
     "diffusion_gemma": (
         "",
-        RessaError,
-        "no repeated blocks",
+        AttributeError,
+        "get_image_features",
         "not yet: it writes by diffusion, its decoder reads the encoder's key-value cache",
     ),
     "evolla": (

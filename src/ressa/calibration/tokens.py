@@ -167,7 +167,7 @@ def _patches(pixels: Tensor | None, patch_size: int, x: Tensor) -> Tensor | None
     """
     if pixels is not None and pixels.shape == x.shape[:-1]:
         return pixels.float().to(x.device)
-    if pixels is None or not isinstance(patch_size, int) or min(pixels.shape[-2:]) < max(patch_size, 1):
+    if pixels is None or not isinstance(patch_size, int) or not 0 < patch_size <= min(pixels.shape[-2:]):
         return None
     flat = pixels.reshape(-1, 1, *pixels.shape[-2:]).float()
     patches_BT = nn.functional.max_pool2d(flat, patch_size).flatten(1)

@@ -17,6 +17,7 @@ from ressa.data.images import shown
 from ressa.data.records import Record
 from ressa.errors import RessaError
 
+ACROSS = "cross_attention_mask"  # Mllama's
 IGNORED = -100  # the label that the cross-entropy of torch and transformers skips
 # BLIP-2 (Li et al. 2023, section 4) and InstructBLIP (Dai et al. 2023, appendix C); RESSA evaluates with the same.
 QUESTION = "Question: {} Short answer:"
@@ -75,6 +76,7 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
     crossing = is_encoder_decoder(config)
     if not crossing:
         _open_end(processor, prompts, text)
+    prompt_lengths = [len(row) for row in text["input_ids"]]
     if answers:
         targets = [
             answer_ids(processor, record.target, prompt="" if crossing else prompt, end=_end(processor, config))
@@ -82,6 +84,8 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
         ]
         text["labels"] = targets if crossing else _appended(text, targets, int(_reads_prefix(processor)))
     left = not answers and not crossing
+    if ACROSS in batch:
+        batch[ACROSS] = _as_long(batch[ACROSS], prompt_lengths, [len(row) for row in text["input_ids"]], left)
     for key, rows in text.items():
         batch[key] = _padded(rows, _pad_value(processor, key), left and not key.startswith("qformer_"))
     return batch
@@ -241,6 +245,16 @@ def _appended(text: dict[str, list[list[int]]], targets: list[list[int]], kind: 
                 for row, target in zip(rows, targets, strict=True)
             ]
     return labels
+
+
+def _as_long(mask_BTPN: torch.Tensor, before: list[int], now: list[int], left: bool) -> torch.Tensor:
+    """Which pictures (P, of N tiles) each token looks at across, for rows that grew: answers look where prompts end."""
+    rows = [
+        torch.cat([mask[:old], mask[old - 1 : old].expand(new - old, -1, -1)])
+        for mask, old, new in zip(mask_BTPN, before, now, strict=True)
+    ]
+    side = "left" if left else "right"
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side)
 
 
 def _pad_value(processor: Any, key: str) -> int:

@@ -21,7 +21,7 @@ from ressa.errors import RessaError
 from ressa.folders import check_output, partial, sync
 from ressa.folders import check_writable as check_writable  # verbs know it from here
 from ressa.model.load import auto_class, read_config, resolve
-from ressa.model.matrix import matrix, weight_of
+from ressa.model.matrix import fused_experts, matrix, weight_of
 from ressa.patterns import Pattern, parse
 
 MANIFEST = "ressa.json"
@@ -144,7 +144,8 @@ def _joined(folder: str | Path, wanted: Mapping[str, Pattern]) -> Iterator[tuple
     Only transformers knows how they are put together, so the model is loaded for them.
     """
     known = dict(_empty(Path(folder)).named_modules()) if wanted else {}
-    names = [name for name in wanted if name in known or name.rpartition(".")[0].rpartition(".")[0] in known]
+    experts = {f"{name}.{one}" for name, module in known.items() for one in fused_experts(module)}
+    names = [name for name in wanted if name in known or name in experts]
     if names:
         config = read_config(folder)
         model = auto_class(config, folder).from_pretrained(folder, dtype="auto", use_safetensors=True)

@@ -82,13 +82,14 @@ class MaskedLinear(torch.autograd.Function):
         ctx.scale, ctx.dtype, ctx.bias_dtype = scale, dtype, None if bias_O is None else bias_O.dtype
         with torch.autocast(x.device.type, enabled=False):  # A @ B in float32 even where the caller asks for bfloat16
             x_TI = x.reshape(-1, x.shape[-1]).to(dtype)
-            y_TO = torch.empty(len(x_TI), len(weight_OI), dtype=dtype, device=x.device)
+            y = torch.empty(*x.shape[:-1], len(weight_OI), dtype=dtype, device=x.device)
+            y_TO = y.view(-1, len(weight_OI))  # it is the whole that is returned: a view could not be changed in place
             for rows, effective_CI, _ in effective_chunks(weight_OI, a_RI, b_OR, scale):
                 if bias_O is None:
                     torch.mm(x_TI, effective_CI.to(dtype).mT, out=y_TO[:, rows])
                 else:  # as linear does it: rounded once, with the bias in it
                     torch.addmm(bias_O[rows].to(dtype), x_TI, effective_CI.to(dtype).mT, out=y_TO[:, rows])
-            return y_TO.view(*x.shape[:-1], len(weight_OI))
+            return y
 
     @staticmethod
     @once_differentiable

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ressa.inputs import Gram, Method, Moments
+from ressa.inputs import PANELS, Gram, Method, Moments
 from ressa.methods.alps import EVERY
 from ressa.model.structure import Block, PartName
 
@@ -129,7 +129,9 @@ def forward_flop(shape: Shape, load: Load, samples: float) -> float:
 
 
 def gram_flop(shape: Shape, load: Load) -> float:
-    return sum(2 * load.samples * load.length(shape, read.across) * read.inputs**2 for read in shape.reads)
+    """Of symmetric Grams, by panels that begin at the diagonal."""
+    share = (PANELS + 1) / (2 * PANELS)
+    return share * sum(2 * load.samples * load.length(shape, read.across) * read.inputs**2 for read in shape.reads)
 
 
 def factor_flop(name: str, shape: Shape) -> float:
@@ -158,7 +160,8 @@ def product_flop(name: str, shape: Shape) -> float:
 def prune_flop(name: str, method: Method, shapes: Iterable[Shape], load: Load) -> dict[str, float]:
     """{"forwards", "Grams", "factors", "products"} of pruning all `shapes` in order.
 
-    Every block runs twice, as it was and pruned (the last one need not go on), and one batch runs once in advance.
+    Every block runs twice, as it was and pruned (the last one need not go on), and one batch runs once in advance. As
+    it was, all but the first batch run to the last linear only, which is heard and not computed.
     """
     blocks = list(shapes)
     flop = dict.fromkeys(("forwards", "Grams", "factors", "products"), 0.0)
@@ -166,7 +169,8 @@ def prune_flop(name: str, method: Method, shapes: Iterable[Shape], load: Load) -
         return flop
     for index, shape in enumerate(blocks):
         passes = (2 if index < len(blocks) - 1 else 1) * load.samples + min(load.batch_size, load.samples)
-        flop["forwards"] += forward_flop(shape, load, passes)
+        unheard = 2 * max(load.samples - load.batch_size, 0) * load.length(shape, shape.reads[-1].across)
+        flop["forwards"] += forward_flop(shape, load, passes) - unheard * shape.reads[-1].weights
         if issubclass(method.needs, Gram):
             flop["Grams"] += gram_flop(shape, load)
             flop["factors"] += factor_flop(name, shape)
