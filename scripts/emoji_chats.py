@@ -1,6 +1,6 @@
-"""What the embedded models learn from: emoji scenes in one array, the names in their cells, and chats about them.
+"""What the embedded models learn from: emoji scenes in one array, the names in their cells, questions and chats.
 
-Shapes: N scenes, T tokens of a chat. Every question is drawn anew each time its scene comes up.
+Shapes: N scenes, R questions, T tokens of a chat. Every question is drawn anew each time its scene comes up.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import LlavaProcessor
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from ressa.data.emoji.questions import MANY, QUESTIONS, SIDES, caption
 from ressa.data.emoji.scenes import SIZE, Scene, draw, scene
-from ressa.data.emoji.things import things
+from ressa.data.emoji.things import KINDS, things
 from ressa.data.prompts import CAPTION
 
 NAMES = [thing.name for thing in things()]
 NOTHING = len(NAMES)  # the class of an empty cell
 AWAY = 9  # the "cell" of a thing that the scene does not show
 KIND = {many: kind for kind, many in MANY.items()}
+NUMBER = {name: i for i, name in enumerate(NAMES)} | {many: list(KINDS).index(kind) for many, kind in KIND.items()}
 SIDE = "(?:" + "|".join(SIDES) + ")"
 MENTIONS = (
     r"Where is the (.*)\?",
@@ -37,11 +38,15 @@ MENTIONS = (
 
 
 class Pointer(NamedTuple):
-    """Token `token` of chat `chat` is about what stands in `cells`, a bit each (AWAY: about nothing in the picture)."""
+    """Token `token` of chat `chat` is about what stands in `cells`, a bit each (AWAY: about nothing in the picture).
+
+    `number` is that of the thing, or of the kind, in NAMES or KINDS.
+    """
 
     chat: int
     token: int
     cells: int
+    number: int
 
 
 def _drawn(index: int) -> tuple[Scene, bytes]:
@@ -68,11 +73,10 @@ class Scenes:
     def __init__(self, work: Path) -> None:
         self.pixels = np.load(work / "pixels.npy", mmap_mode="r")
         self.scenes: list[Scene] = pickle.loads((work / "scenes.pkl").read_bytes())
-        numbers = {name: i for i, name in enumerate(NAMES)}
         self.named = torch.full((len(self.scenes), 9), NOTHING)
         for i, shown in enumerate(self.scenes):
             for p in shown.placed:
-                self.named[i, p.cell] = numbers[p.thing.name]
+                self.named[i, p.cell] = NUMBER[p.thing.name]
 
     def pictures(self, batch: list[int]) -> torch.Tensor:
         return torch.from_numpy(self.pixels[batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -81,22 +85,16 @@ class Scenes:
         return {"pixel_values": self.pictures(batch), "labels": self.named[batch]}
 
 
-class Chats:
-    """Collates scene numbers to chats of up to `turns` questions of the `kinds` (with weights) about each picture.
+class Asker:
+    """Draws questions of the `kinds` (with weights), tokenises, and says which token is about what (Pointer).
 
     Pointers go from the last token of a thing's name in a question (`mentions`), from that of a kind which is counted
     (`kinds`), and from the token before an answer that stands beside a thing (`answers`).
     """
 
-    def __init__(self, scenes: Scenes, processor: LlavaProcessor, turns: int, kinds: dict[str, float]) -> None:
-        self.scenes, self.turns, self.kinds = scenes, turns, kinds
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, turns: int, kinds: dict[str, float]) -> None:
+        self.tokenizer, self.turns, self.kinds = tokenizer, turns, kinds
         self.rng = random.Random(f"{turns}/{os.environ.get('RANK', 0)}")
-        self.tokenizer = processor.tokenizer
-        self.pad, self.end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        self.user, self.assistant, image = self.tokenizer.convert_tokens_to_ids(
-            ["<|user|>", "<|assistant|>", "<image>"]
-        )
-        self.image = [image] * (SIZE // processor.patch_size) ** 2
         self.known: dict[str, list[int]] = {}
 
     def tokens(self, text: str) -> list[int]:
@@ -115,42 +113,64 @@ class Chats:
                 pairs.setdefault(*pair)
         return list(pairs.items()) or [("What is in the centre?", getattr(shown.at(4), "name", "nothing"))]
 
+    def pointed(self, shown: Scene, question: str, answer: str) -> Iterator[tuple[str, int, int, int]]:
+        """The pointers of one turn: what they are, the token (counted from the question's first), cells and number."""
+        bits = {p.thing.name: 1 << p.cell for p in shown.placed}
+        if (counted := re.fullmatch(r"How many (.*) are there\?", question)) and counted[1] in KIND:
+            cells = sum(1 << p.cell for p in shown.placed if p.thing.kind == KIND[counted[1]])
+            yield "kinds", self.last_token(question, counted.end(1)), cells or 1 << AWAY, NUMBER[counted[1]]
+        if re.match(f"What is {SIDE}", question):
+            yield "answers", len(self.tokens(question)), bits[answer], NUMBER[answer]
+        for match in filter(None, (re.fullmatch(pattern, question) for pattern in MENTIONS)):
+            for group in range(1, match.re.groups + 1):
+                last, name = self.last_token(question, match.end(group)), match[group]
+                yield "mentions", last, bits.get(name, 1 << AWAY), NUMBER[name]
+            return
+
+    def last_token(self, question: str, end: int) -> int:
+        return len(self.tokens(question[:end])) - 1
+
+
+class Chats:
+    """Collates scene numbers to chats of up to `turns` questions about each picture, with their pointers."""
+
+    def __init__(self, scenes: Scenes, processor: LlavaProcessor, turns: int, kinds: dict[str, float]) -> None:
+        self.scenes, self.ask = scenes, Asker(processor.tokenizer, turns, kinds)
+        self.pad, self.end = processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id
+        self.user, self.assistant, image = processor.tokenizer.convert_tokens_to_ids(
+            ["<|user|>", "<|assistant|>", "<image>"]
+        )
+        self.image = [image] * (SIZE // processor.patch_size) ** 2
+
     def __call__(self, batch: list[int]) -> dict[str, torch.Tensor]:
-        chats, labels = [], []
+        chats, labels, tokens = [], [], self.ask.tokens
         pointers: dict[str, list[Pointer]] = {"mentions": [], "kinds": [], "answers": []}
         for chat, index in enumerate(batch):
             shown, ids, label = self.scenes.scenes[index], [], []
-            for turn, (question, answer) in enumerate(self.asked(shown)):
-                prompt = [self.user, *(self.image if turn == 0 else []), *self.tokens(question), self.assistant]
-                reply = [*self.tokens(answer), self.end]
-                start = len(ids) + len(prompt) - 1 - len(self.tokens(question))
-                for what, offset, cells in self.pointed(shown, question, answer):
-                    pointers[what].append(Pointer(chat, start + offset, cells))
+            for turn, (question, answer) in enumerate(self.ask.asked(shown)):
+                prompt = [self.user, *(self.image if turn == 0 else []), *tokens(question), self.assistant]
+                reply = [*tokens(answer), self.end]
+                start = len(ids) + len(prompt) - 1 - len(tokens(question))
+                for what, offset, cells, number in self.ask.pointed(shown, question, answer):
+                    pointers[what].append(Pointer(chat, start + offset, cells, number))
                 ids += prompt + reply
                 label += [-100] * len(prompt) + reply
             chats.append(ids)
             labels.append(label)
         length = -(-max(map(len, chats)) // 32) * 32  # few shapes: each new one costs the CPU's kernels time
-        ids_NT = torch.tensor([ids + [self.pad] * (length - len(ids)) for ids in chats])
+        ids_NT = padded(chats, length, self.pad)
         return {
             "input_ids": ids_NT,
             "attention_mask": (ids_NT != self.pad).long(),
-            "labels": torch.tensor([label + [-100] * (length - len(label)) for label in labels]),
+            "labels": padded(labels, length, -100),
             "pixel_values": self.scenes.pictures(batch),
-        } | {what: torch.tensor(rows, dtype=torch.long).view(-1, 3) for what, rows in pointers.items()}
+        } | {what: table(rows) for what, rows in pointers.items()}
 
-    def pointed(self, shown: Scene, question: str, answer: str) -> Iterator[tuple[str, int, int]]:
-        """The pointers of one turn: what they are, the token (counted from the question's first), the cells."""
-        bits = {p.thing.name: 1 << p.cell for p in shown.placed}
-        if (counted := re.fullmatch(r"How many (.*) are there\?", question)) and counted[1] in KIND:
-            cells = sum(1 << p.cell for p in shown.placed if p.thing.kind == KIND[counted[1]])
-            yield "kinds", self.last_token(question, counted.end(1)), cells or 1 << AWAY
-        if re.match(f"What is {SIDE}", question):
-            yield "answers", len(self.tokens(question)), bits[answer]
-        for match in filter(None, (re.fullmatch(pattern, question) for pattern in MENTIONS)):
-            for group in range(1, match.re.groups + 1):
-                yield "mentions", self.last_token(question, match.end(group)), bits.get(match[group], 1 << AWAY)
-            return
 
-    def last_token(self, question: str, end: int) -> int:
-        return len(self.tokens(question[:end])) - 1
+def padded(rows: list[list[int]], length: int, fill: int) -> torch.Tensor:
+    return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
+
+
+def table(rows: list[Pointer]) -> torch.Tensor:
+    """Pointers as rows of numbers, (M, 4)."""
+    return torch.tensor(rows, dtype=torch.long).view(-1, len(Pointer._fields))

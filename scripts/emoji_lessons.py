@@ -100,9 +100,9 @@ class ShownLoss(AnswerLoss):
         self.tokens[cells_of_patches(), torch.arange(SIDE**2) + 1] = 1
         self.tokens[AWAY, 0] = 1
 
-    def looked(self, attention_BHTT: Tensor, heads: slice, pointers_M3: Tensor) -> Tensor:
+    def looked(self, attention_BHTT: Tensor, heads: slice, pointers_M4: Tensor) -> Tensor:
         """Minus the log of the attention that the cells pointed to get, the mean over pointers and heads."""
-        chat_M, token_M, bits_M = pointers_M3.T
+        chat_M, token_M, bits_M, _ = pointers_M4.T
         attention_MHP = attention_BHTT[chat_M, heads, token_M, : 1 + SIDE**2].float()
         wanted_MP = cells_of(bits_M) @ self.tokens
         return -((attention_MHP * wanted_MP[:, None]).sum(-1) + 1e-3).log().mean()
@@ -113,7 +113,7 @@ class ShownLoss(AnswerLoss):
         out = super().forward(labels, mentions, kinds, answers, **inputs)
         shown = labels.new_zeros((), dtype=torch.float32)
         if len(mentions):
-            chat_M, token_M, bits_M = mentions.T
+            chat_M, token_M, bits_M, _ = mentions.T
             read = self.probe(self.seen["hidden"][chat_M, token_M]).float()
             shown = shown + nn.functional.cross_entropy(read, cells_of(bits_M).argmax(1))
             shown = shown + self.looked(self.seen["second"], slice(0, 2), mentions)

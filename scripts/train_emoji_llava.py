@@ -12,35 +12,25 @@ process of two.
 from __future__ import annotations
 
 import argparse
-import os
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from emoji_chats import NAMES, Chats, Scenes, make_scenes
+from emoji_chats import Chats, Scenes, make_scenes
 from emoji_lessons import PATCH, SIDE, WIDTH, AnswerLoss, CellNames, PatchNames, ShownLoss
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from emoji_training import BALANCED, EVERY, FIRST, Keep, Stage, make_tokenizer, quick_on_cpu, shortened, train
 from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
     SiglipVisionConfig,
     SiglipVisionModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from ressa.data.emoji.questions import QUESTIONS, ask
 from ressa.data.emoji.scenes import SIZE
-from ressa.data.prompts import CAPTION
 
-VOCABULARY = 1536
 VISION = SiglipVisionConfig(
     hidden_size=WIDTH,
     intermediate_size=4 * WIDTH,
@@ -57,29 +47,10 @@ TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-WORLD, FIRST = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"  # torchrun's; one writes
-EVERY = dict.fromkeys(QUESTIONS, 1.0) | {"name": 6, "place": 2, "beside": 2, "above": 2, "caption": 1.5}
 RELATED = {"where": 2, "exists": 2, "beside": 2, "above": 2, "relation": 3, "place": 1.5, "count kind": 1.5}
 RELATED |= {"name": 0.3, "count": 0.7, "kind": 0.7, "caption": 0.2}
-BALANCED = dict.fromkeys(QUESTIONS, 1.0) | {"place": 3, "name": 1.5, "kind": 2, "count kind": 2.5, "caption": 0.3}
-BALANCED |= {"beside": 2, "above": 2}
 COUNTED = BALANCED | {"kind": 4, "count kind": 3, "beside": 2.5, "above": 2.5, "name": 1, "caption": 0.2}
 COUNTED |= {"where": 0.7, "exists": 0.7, "count": 0.5, "relation": 0.4}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one stage teaches: image tokens to name their cells (no kinds), or the questions of these kinds."""
-
-    name: str
-    steps: int
-    batch: int
-    lr: float
-    kinds: dict[str, float] = field(default_factory=dict)
-    turns: int = 8
-    seeing: bool = False  # the vision tower and the connector learn too
-    shown: float = 0  # the weight of the loss that shows heads where to look
-
 
 STAGES = (
     Stage("vision", 1410, 128, 1.5e-3),
@@ -95,117 +66,14 @@ STAGES = (
 )
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
-
-
-class Indices(torch.utils.data.Dataset):
-    """The numbers 0 to n-1: the collator fetches a whole batch at once."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, i: int) -> int:
-        return i
-
-
-class Keep(TrainerCallback):
-    """Keeps the model in a folder every 100 steps, to look at while it learns."""
-
-    def __init__(self, llava: LlavaForConditionalGeneration, folder: Path) -> None:
-        self.llava, self.folder = llava, folder
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if FIRST and state.global_step % 100 == 0:
-            self.llava.save_pretrained(self.folder)
-
-
-class MuonAndAdam(torch.optim.Optimizer):
-    """Muon for the matrices, AdamW for embeddings, norms and biases."""
-
-    def __init__(self, model: nn.Module, lr: float) -> None:
-        learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in learning if p.ndim == 2 and "embed" not in name]
-        others = [p for name, p in learning if p.ndim != 2 or "embed" in name]
-        self.both = (
-            torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),
-        )
-        super().__init__([p for _, p in learning], {})
-        self.param_groups = [group for one in self.both for group in one.param_groups]
-
-    def step(self, closure=None) -> None:
-        for one in self.both:
-            one.step()
-
-
-def train(model: nn.Module, scenes: Scenes, work: Path, collate, stage: Stage, keep=()) -> None:
-    set_seed(stage.steps)
-    args = TrainingArguments(
-        str(work / "trainer"),
-        per_device_train_batch_size=stage.batch // WORLD,
-        max_steps=stage.steps,
-        learning_rate=stage.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
-        weight_decay=0.05,
-        adam_beta2=0.98,
-        max_grad_norm=1.0,
-        use_cpu=True,
-        ddp_backend="gloo" if WORLD > 1 else None,
-        ddp_find_unused_parameters=False,
-        bf16=True,
-        save_strategy="no",
-        report_to=[],
-        logging_steps=50,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        seed=stage.steps,
-    )
-    optimizer = MuonAndAdam(model, stage.lr) if stage.shown else None
-    data = Indices(len(scenes.scenes))
-    Trainer(model, args, collate, data, optimizers=(optimizer, None), callbacks=list(keep)).train()
-
-
-def quick_on_cpu(vision: SiglipVisionModel) -> None:
-    """Patches by a matrix product: on a CPU the backward of a bf16 convolution crawls (as does fused attention's)."""
-    conv = vision.embeddings.patch_embedding
-
-    def patches_times_weight(x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        x = x.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 2, 4, 1, 3, 5).flatten(3)
-        return nn.functional.linear(x, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
-
-    conv.forward = patches_times_weight
-
-
 # ---- the model -------------------------------------------------------------------------------------------------------
 
 
 def make_processor(scenes: Scenes) -> LlavaProcessor:
     special = ["<pad>", "<image>", "<|user|>", "<|assistant|>", "<|end|>", "<unk>"]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
-    tokenizer.decoder = decoders.Metaspace()
-    asked = (pair for shown in scenes.scenes[:20_000] for pair in ask(shown, 10))
-    texts = [text for pair in asked for text in (pair["question"], pair["answer"])]
-    tokenizer.train_from_iterator(
-        [*texts, *NAMES * 20, *[CAPTION] * 1000],
-        trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False),
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<|end|>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>", "<|user|>", "<|assistant|>"],
-        model_max_length=512,
-    )
     return LlavaProcessor(
         image_processor=SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}),
-        tokenizer=fast,
+        tokenizer=make_tokenizer(scenes, special, "<|end|>"),
         patch_size=PATCH,
         vision_feature_select_strategy="full",
         chat_template=TEMPLATE,
@@ -256,8 +124,8 @@ def train_vision(work: Path, scenes: Scenes, stage: Stage) -> SiglipVisionModel:
         return SiglipVisionModel.from_pretrained(work / "vision")
     set_seed(0)
     vision = SiglipVisionModel._from_config(VISION, attn_implementation="eager")
-    quick_on_cpu(vision)
-    train(CellNames(vision), scenes, work, scenes, stage)
+    quick_on_cpu(vision.embeddings.patch_embedding)
+    train(CellNames(vision), scenes, work, scenes, stage, muon=False)
     vision.save_pretrained(work / "vision")
     return vision
 
@@ -267,7 +135,7 @@ def train_stage(work: Path, scenes: Scenes, processor, model, stage: Stage) -> L
     folder = work / stage.name
     if folder.exists():
         return LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
-    quick_on_cpu(model.model.vision_tower)
+    quick_on_cpu(model.model.vision_tower.embeddings.patch_embedding)
     if stage.name == "aligned":
         model.model.multi_modal_projector.apply(model._init_weights)
     if stage.name == "words":
@@ -281,15 +149,11 @@ def train_stage(work: Path, scenes: Scenes, processor, model, stage: Stage) -> L
         collate = Chats(scenes, processor, stage.turns, stage.kinds)
     else:
         learner, collate = PatchNames(model, pooled=stage.name == "named"), scenes
-    train(learner, scenes, work, collate, stage, [Keep(model, work / "latest")])
+    train(learner, scenes, work, collate, stage, [Keep(model, work / "latest")], muon=bool(stage.shown))
     model.requires_grad_(True)
     if FIRST:
         model.save_pretrained(folder)
     return model
-
-
-def stages(quick: bool) -> list[Stage]:
-    return [replace(stage, steps=2, batch=8) for stage in STAGES] if quick else list(STAGES)
 
 
 def main() -> None:
@@ -302,7 +166,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     make_scenes(args.work, args.scenes)
     scenes = Scenes(args.work)
-    first, *others = stages(args.quick)
+    first, *others = shortened(STAGES) if args.quick else STAGES
     vision = train_vision(args.work, scenes, first)
     processor = make_processor(scenes)
     model = make_model(processor)
