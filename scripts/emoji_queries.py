@@ -115,19 +115,27 @@ class Lessons(nn.Module):
     cell, two heads of the last decoder block look there.
     """
 
-    def __init__(self, blip: InstructBlipForConditionalGeneration, answering: bool, shown: float) -> None:
+    def __init__(self, blip: InstructBlipForConditionalGeneration) -> None:
         super().__init__()
-        self.blip, self.answering, self.shown, self.heard = blip, answering, shown, {}
+        self.blip, self.heard, self.told = blip, {}, {}
         self.name, self.kind = nn.Linear(WIDTH, len(NAMES) + 1), nn.Linear(WIDTH, len(KINDS) + 1)
         self.named, self.found = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 1)
-        self.found.requires_grad_(answering)
-        self.told: dict[str, float] = {}
         first, second, last = blip.qformer.encoder.layer
         self.hear("looks", first.crossattention.attention, 1)
         self.hear("middle", second, None)
         self.hear("matches", last.attention.attention, 1)
         self.hear("reads", blip.language_model.decoder.block[-1].layer[1].EncDecAttention, 2)
         self.patches_QP = nn.functional.one_hot(cells_of_patches(), QUERIES).T.float()
+
+    def begin(self, answering: bool, shown: float) -> None:
+        """What learns: all but the tower and, without answers, the language model."""
+        self.answering, self.shown = answering, shown
+        self.blip.vision_model.requires_grad_(False)
+        for module in (self.blip.language_projection, self.blip.language_model, self.found):
+            module.requires_grad_(answering)
+        last = self.blip.qformer.encoder.layer[-1]
+        for unheard in (last.intermediate, last.output):
+            unheard.requires_grad_(False)  # the question behind the last block: nobody reads it
 
     def hear(self, what: str, module: nn.Module, index: int | None) -> None:
         module.register_forward_hook(

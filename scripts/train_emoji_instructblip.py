@@ -18,6 +18,7 @@ from emoji_lessons import WIDTH
 from emoji_queries import QUERIES, SAID, Lessons, Questions
 from emoji_tower import VISION, SeenScenes, from_llava
 from emoji_training import BALANCED, FIRST, Keep, Stage, make_tokenizer, shortened, train
+from safetensors.torch import load_file, save_file
 from transformers import (
     BlipImageProcessorPil,
     InstructBlipConfig,
@@ -37,8 +38,8 @@ NAMED = {"where": 1, "exists": 2, "beside": 1, "above": 1, "relation": 1, "count
 ASKED = BALANCED | {"caption": 0}  # captions are long, and the decoder would read every answer at their length
 STAGES = (
     Stage("named", 400, 32, 2e-3, NAMED, seeing=True, shown=1),
-    Stage("asked", 1200, 32, 2e-3, ASKED, seeing=True, shown=0.3),
-    Stage("answered", 1200, 32, 1.5e-3, ASKED, seeing=True, shown=0.15),
+    Stage("asked", 1200, 64, 2e-3, ASKED, turns=4, seeing=True, shown=0.3),
+    Stage("answered", 1200, 64, 1.5e-3, ASKED, turns=4, seeing=True, shown=0.15),
 )
 
 
@@ -114,24 +115,22 @@ def make_tower(work: Path) -> InstructBlipVisionModel:
     return InstructBlipVisionModel.from_pretrained(work / "tower", attn_implementation="eager")
 
 
-def train_stage(work: Path, scenes: SeenScenes, processor, model, stage: Stage) -> InstructBlipForConditionalGeneration:
+def train_stage(work: Path, scenes: SeenScenes, processor, lessons: Lessons, stage: Stage) -> None:
     """One of STAGES: from WORK if it is finished, else trained (and kept there)."""
-    folder = work / stage.name
+    folder, blip = work / stage.name, lessons.blip
     if folder.exists():
-        return InstructBlipForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
-    answering = stage.name != "named"
-    model.vision_model.requires_grad_(False)
-    for unheard in (model.qformer.encoder.layer[-1].intermediate, model.qformer.encoder.layer[-1].output):
-        unheard.requires_grad_(False)  # the question behind the last block: nobody reads it
-    model.language_projection.requires_grad_(answering)
-    model.language_model.requires_grad_(answering)
-    learner = Lessons(model, answering, stage.shown)
+        blip.load_state_dict(InstructBlipForConditionalGeneration.from_pretrained(folder).state_dict())
+        lessons.load_state_dict(load_file(folder / "lessons.safetensors"), strict=False)
+        return
+    lessons.begin(answering=stage.name != "named", shown=stage.shown)
     collate = Questions(scenes, processor, stage.turns, stage.kinds)
-    train(learner, scenes, work, collate, stage, [Keep(model, work / "latest"), Tell(learner)])
-    model.requires_grad_(True)
+    train(lessons, scenes, work, collate, stage, [Keep(blip, work / "latest"), Tell(lessons)])
+    blip.requires_grad_(True)
     if FIRST:
-        model.save_pretrained(folder)
-    return model
+        blip.save_pretrained(work / "partial")
+        heads = {name: value for name, value in lessons.state_dict().items() if not name.startswith("blip.")}
+        save_file(heads, work / "partial" / "lessons.safetensors")
+        (work / "partial").rename(folder)
 
 
 def main() -> None:
@@ -147,8 +146,9 @@ def main() -> None:
     scenes = SeenScenes(args.work, tower)
     processor = make_processor(scenes)
     model = make_model(processor.tokenizer, tower)
+    lessons = Lessons(model)
     for stage in shortened(STAGES) if args.quick else STAGES:
-        model = train_stage(args.work, scenes, processor, model, stage)
+        train_stage(args.work, scenes, processor, lessons, stage)
         if stage.name == args.until:
             break
     if args.until == STAGES[-1].name and FIRST:
