@@ -23,6 +23,7 @@ from ressa.data.prompts import CAPTION, QUESTION
 QUERIES = 9
 SAID = tuple(part.strip() for part in QUESTION.split("{}"))  # before and after a question
 KIND_OF = torch.tensor([list(KINDS).index(thing.kind) for thing in things()] + [len(KINDS)])  # the last: of nothing
+NUMBER_OF_KIND = {kind: i for i, kind in enumerate(KINDS)}
 ROWS = ("top", "middle", "bottom")
 
 
@@ -43,9 +44,6 @@ def read_in(shown: Scene, question: str, answer: str) -> tuple[int, bool] | None
         kind = NUMBER.get(match[1])
         return sum(1 << p.cell for p in shown.placed if kind in (None, NUMBER_OF_KIND[p.thing.kind])), False
     return None
-
-
-NUMBER_OF_KIND = {kind: i for i, kind in enumerate(KINDS)}
 
 
 class Questions:
@@ -185,27 +183,22 @@ class Lessons(nn.Module):
     def of_queries(
         self, queries_RQD: Tensor, named: Tensor, first_B: Tensor, mentions: Tensor, kinds: Tensor
     ) -> dict[str, Tensor]:
+        """The lessons of the Q-Former; `first_B` is the first question about each scene."""
         middle_RTD, entropy = self.heard["middle"], nn.functional.cross_entropy
         looked_BHQ = (self.heard["looks"][first_B, :2, :, 1:].float() * self.patches_QP).sum(-1)
         parts = {"looks": -(looked_BHQ + 1e-3).log().mean()}
         for what, x_BQD in (("middle", middle_RTD[first_B, :QUERIES]), ("last", queries_RQD[first_B])):
             parts[f"name {what}"] = naming_loss(self.name(x_BQD), named)
             parts[f"kind {what}"] = 0.5 * entropy(self.kind(x_BQD).float().flatten(0, 1), KIND_OF[named].flatten())
-        asked_RQ3 = torch.zeros(*queries_RQD.shape[:2], 3)
-        for what, heads, head, pointers_M4 in (
-            ("mention", slice(0, 2), self.name, mentions),
-            ("kind", slice(2, 4), self.kind, kinds),
-        ):
-            row_M, token_M, bits_M, number_M = pointers_M4.T
-            if not len(row_M):
-                parts |= {what: named.new_zeros(()).float(), f"{what} matched": named.new_zeros(()).float()}
-                continue
-            parts[what] = 0.5 * entropy(head(middle_RTD[row_M, QUERIES + token_M]).float(), number_M)
-            hit_MQ = cells_of(bits_M)[:, :QUERIES]
-            again_M = torch.cat([row_M.new_zeros(1), (row_M[1:] == row_M[:-1]).long()])
-            slot_M = again_M if what == "mention" else again_M + 2
-            asked_RQ3[row_M, :, slot_M] = hit_MQ
-            parts[f"{what} matched"] = self.matched(row_M, token_M, hit_MQ, heads)
+        asked_RQ3 = torch.zeros(*queries_RQD.shape[:2], 3)  # is the thing of the first name, of the second, of the kind
+        for what, pointers_M4 in (("mention", mentions), ("kind", kinds)):
+            if len(pointers_M4):
+                row_M, token_M, bits_M, number_M = pointers_M4.T
+                head, heads = (self.name, slice(0, 2)) if what == "mention" else (self.kind, slice(2, 4))
+                parts[what] = 0.5 * entropy(head(middle_RTD[row_M, QUERIES + token_M]).float(), number_M)
+                again_M = torch.cat([row_M.new_zeros(1), (row_M[1:] == row_M[:-1]).long()])
+                asked_RQ3[row_M, :, again_M if what == "mention" else 2] = hit_MQ = cells_of(bits_M)[:, :QUERIES]
+                parts[f"{what} matched"] = self.matched(row_M, token_M, hit_MQ, heads)
         parts["asked"] = 3 * nn.functional.binary_cross_entropy_with_logits(self.named(queries_RQD).float(), asked_RQ3)
         return parts
 
@@ -222,6 +215,7 @@ class Lessons(nn.Module):
         return (loss_RHQ[hit].sum() / hit.sum().clamp(min=1) + loss_RHQ[~hit].mean()) / 2
 
     def of_answers(self, encoded_RQD: Tensor, labels: Tensor, cells: Tensor, reads: Tensor) -> dict[str, Tensor]:
+        """The lessons of the T5."""
         about_R = cells >= 0
         wanted_RQ = cells_of(cells.clamp(min=0))[:, :AWAY]
         found = self.found(encoded_RQD)[..., 0].float()

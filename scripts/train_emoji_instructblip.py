@@ -53,15 +53,12 @@ def make_processor(scenes: Scenes) -> InstructBlipProcessor:
     return InstructBlipProcessor(images, tokenizer, again, num_query_tokens=QUERIES)
 
 
-@torch.no_grad()
-def make_model(tokenizer: PreTrainedTokenizerFast, tower: InstructBlipVisionModel):
-    """Queries start apart (at zero they would stay alike), and the T5 reads unchanged what they say."""
-    set_seed(0)
-    text = T5Config(
+def text_config(tokenizer: PreTrainedTokenizerFast) -> T5Config:
+    return T5Config(
         vocab_size=len(tokenizer),
         d_model=WIDTH,
         d_kv=WIDTH // 4,
-        d_ff=288,
+        d_ff=2 * WIDTH,
         num_layers=3,
         num_decoder_layers=2,
         num_heads=4,
@@ -71,7 +68,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, tower: InstructBlipVisionMode
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
     )
-    queries = InstructBlipQFormerConfig(
+
+
+def qformer_config(tokenizer: PreTrainedTokenizerFast) -> InstructBlipQFormerConfig:
+    return InstructBlipQFormerConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         num_hidden_layers=3,
@@ -83,10 +83,16 @@ def make_model(tokenizer: PreTrainedTokenizerFast, tower: InstructBlipVisionMode
         pad_token_id=tokenizer.pad_token_id,
         cross_attention_frequency=2,
     )
+
+
+@torch.no_grad()
+def make_model(tokenizer: PreTrainedTokenizerFast, tower: InstructBlipVisionModel):
+    """Queries start apart (at zero they would stay alike), and the T5 reads unchanged what they say."""
+    set_seed(0)
     config = InstructBlipConfig(
         vision_config=VISION,
-        qformer_config=queries,
-        text_config=text,
+        qformer_config=qformer_config(tokenizer),
+        text_config=text_config(tokenizer),
         num_query_tokens=QUERIES,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
