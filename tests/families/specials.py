@@ -179,7 +179,7 @@ CANNOT |= {
         "",
         AttributeError,
         "get_image_features",
-        "not yet: it writes by diffusion, its decoder reads the encoder's key-value cache",
+        "not yet: it has no get_image_features, so the tests make no inputs for it; it writes by diffusion",
     ),
     "evolla": (
         "",
