@@ -37,7 +37,7 @@ from ressa.data.emoji.scenes import SIZE
 NAMED = {"where": 1, "exists": 2, "beside": 1, "above": 1, "relation": 1, "count kind": 2, "place": 1}
 ASKED = BALANCED | {"caption": 0}  # captions are long, and the decoder would read every answer at their length
 STAGES = (
-    Stage("named", 400, 32, 2e-3, NAMED, seeing=True, shown=1),
+    Stage("named", 700, 32, 2e-3, NAMED, seeing=True, shown=1),
     Stage("asked", 1200, 64, 2e-3, ASKED, turns=4, seeing=True, shown=0.3),
     Stage("answered", 1200, 64, 1.5e-3, ASKED, turns=4, seeing=True, shown=0.15),
 )

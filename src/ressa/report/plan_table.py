@@ -27,7 +27,7 @@ def tables(told: dict[str, Any]) -> list[Any]:
 
 
 def _parts(told: dict[str, Any]) -> Any:
-    title = f"{told['model']}: {told['parameters']:,} parameters"
+    title = f"{told['parameters']:,} parameters in {told['model']}"
     table = _table(title, "part", "parameters", "linears", "weights in them", "of the model", told["sparsity"])
     for name, part in told["parts"].items():
         counts = (f"{part[key]:,}" for key in ("parameters", "linears", "prunable"))
