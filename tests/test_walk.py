@@ -295,6 +295,27 @@ def test_after_the_first_call_a_block_is_heard_no_further_than_to_its_last_linea
     assert heard["tower.0.0"].tokens == 7 * 2 * 3
 
 
+@pytest.mark.parametrize(("propagate", "runs"), [("sequential", 2), ("dense", 1)])
+def test_what_a_dense_block_made_of_a_batch_is_not_computed_again(llava, propagate, runs):
+    model, blocks, batches = llava
+    plain, outputs, seen = _plain(model, batches), [], []
+    for visit in walk(model, blocks, batches, propagate=propagate, outputs=outputs):
+        next(iter(visit.block.linears.values())).register_forward_hook(lambda module, *_: seen.append(module))
+        gather(visit, InputNorm, _tokens(model, batches))
+        _halve(visit.block)
+    assert len(seen) == runs * len(blocks) * len(batches)
+    assert (propagate == "dense") == all(torch.equal(a.logits, b) for a, b in zip(outputs, plain, strict=True))
+
+
+def test_a_block_that_was_pruned_before_it_ran_is_no_dense_block(llava):
+    model, blocks, batches = llava
+    plain, outputs = _plain(model, batches), []
+    for visit in walk(model, blocks, batches, propagate="dense", outputs=outputs):
+        _halve(visit.block)
+        gather(visit, InputNorm, _tokens(model, batches))
+    _equal(outputs, plain)
+
+
 def test_a_linear_that_is_called_twice_is_heard_twice_in_every_call():
     model, blocks, batches = _toy("crops")
     twice = nn.Sequential(blocks[0].module[0], nn.Tanh(), blocks[0].module[0])

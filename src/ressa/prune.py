@@ -167,7 +167,7 @@ def _with_data(
     """Prunes every block for the inputs that it gets; RessaError for one that no calibration record enters."""
     road = partial(walk, batches=ground.batches, device=ground.device)
     visits = road(ground.net, blocks, propagate=propagate, progress=ground.progress)
-    originals = road(*_original(ground.net, blocks)) if asymmetric else repeat(None)
+    originals = road(*_original(ground.net, blocks), propagate="dense") if asymmetric else repeat(None)
     unseen = dict.fromkeys(block.name for block in blocks)
     for visit, original in zip(visits, originals, strict=False):
         for linears in _turns(visit, order):

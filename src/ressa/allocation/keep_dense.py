@@ -11,7 +11,7 @@ from torch import Tensor
 from ressa.allocation.measure import Ground
 from ressa.calibration.gather import gather
 from ressa.calibration.outputs import apart, outputs_of
-from ressa.calibration.walk import Visit, walk
+from ressa.calibration.walk import Visit
 from ressa.errors import RessaError
 from ressa.model.structure import Block
 
@@ -36,7 +36,7 @@ def sensitivity(ground: Ground, needs: type[Any] | None, change: Change) -> dict
     if needs is None:
         return {block.name: _weights_error(block, change) for block in ground.blocks}
     errors: dict[str, float] = {}
-    for visit in walk(ground.net, ground.blocks, ground.batches, device=ground.device, progress=ground.progress):
+    for visit in ground.visits():
         inputs = gather(visit, needs, ground.tokens)
         before, dense = _copies(visit.block), _outputs(visit)
         try:

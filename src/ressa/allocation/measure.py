@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ressa.calibration.gather import gather
 from ressa.calibration.samples import samples as draw
 from ressa.calibration.tokens import TokenWeights, token_weights
-from ressa.calibration.walk import Progress, walk
+from ressa.calibration.walk import Progress, Visit, walk
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.inputs import InputNorm
@@ -66,6 +66,10 @@ class Ground:
         """How many prunable weights each block has."""
         return {block.name: sum(linear.weight.numel() for linear in block.linears.values()) for block in self.blocks}
 
+    def visits(self) -> Iterator[Visit]:
+        """Each block, as the dense model enters it."""
+        return walk(self.net, self.blocks, self.batches, propagate="dense", device=self.device, progress=self.progress)
+
     def told(self, items: Sequence[T], what: str) -> Iterator[T]:
         """The items, one by one, while `progress` is told of them."""
         for done, item in enumerate(items):
@@ -85,8 +89,7 @@ def scored(ground: Ground, statistic: Callable[[list[Tensor]], float]) -> dict[s
         RessaError: a block that no calibration record enters.
     """
     scores: dict[str, float] = {}
-    walked = walk(ground.net, ground.blocks, ground.batches, device=ground.device, progress=ground.progress)
-    for visit in walked:
+    for visit in ground.visits():
         inputs, linears = gather(visit, InputNorm, ground.tokens), visit.block.linears
         heard = [name for name in linears if name in inputs and inputs[name].tokens]
         scores_OI = [linears[name].weight.detach().float().abs() * inputs[name].norm_I for name in heard]

@@ -40,7 +40,7 @@ def gather(
     for call in visit.calls:
         with experts.heard(token_weights[call.batch]):
             reads, given = listen(visit, call, only, once=once)
-        alone = all(len(tensors) == 1 for tensors in reads.values())
+        alone = not visit.onward and all(len(tensors) == 1 for tensors in reads.values())
         once = alone and not experts and reads.keys() == _heard(visit, only).keys()  # experts may come last
         crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
         for names in same_input(reads):

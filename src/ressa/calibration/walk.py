@@ -45,10 +45,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Visit:
-    """All batches stand at `block`; `calls` are all their entries into it, in the order of the batches."""
+    """All batches stand at `block`; `calls` are all their entries into it, in the order of the batches.
+
+    `onward`: what a whole run of the block as it now is puts out is also what its batch goes on with.
+    """
 
     block: Block
     calls: tuple[Call, ...]
+    onward: bool
     _execute: Callable[[Call], list[Any]] = field(repr=False)
 
     def run(self, call: Call) -> list[Tensor]:
@@ -87,10 +91,11 @@ def walk(
 ) -> Iterator[Visit]:
     """Visits each block that any batch enters, once, in the order of `blocks` (which is to be the forward's).
 
-    What the caller does to a block during its visit is what the batches then run ("sequential"), or they run the block
-    as it was before ("dense", with a copy of its weights). A block that a forward enters several times is visited once
-    with all its entries; for that its batch runs once more for each such block, and one batch of each kind runs once
-    in advance, to know. A batch that never enters a block takes no part in its visit.
+    What the caller does to a block during its visit is what the batches then run ("sequential"), or they go on with
+    what the block made of them before ("dense"; kept from the visit, or computed with a copy of its weights). A block
+    that a forward enters several times is visited once with all its entries; for that its batch runs once more for
+    each such block, and one batch of each kind runs once in advance, to know. A batch that never enters a block takes
+    no part in its visit.
 
     Args:
         device: blocks move there for their visit, one at a time, and back; None leaves them where they are.
@@ -127,6 +132,7 @@ class _Journey:
         self.done: set[int] = set()
         self.resident: int | None = None
         self.held: dict[int, list[Tensor]] = {}  # pruned weights, while dense ones stand in for them
+        self.kept: dict[int, Any] = {}  # what the block of this visit makes of batches when dense, by batch
 
     def patch(self) -> None:
         for index, block in enumerate(self.blocks):
@@ -157,15 +163,16 @@ class _Journey:
             with self._on_device(index):
                 calls = tuple(call for traveller in crowd for call in self._calls(traveller, index, plans))
                 before = [parameter.detach().clone() for parameter in block.module.parameters()] if dense else None
-                yield Visit(block, calls, partial(self._execute, block))
+                single = {call.batch for call in calls if dense and plans[call.batch][index] <= 1}
+                yield Visit(block, calls, dense, partial(self._execute, block, single, _state(block)))
                 self.done.add(index)
-                if before is not None:
+                if before is not None and any(t.gathered[index] and t.batch not in self.kept for t in crowd):
                     self.held[index] = swap(block.module, before)
                 for traveller in crowd:
                     if traveller.at == index:
                         self._go_on(traveller, plans, to_the_end=outputs is not None)
                 # a batch that is to come again must find the block dense again
-                if dense and all(traveller.gathered[index] <= 1 for traveller in crowd):
+                if index in self.held and all(traveller.gathered[index] <= 1 for traveller in crowd):
                     swap(block.module, self.held.pop(index))
         if progress:
             progress(len(self.blocks), len(self.blocks), "")
@@ -180,6 +187,8 @@ class _Journey:
                 traveller.green.parent.switch((index, Call(traveller.batch, args, kwargs)))
             if traveller.pauses == self._undone:
                 self._count(traveller, index)
+                if traveller.batch in self.kept:
+                    return self.kept.pop(traveller.batch)
         return self._forward(index, args, kwargs)
 
     def _undone(self, index: int) -> bool:
@@ -265,7 +274,7 @@ class _Journey:
             traveller.green.parent = getcurrent()
             traveller.green.throw(GreenletExit)
 
-    def _execute(self, block: Block, call: Call) -> list[Any]:
+    def _execute(self, block: Block, keep: set[int], state: list[int], call: Call) -> list[Any]:
         args, kwargs = (call.args, call.kwargs) if self.device is None else moved((call.args, call.kwargs), self.device)
         leaves = tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Cache))
         if any(isinstance(leaf, Cache) for leaf in leaves):
@@ -273,7 +282,9 @@ class _Journey:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         before = [version(tensor) for tensor in tensors]
         with suppress(Enough):
-            block.module(*args, **kwargs)
+            output = block.module(*args, **kwargs)
+            if call.batch in keep and state == _state(block):
+                self.kept.setdefault(call.batch, self._returned(output, call.args, call.kwargs))
         if before != [version(tensor) for tensor in tensors]:
             raise RessaError(f"{block.name} changes its own arguments and cannot be run twice; leave its part out")
         return tensors
@@ -282,10 +293,17 @@ class _Journey:
         forward = self.originals[index][1]
         if self.device is None:
             return forward(*args, **kwargs)
-        home = next((leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), self.device)
         with self._on_device(index):
-            args, kwargs = moved((args, kwargs), self.device)
-            return moved(forward(*args, **kwargs), home)
+            there = moved((args, kwargs), self.device)
+            output = forward(*there[0], **there[1])
+            return self._returned(output, args, kwargs)
+
+    def _returned(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`output` on the device that the arguments came from."""
+        if self.device is None:
+            return output
+        home = next((leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), self.device)
+        return moved(output, home)
 
     @contextmanager
     def _on_device(self, index: int) -> Iterator[None]:
@@ -302,3 +320,8 @@ class _Journey:
         finally:
             module.to(home)
             self.resident = outer
+
+
+def _state(block: Block) -> list[int]:
+    """Changes when weights of the block do."""
+    return [version(parameter) for parameter in block.module.parameters()]
