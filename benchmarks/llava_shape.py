@@ -83,18 +83,19 @@ def batches(tensors: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
 
-def floor_flop(shape: LlavaConfig, n: int, iterations: int = 0) -> dict[str, float]:
-    """What sequential SparseGPT must compute on `n` samples, in floating point operations, by kind.
+def floor_flop(shape: LlavaConfig, n: int, iterations: int = 0, propagate: str = "sequential") -> dict[str, float]:
+    """What SparseGPT must compute on `n` samples, in floating point operations, by kind.
 
-    Forwards: each block twice, as it was to gather and pruned to go on (the last one need not go on). Grams: one for
-    each input that several linears share, as an ordinary product (a symmetric one could be had for half). Solves: a
-    Cholesky factor and its inverse for each Gram, and the spreading of errors over the columns still to come, which
+    Forwards: each block as it was, to gather, and if sequential pruned too, to go on (the last need not). Grams: one
+    for each input that several linears share, as an ordinary product (a symmetric one could be had for half). Solves:
+    a Cholesky factor and its inverse for each Gram, and the spreading of errors over the columns still to come, which
     costs half a product of weights and Gram. ADMM has `iterations` whole ones instead.
     """
     text, vision = shape.text_config, shape.vision_config
+    again = propagate == "sequential"
     sides = (
-        (n * TOKENS, TOKENS, text, 3, 2 * text.num_hidden_layers - 1),
-        (n * IMAGE_TOKENS, IMAGE_TOKENS, vision, 2, 2 * vision.num_hidden_layers),
+        (n * TOKENS, TOKENS, text, 3, text.num_hidden_layers + again * (text.num_hidden_layers - 1)),
+        (n * IMAGE_TOKENS, IMAGE_TOKENS, vision, 2, (1 + again) * vision.num_hidden_layers),
     )
     flop = dict.fromkeys(("forwards", "Grams", "solves"), 0.0)
     for tokens, length, side, mlps, passes in sides:

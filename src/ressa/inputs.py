@@ -137,7 +137,7 @@ class Gram:
         leaves no positive definite matrix, more of it is tried on the pristine Gram, with a UserWarning. Well below
         1e-4, float32 rounding may pass for information: no damping is for Grams known to be well conditioned.
         """
-        return self.once(("inverse factor", damp), lambda: _inverse_factor(self.gram_II, damp))
+        return self.once(("inverse factor", damp), lambda: _inverse_factor(self.gram_II.flip(0, 1), damp))
 
 
 class GramAndMoments(Gram):
@@ -187,17 +187,21 @@ def needs(
     return mark
 
 
-def _inverse_factor(gram_II: Tensor, damp: float) -> Tensor:
-    """One Cholesky of the reversed matrix gives gram = R RT with R upper, and U = R^-1 is the factor of the inverse."""
-    eye_II = torch.eye(len(gram_II), dtype=gram_II.dtype, device=gram_II.device)
-    scale = gram_II.diagonal().mean()
+def _inverse_factor(reversed_II: Tensor, damp: float) -> Tensor:
+    """One Cholesky of the reversed Gram gives gram = R RT with R upper, and U = R^-1 is the factor of the inverse."""
+    diagonal_I = reversed_II.diagonal().clone()
     for tried in (damp, *(more for more in RETRY_DAMPS if more > damp)):
-        lower_II, failed = torch.linalg.cholesky_ex((gram_II + tried * scale * eye_II).flip(0, 1))
+        reversed_II.diagonal().copy_(diagonal_I + tried * diagonal_I.mean())
+        lower_II, failed = torch.linalg.cholesky_ex(reversed_II)
         if failed:
             continue
         if tried != damp:
             warnings.warn(f"the Gram matrix of a layer's inputs needed damping {tried:g}, not {damp:g}", stacklevel=2)
-        return torch.linalg.solve_triangular(lower_II.flip(0, 1), eye_II, upper=True)
+        del reversed_II  # at most three matrices at a time beside the Gram, which may be gigabytes
+        eye_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)
+        inverse_II = torch.linalg.solve_triangular(lower_II, eye_II, upper=False)
+        del lower_II, eye_II
+        return inverse_II.flip(0, 1)
     raise RessaError(f"no damping up to {tried:g} makes the inputs' Gram matrix invertible: are all inputs zero?")
 
 

@@ -176,6 +176,7 @@ def _with_data(
                 heard = {name: inputs[name] for name in linears if name in inputs and patterns[name].sparsity}
                 _aim(visit, original, ground.tokens, heard, asymmetric)
             prune_block(run, visit.block, inputs, patterns, linears)
+            del inputs  # Grams are large: none of this block while the next one's are gathered
         del unseen[visit.block.name]
     for name in unseen:
         raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")

@@ -48,6 +48,7 @@ def gather(
             for x in reads[names[0]]:
                 weights = token_weights[call.batch].of(visit.block, names[0], x, crossed=id(x) in crossed)
                 statistic.add(x, weights)
+        del reads  # before the next batch's come
     return statistics | experts.statistics
 
 

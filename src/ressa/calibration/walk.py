@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import Cache, PreTrainedModel
 
-from ressa.calibration.tensors import kind_of, moved, swap, version
+from ressa.calibration.tensors import give_back, kind_of, moved, swap, version
 from ressa.errors import RessaError, unknown
 from ressa.model.structure import Block
 
@@ -47,7 +47,7 @@ class Call:
 class Visit:
     """All batches stand at `block`; `calls` are all their entries into it, in the order of the batches.
 
-    `onward`: what a whole run of the block as it now is puts out is also what its batch goes on with.
+    `onward`: what the first run of a call puts out is also what its batch goes on with; the block must run whole.
     """
 
     block: Block
@@ -92,7 +92,7 @@ def walk(
     """Visits each block that any batch enters, once, in the order of `blocks` (which is to be the forward's).
 
     What the caller does to a block during its visit is what the batches then run ("sequential"), or they go on with
-    what the block made of them before ("dense"; kept from the visit, or computed with a copy of its weights). A block
+    what the block made of them before ("dense"; the caller is to run every call before it changes the block). A block
     that a forward enters several times is visited once with all its entries; for that its batch runs once more for
     each such block, and one batch of each kind runs once in advance, to know. A batch that never enters a block takes
     no part in its visit.
@@ -103,7 +103,8 @@ def walk(
         outputs: if given, the forwards run to their end and what they return is appended, in the order of `batches`.
 
     Raises:
-        RessaError: an unknown `propagate`; a block that is entered in a way that the run in advance did not show.
+        RessaError: an unknown `propagate`; a block that is entered in a way that the run in advance did not show; one
+            that is to go on as dense and was changed before every call had run.
     """
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
@@ -132,7 +133,7 @@ class _Journey:
         self.done: set[int] = set()
         self.resident: int | None = None
         self.held: dict[int, list[Tensor]] = {}  # pruned weights, while dense ones stand in for them
-        self.kept: dict[int, Any] = {}  # what the block of this visit makes of batches when dense, by batch
+        self.kept: dict[int, Any] = {}  # what the dense block of this visit made of batches, by batch
 
     def patch(self) -> None:
         for index, block in enumerate(self.blocks):
@@ -162,16 +163,19 @@ class _Journey:
                 progress(len(self.done), len(self.blocks), block.name)
             with self._on_device(index):
                 calls = tuple(call for traveller in crowd for call in self._calls(traveller, index, plans))
-                before = [parameter.detach().clone() for parameter in block.module.parameters()] if dense else None
-                single = {call.batch for call in calls if dense and plans[call.batch][index] <= 1}
-                yield Visit(block, calls, dense, partial(self._execute, block, single, _state(block)))
+                onward, state = dense and all(plans[call.batch][index] <= 1 for call in calls), _state(block)
+                before = [weight.detach().clone() for weight in block.module.parameters()] if dense > onward else []
+                yield Visit(block, calls, onward, partial(self._execute, block, state if onward else None))
                 self.done.add(index)
-                if before is not None and any(t.gathered[index] and t.batch not in self.kept for t in crowd):
+                if before:
                     self.held[index] = swap(block.module, before)
+                if onward and len(self.kept) < len(calls) and state != _state(block):
+                    raise RessaError(f"{block.name} was changed before every batch had run it: none can go on as dense")
                 for traveller in crowd:
                     if traveller.at == index:
                         self._go_on(traveller, plans, to_the_end=outputs is not None)
                 # a batch that is to come again must find the block dense again
+                give_back()
                 if index in self.held and all(traveller.gathered[index] <= 1 for traveller in crowd):
                     swap(block.module, self.held.pop(index))
         if progress:
@@ -274,7 +278,7 @@ class _Journey:
             traveller.green.parent = getcurrent()
             traveller.green.throw(GreenletExit)
 
-    def _execute(self, block: Block, keep: set[int], state: list[int], call: Call) -> list[Any]:
+    def _execute(self, block: Block, state: list[int] | None, call: Call) -> list[Any]:
         args, kwargs = (call.args, call.kwargs) if self.device is None else moved((call.args, call.kwargs), self.device)
         leaves = tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Cache))
         if any(isinstance(leaf, Cache) for leaf in leaves):
@@ -283,7 +287,7 @@ class _Journey:
         before = [version(tensor) for tensor in tensors]
         with suppress(Enough):
             output = block.module(*args, **kwargs)
-            if call.batch in keep and state == _state(block):
+            if state == _state(block):
                 self.kept.setdefault(call.batch, self._returned(output, call.args, call.kwargs))
         if before != [version(tensor) for tensor in tensors]:
             raise RessaError(f"{block.name} changes its own arguments and cannot be run twice; leave its part out")

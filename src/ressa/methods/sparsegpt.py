@@ -31,25 +31,25 @@ def sparsegpt(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float 
     for a in range(0, width, slab):
         b = min(a + slab, width)
         error_SO = _prune_slab(weight_IO[a:b], factor_II[a:b, a:b], pattern, a)
-        weight_IO[b:] -= factor_II[a:b, b:].T @ error_SO
+        weight_IO[b:].addmm_(factor_II[a:b, b:].T, error_SO, alpha=-1)
     return weight_IO.T.to(weight_OI.dtype).contiguous()
 
 
 def _prune_slab(weight_SO: Tensor, factor_SS: Tensor, pattern: Pattern, start: int) -> Tensor:
     """Prunes the slab that begins at input `start` in place; returns what the inputs after it must make up for."""
-    pivot_S, width = factor_SS.diagonal(), len(weight_SO)
+    pivot_S1, width = factor_SS.diagonal()[:, None], len(weight_SO)
+    per_weight_SS = factor_SS / pivot_S1  # what an input that goes asks of those after it
     step = pattern.columns if pattern.columns > 1 else width
-    few = FEW if pattern.columns == 1 or step % FEW == 0 else step
-    error_SO = torch.empty_like(weight_SO)
+    few = max(FEW - FEW % step, step) if step < width else FEW
+    gone_SO = torch.empty_like(weight_SO)
     for a in range(0, width, few):
         b = min(a + few, width)
-        if a % step == 0:
-            score_OS = (weight_SO[a : a + step].T / pivot_S[a : a + step]).abs()
-            gone_SO = ~pattern.keep(score_OS, start + a).T.contiguous()
-        for j in range(a, b):
-            gone_O = gone_SO[j % step]
-            error_SO[j] = weight_SO[j] * gone_O / pivot_S[j]
-            weight_SO[j].masked_fill_(gone_O, 0)
-            weight_SO[j + 1 : b].addr_(factor_SS[j, j + 1 : b], error_SO[j], alpha=-1)
-        weight_SO[b:].addmm_(factor_SS[a:b, b:].T, error_SO[a:b], alpha=-1)
-    return error_SO
+        for j, weight_O, gone_O in zip(range(a, b), weight_SO[a:b], gone_SO[a:b], strict=True):
+            if j % step == 0:
+                score_SO = (weight_SO[j : j + step] / pivot_S1[j : j + step]).abs_()
+                drop_SO = pattern.keep(score_SO.T, start + j).T.logical_not().to(weight_SO.dtype)
+            torch.mul(weight_O, drop_SO[j % step], out=gone_O)
+            weight_SO[j + 1 : b].addr_(per_weight_SS[j, j + 1 : b], gone_O, alpha=-1)
+        weight_SO[a:b] -= gone_SO[a:b]
+        weight_SO[b:].addmm_(per_weight_SS[a:b, b:].T, gone_SO[a:b], alpha=-1)
+    return gone_SO.div_(pivot_S1)
