@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ressa.demo import CARRIED
 from ressa.errors import RessaError, unknown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load(
     name: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, Any]:
-    """(model in eval mode, processor) of a folder, a hub name, or `demo` for the model that ressa carries.
+    """(model in eval mode, processor) of a folder, a hub name, or `demo` or `emoji-instructblip`, which ressa carries.
 
     A vision-language model comes with its processor, a text-only causal one with its tokenizer. The weights keep the
     dtype they are stored in unless `dtype` says otherwise. Only safetensors are read and no code of the folder is run.
@@ -48,11 +49,9 @@ def load(
 
 def resolve(name: str | Path) -> str:
     """The folder or hub name that `name` stands for. Raises RessaError for a path that is no model folder."""
-    if str(name) == "demo":
-        from ressa.demo import EMBEDDED
-
-        return str(EMBEDDED)
     path = Path(name).expanduser()
+    if str(name) in CARRIED and (str(name) == "demo" or not path.is_dir()):
+        return str(CARRIED[str(name)])
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RessaError(f"{name}: no config.json in this folder; name a model folder as transformers saves it")
