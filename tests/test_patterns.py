@@ -106,13 +106,6 @@ def test_n_of_m_keeps_the_highest_n_of_each_m_neighbours(score_OI, n, m):
         assert set(kept.nonzero().flatten().tolist()) == set(scores.topk(n).indices.tolist())
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 4), (4, 8), (3, 5), (7, 16)])
-def test_many_groups_are_chosen_as_each_would_be_alone(n, m):
-    score_OI = torch.randint(5, (m * 300, m * 60), generator=torch.Generator().manual_seed(0)).float()  # many are equal
-    rows = [NofM(n, m).keep(row_1I) for row_1I in score_OI[:20].split(1)]
-    assert torch.equal(NofM(n, m).keep(score_OI)[:20], torch.cat(rows))
-
-
 @pytest.mark.parametrize("pattern", [NofM(1, 4), Unstructured(0.5), Unstructured(0.5, "matrix"), Unstructured(0.7)])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_equal_scores_do_not_change_the_counts_and_the_first_go(pattern, levels):

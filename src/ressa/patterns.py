@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -18,7 +17,6 @@ from ressa.errors import RessaError, unknown
 
 Group = Literal["row", "even", "matrix"]
 SHORT = 16  # scores in a group of an N:M pattern, which torch goes through side by side
-MANY = 4096  # short groups, from where on comparing all pairs is four times as fast as a selection
 
 
 @dataclass(frozen=True)
@@ -118,10 +116,7 @@ class NofM:
     def keep(self, score_OI: Tensor, start: int = 0) -> Tensor:
         """True where a weight stays, (O, I) bool. A slab may `start` at any multiple of m: groups are independent."""
         self.check(score_OI.shape, "the matrix")
-        score_GK = score_OI.reshape(-1, self.m)
-        if self.m <= SHORT and len(score_GK) >= MANY:
-            return (_lost_to(score_GK) < self.n).reshape(score_OI.shape)
-        return _drop_lowest(score_GK, self.m - self.n).view_as(score_OI)
+        return _drop_lowest(score_OI.reshape(-1, self.m), self.m - self.n).view_as(score_OI)
 
     def check(self, shape_OI: Sequence[int], name: str) -> None:
         """Raises RessaError when the inputs of matrix `name` cannot be cut into groups of m."""
@@ -191,14 +186,3 @@ def _drop_lowest(score_GK: Tensor, drop: int) -> Tensor:
     below_GK, ties_GK = score_GK < edge_G1, score_GK == edge_G1
     room_G1 = drop - below_GK.sum(dim=1, keepdim=True)
     return ~(below_GK | (ties_GK & (ties_GK.cumsum(dim=1) <= room_G1)))
-
-
-def _lost_to(score_GK: Tensor) -> Tensor:
-    """How many scores of its row each score loses to, (G, K) int8; between equal ones the first loses."""
-    score_KG = score_GK.T.contiguous()
-    lost_KG = torch.zeros_like(score_KG, dtype=torch.int8)
-    for i, j in combinations(range(len(score_KG)), 2):
-        first_loses_G = score_KG[j] >= score_KG[i]
-        lost_KG[i] += first_loses_G
-        lost_KG[j] += ~first_loses_G
-    return lost_KG.T

@@ -46,8 +46,8 @@ def _prune_slab(weight_SO: Tensor, factor_SS: Tensor, pattern: Pattern, start: i
         b = min(a + few, width)
         for j, weight_O, gone_O in zip(range(a, b), weight_SO[a:b], gone_SO[a:b], strict=True):
             if j % step == 0:
-                score_SO = (weight_SO[j : j + step] / pivot_S1[j : j + step]).abs_()
-                drop_SO = pattern.keep(score_SO.T, start + j).T.logical_not().to(weight_SO.dtype)
+                keep_OS = pattern.keep((weight_SO[j : j + step] / pivot_S1[j : j + step]).abs_().T, start + j)
+                drop_SO = keep_OS.T.logical_not().to(weight_SO.dtype)
             torch.mul(weight_O, drop_SO[j % step], out=gone_O)
             weight_SO[j + 1 : b].addr_(per_weight_SS[j, j + 1 : b], gone_O, alpha=-1)
         weight_SO[a:b] -= gone_SO[a:b]
