@@ -92,7 +92,7 @@ def floor_flop(shape: LlavaConfig, n: int, iterations: int = 0, propagate: str =
     costs half a product of weights and Gram. ADMM has `iterations` whole ones instead.
     """
     text, vision = shape.text_config, shape.vision_config
-    again = propagate == "sequential"
+    again = propagate != "dense"
     sides = (
         (n * TOKENS, TOKENS, text, 3, text.num_hidden_layers + again * (text.num_hidden_layers - 1)),
         (n * IMAGE_TOKENS, IMAGE_TOKENS, vision, 2, (1 + again) * vision.num_hidden_layers),

@@ -9,7 +9,7 @@ model; imports, loading and saving are outside. The peer is called as its docume
 pipeline). It calibrates all vision blocks on what the dense tower computes, even with the blocks of the tower among
 its sequential targets, and language blocks on what pruned ones hand on. Memory is the largest resident set of the
 process until then, imports and model included. Errors are measured afterwards by one process, on the saved weights of
-all, against the dense model on 32 other samples.
+all, against the dense model on 32 other samples. "as the peer": with the peer's order, by one walk for each part.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ SAMPLES = 128
 SIDES = {  # name: (library, method, samples in a batch, how blocks hand on what they make of them)
     "ressa sparsegpt": ("ressa", "sparsegpt", 8, "sequential"),
     "ressa sparsegpt, dense": ("ressa", "sparsegpt", 8, "dense"),
+    "ressa sparsegpt, as the peer": ("ressa", "sparsegpt", 8, "vision dense"),
     "ressa admm": ("ressa", "admm", 8, "sequential"),
     "ressa admm, dense": ("ressa", "admm", 8, "dense"),
     "llm-compressor, batch 8": ("peer", "sparsegpt", 8, "sequential"),
@@ -77,8 +78,14 @@ def ours(model: Any, fed: list[dict], method: str, propagate: str) -> Callable[[
     @torch.no_grad()
     def prune() -> None:  # what ressa.prune does between loading and writing
         tokens = [token_weights(batch, model.config) for batch in fed]
-        for visit in walk(model, structure(model).blocks(("vision", "language")), fed, propagate=propagate):
-            prune_block(run, visit.block, gather(visit, run.needs, tokens), dict.fromkeys(visit.block.linears, pattern))
+        walks = [(("vision", "language"), propagate)]
+        if propagate == "vision dense":  # then language, in a walk of its own
+            walks = [(("vision",), "dense"), (("language",), "sequential")]
+        for parts, how in walks:
+            for visit in walk(model, structure(model).blocks(parts), fed, propagate=how):
+                inputs = gather(visit, run.needs, tokens)
+                prune_block(run, visit.block, inputs, dict.fromkeys(visit.block.linears, pattern))
+                del inputs
 
     return prune
 
