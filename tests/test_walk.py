@@ -297,6 +297,16 @@ def test_after_the_first_call_a_block_is_heard_no_further_than_to_its_last_linea
     assert heard["tower.0.0"].tokens == 7 * 2 * 3
 
 
+def test_the_run_in_advance_multiplies_nothing(llava, monkeypatch):
+    model, blocks, batches = llava
+    linear, seen = nn.functional.linear, []
+    monkeypatch.setattr(nn.functional, "linear", lambda *args: seen.append(args[1]) or linear(*args))
+    for _ in walk(model, blocks[:1], batches):
+        pass
+    own = {id(linear.weight) for linear in blocks[0].linears.values()}
+    assert own.isdisjoint(map(id, seen))  # batches stop in front of the only block
+
+
 @pytest.mark.parametrize(("propagate", "runs"), [("sequential", 2), ("dense", 1)])
 def test_what_a_dense_block_made_of_a_batch_is_not_computed_again(llava, propagate, runs):
     model, blocks, batches = llava
