@@ -99,7 +99,7 @@ def test_the_same_teacher_in_another_folder_fits_the_cache_and_another_one_does_
         ({"teacher": tmp_path / "other"}, "another teacher;"),
         ({"samples": 5}, "another data;"),
         ({"top_k": 3, "temperature": 1.0}, "another top_k, temperature;"),
-        ({"hidden_weight": 0.0}, "another hidden states;"),
+        ({"hidden_weight": 0.0}, "another hidden states, connector;"),
     ):
         with pytest.raises(RessaError, match=what):
             run("third", teacher_cache=cache, steps=1, **changes)

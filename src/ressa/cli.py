@@ -169,7 +169,7 @@ def inspect(
     patches: Annotated[int | None, typer.Option(min=1, help="Of its picture. [as the config tells, else 1024]")] = None,
     answers: Annotated[int | None, typer.Option(min=1, help="Of its tokens, those to be answered. [16]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of repair. [1000]")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Rank of SparseLoRA. [16]")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of SparseLoRA. [32]")] = None,
     memory: Annotated[str | None, typer.Option(help="Of the GPU or the machine (24GiB): what fits, else how.")] = None,
     gflops: Annotated[float | None, typer.Option(help="GFLOP/s of the machine in matrix products: adds times.")] = None,
     as_json: Json = False,

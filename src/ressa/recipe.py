@@ -138,14 +138,14 @@ class Repair:
         among=("sparse-lora", "lora", "ste", "masked-ft"),
     )
     parts: str = setting("vision,connector,language", "Whose pruned linears are trained, with commas between them.")
-    rank: int | None = setting(None, "Rank of the updates. [16; paper: by part]")
+    rank: int | None = setting(None, "Rank of the updates. [32; paper: by part]")
     vision_rank: int | None = setting(None, "The same for vision alone. [paper 4]")
     connector_rank: int | None = setting(
         None,
         "The same for the connector, which then gets updates, pruned or not, and is not trained whole. [paper 2]",
     )
     language_rank: int | None = setting(None, "The same for language alone. [paper 8]")
-    alpha: float | None = setting(None, "The update is scaled by alpha / rank. [32; paper 16]", above=0)
+    alpha: float | None = setting(None, "The update is scaled by alpha / rank. [64; paper 16]", above=0)
     vision_alpha: float | None = setting(None, "The same for vision alone.", above=0)
     connector_alpha: float | None = setting(None, "The same for the connector alone.", above=0)
     language_alpha: float | None = setting(None, "The same for language alone.", above=0)
@@ -161,10 +161,12 @@ class Repair:
     temperature: float | None = setting(None, "Of the KL, which is scaled by its square. [2; paper 1]", above=0)
     hidden_weight: float | None = setting(
         None,
-        "Of the distance of every block's output from the dense one's (SquareHead), added to the loss. [1; paper 0]",
+        "Of the distance of every block's output from the dense one's (SquareHead), added to the loss. [100; paper 0]",
         least=0,
     )
-    connector_weight: float = setting(0.0, "Of the same distance of what the connector hands to language.", least=0)
+    connector_weight: float | None = setting(
+        None, "Of the same distance of what the connector hands to language. [as hidden_weight]", least=0
+    )
     train_norms: bool | None = setting(None, "Train the norms too. [yes; paper no]")
     train_biases: bool | None = setting(None, "Train the biases of pruned linears too. [yes; paper no]")
     train_connector: bool | None = setting(

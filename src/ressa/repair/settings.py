@@ -17,11 +17,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "warmup": 0.03,
         "clip": 1.0,
-        "rank": 16,
-        "alpha": 32.0,
+        "rank": 32,
+        "alpha": 64.0,
         "kl_weight": 0.5,
         "temperature": 2.0,
-        "hidden_weight": 1.0,
+        "hidden_weight": 100.0,
         "train_norms": True,
         "train_biases": True,
         "train_connector": True,
@@ -71,7 +71,7 @@ class Settings:
     kl_weight: float | None
     temperature: float | None
     hidden_weight: float | None
-    connector_weight: float
+    connector_weight: float | None
     train_norms: bool | None
     train_biases: bool | None
     train_connector: bool | None
@@ -131,7 +131,8 @@ class Settings:
             defaults = {name: value for name, value in defaults.items() if not name.endswith("_rank")}
         if self.adapter == "masked-ft":
             defaults["lr"] = min(defaults["lr"], MASKED_LR)
-        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        whole = replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+        return whole if self.connector_weight is not None else replace(whole, connector_weight=whole.hidden_weight)
 
     @property
     def trained_parts(self) -> tuple[str, ...]:

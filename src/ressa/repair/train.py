@@ -66,7 +66,7 @@ def repair(
     kl_weight: float | None = None,
     temperature: float | None = None,
     hidden_weight: float | None = None,
-    connector_weight: float = 0.0,
+    connector_weight: float | None = None,
     train_norms: bool | None = None,
     train_biases: bool | None = None,
     train_connector: bool | None = None,

@@ -160,15 +160,15 @@ def product_flop(name: str, shape: Shape) -> float:
 def prune_flop(name: str, method: Method, shapes: Iterable[Shape], load: Load) -> dict[str, float]:
     """{"forwards", "Grams", "factors", "products"} of pruning all `shapes` in order.
 
-    Every block runs twice, as it was and pruned (the last one need not go on), and one batch runs once in advance. As
-    it was, all but the first batch run to the last linear only, which is heard and not computed.
+    Every block runs twice, as it was and pruned (the last one need not go on). As it was, all but the first batch run
+    to the last linear only, which is heard and not computed.
     """
     blocks = list(shapes)
     flop = dict.fromkeys(("forwards", "Grams", "factors", "products"), 0.0)
     if method.needs is None:
         return flop
     for index, shape in enumerate(blocks):
-        passes = (2 if index < len(blocks) - 1 else 1) * load.samples + min(load.batch_size, load.samples)
+        passes = (2 if index < len(blocks) - 1 else 1) * load.samples
         unheard = 2 * max(load.samples - load.batch_size, 0) * load.length(shape, shape.reads[-1].across)
         flop["forwards"] += forward_flop(shape, load, passes) - unheard * shape.reads[-1].weights
         if issubclass(method.needs, Gram):

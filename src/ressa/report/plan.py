@@ -60,7 +60,7 @@ def plan(
     patches: int | None = None,
     answers: int = 16,
     steps: int = 1000,
-    rank: int = 16,
+    rank: int = 32,
     memory: str | None = None,
     gflops: float | None = None,
 ) -> dict[str, Any]:
