@@ -61,6 +61,14 @@ def test_two_processes_give_the_losses_of_one_with_a_doubled_batch(adapter, prun
     assert_same_zeros(pruned, tmp_path / "two")
 
 
+def test_sparse_lora_under_fsdp2_has_the_gradients_of_one_process():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    script = str(Path(__file__).with_name("sharded.py"))
+    done = subprocess.run([*launch, script], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("compared 12") == 2  # A and B of three linears in two blocks
+
+
 def test_a_run_killed_at_three_random_steps_ends_with_the_same_bytes(pruned, llava_folder, tiny_data, tmp_path):
     code = (
         "import sys, time, ressa\n"
