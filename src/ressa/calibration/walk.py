@@ -330,7 +330,9 @@ class _Journey:
 @contextmanager
 def _idle_linears(model: PreTrainedModel) -> Iterator[None]:
     """Linears put out zeros: a forward goes the same way, which shapes decide, at a small part of the cost."""
-    linears = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
+    linears: list[Any] = [
+        module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)
+    ]
     for linear in linears:
         linear.forward = partial(_zeros, linear.out_features)
     try:
