@@ -55,7 +55,7 @@ COLUMNS: dict[str, dict | None] = {
     "straight-through": OURS | {"adapter": "ste"},
 }
 EXTRA = ("masked fine-tuning", "straight-through")  # neighbours, at 2:4 by Wanda alone
-LATE = ("reconstruction first", *EXTRA)  # run when all other columns are there
+EARLY = ("pruned", "both losses (RESSA)", "paper")  # run before all other columns
 # Minutes of a run, until one of its column has been measured: from `ressa demo`, which takes 5 minutes on two idle
 # cores for twice the samples and three times the questions
 GUESS = {"pruned": 0.5, "task loss only": 1.5, "reconstruction first": 3.5}
@@ -104,9 +104,9 @@ def cells(models: list[str]) -> Iterator[Cell]:
     groups = [(0, pair) for pair in first]
     groups += [(seed, pair) for pair in THREE_SEEDS for seed in (1, 2)]
     groups += [(0, pair) for pair in grid if pair not in first]
-    for late in (False, True):
+    for early in (True, False):
         for (seed, (method, sparsity)), model, column in product(groups, models, COLUMNS):
-            if (column in LATE) == late and (column not in EXTRA or (method, sparsity) == ("wanda", "2:4")):
+            if (column in EARLY) == early and (column not in EXTRA or (method, sparsity) == ("wanda", "2:4")):
                 yield Cell(model, method, sparsity, seed, column)
 
 
