@@ -56,10 +56,9 @@ COLUMNS: dict[str, dict | None] = {
 }
 EXTRA = ("masked fine-tuning", "straight-through")  # neighbours, at 2:4 by Wanda alone
 EARLY = ("pruned", "both losses (RESSA)", "paper")  # run before all other columns
-# Minutes of a run, until one of its column has been measured: from `ressa demo`, which takes 5 minutes on two idle
-# cores for twice the samples and three times the questions
-GUESS = {"pruned": 0.5, "task loss only": 1.5, "reconstruction first": 3.5}
-OTHERS = 2.2
+# Minutes of a run on one core, until one of its column has been measured
+GUESS = {"pruned": 0.2, "reconstruction first": 3.0}
+OTHERS = 1.2
 
 
 @dataclass(frozen=True)
