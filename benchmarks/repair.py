@@ -23,7 +23,6 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
@@ -56,8 +55,9 @@ COLUMNS: dict[str, dict | None] = {
 }
 EXTRA = ("masked fine-tuning", "straight-through")  # neighbours, at 2:4 by Wanda alone
 EARLY = ("pruned", "both losses (RESSA)", "paper")  # run before all other columns
+SLOWEST = "reconstruction first"
 # Minutes of a run on one core, until one of its column has been measured
-GUESS = {"pruned": 0.2, "reconstruction first": 3.0}
+GUESS = {"pruned": 0.2, SLOWEST: 3.0}
 OTHERS = 1.2
 
 
@@ -96,17 +96,19 @@ class Place:
         return json.loads(file.read_text()) if file.is_file() else None
 
 
-def cells(models: list[str]) -> Iterator[Cell]:
-    """All runs, the ones that matter most first."""
+def cells(models: list[str]) -> list[Cell]:
+    """All runs, the ones that matter most first: one seed before three, what takes longest last."""
     grid = [(m, s) for s in ("2:4", "70%", "50%", "4:8") for m in METHODS]
     first = [*THREE_SEEDS, HALVES]
     groups = [(0, pair) for pair in first]
     groups += [(seed, pair) for pair in THREE_SEEDS for seed in (1, 2)]
     groups += [(0, pair) for pair in grid if pair not in first]
-    for early in (True, False):
-        for (seed, (method, sparsity)), model, column in product(groups, models, COLUMNS):
-            if (column in EARLY) == early and (column not in EXTRA or (method, sparsity) == ("wanda", "2:4")):
-                yield Cell(model, method, sparsity, seed, column)
+    every = [
+        Cell(model, method, sparsity, seed, column)
+        for (seed, (method, sparsity)), model, column in product(groups, models, COLUMNS)
+        if column not in EXTRA or (method, sparsity) == ("wanda", "2:4")
+    ]
+    return sorted(every, key=lambda cell: (cell.column not in EARLY, cell.seed > 0, cell.column == SLOWEST))
 
 
 def pruned(place: Place, cell: Cell) -> Path:
@@ -175,7 +177,7 @@ def tables(place: Place, models: list[str]) -> str:
         "to dense in nats; share regained of what pruning lost); mean and spread (largest minus smallest) where there "
         "are several seeds. What is empty was not run.",
     ]
-    every = list(cells(models))
+    every = cells(models)
     for model in models:
         base = dense(place, model)["exact_match"]
         lines += ["", f"## {Path(model).name}: dense {base:.1%}", ""]
@@ -204,7 +206,7 @@ def _shown(place: Place, runs: list[Cell], column: str, base: float) -> str:
 
 def plan(place: Place, models: list[str]) -> tuple[list[Cell], dict[Cell, float]]:
     """Runs that are left, and their minutes."""
-    every = list(cells(models))
+    every = cells(models)
     todo = [cell for cell in every if place.result(cell) is None]
     return todo, minutes(place, todo, [cell for cell in every if cell not in set(todo)])
 
@@ -216,7 +218,7 @@ def show_plan(place: Place, models: list[str]) -> None:
         total += each[cell]
         words = f"{Path(cell.model).name} {cell.method} {cell.sparsity} seed {cell.seed}: {cell.column}"
         print(f"{total / 60:6.2f} h  {words}")
-    print(f"{len(todo)} runs left, about {total / 60:.1f} hours; {len(list(cells(models))) - len(todo)} are finished")
+    print(f"{len(todo)} runs left, about {total / 60:.1f} hours; {len(cells(models)) - len(todo)} are finished")
 
 
 def main() -> None:
