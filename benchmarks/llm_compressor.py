@@ -66,12 +66,12 @@ def peer_python(work: Path) -> Path:
 
 def ours(model: Any, fed: list[dict], method: str, propagate: str) -> Callable[[], object]:
     from ressa import methods
+    from ressa.blocks import prune_block
     from ressa.calibration.gather import gather
     from ressa.calibration.tokens import token_weights
     from ressa.calibration.walk import walk
     from ressa.model.structure import structure
     from ressa.patterns import NofM
-    from ressa.prune import prune_block
 
     run, pattern = methods.get(method), NofM(2, 4)
 

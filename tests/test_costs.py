@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import ressa
 from ressa import methods
+from ressa.blocks import prune_block
 from ressa.calibration.gather import gather
 from ressa.calibration.tokens import token_weights
 from ressa.calibration.walk import walk
@@ -23,7 +24,6 @@ from ressa.data.records import read_records
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import parse
-from ressa.prune import prune_block
 from ressa.repair.trainer import Adaptation
 from ressa.report.costs import (
     WORK,

@@ -8,6 +8,7 @@ from torch import nn
 
 from families import proof
 from ressa import methods
+from ressa.blocks import prune_block
 from ressa.calibration.gather import gather, reading_order
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import walk
@@ -17,7 +18,7 @@ from ressa.model.folder import verify
 from ressa.model.matrix import fused_experts, is_expert, transposed, weight_of
 from ressa.model.structure import structure
 from ressa.patterns import NofM
-from ressa.prune import prune_block
+from ressa.resume import FinishedBlocks
 
 TYPES = ["qwen3_vl_moe", "aria", "llama4"]  # kept as (E, O, I); as (E, I, O); as (E, I, O), all tokens for each expert
 
@@ -173,3 +174,15 @@ def test_shapes_tell_how_experts_are_kept_where_the_module_does_not():
         "down_proj.2": (8, 12),
     }
     assert fused_experts(nn.Linear(3, 3)) == {}
+
+
+def test_what_a_stopped_run_had_pruned_is_put_back(case, tmp_path):
+    _, block, names = _last(case)
+    before = {name: block.linears[name].weight.detach().clone() for name in names}
+    finished = FinishedBlocks(tmp_path)
+    finished.keep(block)
+    with torch.no_grad():
+        for name in names:
+            block.linears[name].weight.zero_()
+    finished.put_back(block)
+    assert all(torch.equal(block.linears[name].weight, before[name]) for name in names)

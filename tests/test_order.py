@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import ressa
+from ressa.blocks import prune_block
 from ressa.calibration.asymmetric import shifts
 from ressa.calibration.gather import gather, reading_order
 from ressa.calibration.samples import samples
@@ -21,7 +22,6 @@ from ressa.methods import get
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import parse
-from ressa.prune import prune_block
 
 SMALL = {"samples": 12, "batch_size": 4, "sparsity": "50%"}
 

@@ -40,20 +40,26 @@ def check_writable(out: str | Path) -> None:
 
 @contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path`, on the same file system, gone afterwards whatever happens.
-
-    So are the parents that were made for it, unless `path` now stands in them.
-    """
+    """A hidden folder beside `path`, on the same file system, gone afterwards whatever happens."""
     folder = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    with tidy_parents(path):
+        try:
+            folder.mkdir(parents=True)
+            yield folder
+        except OSError as error:
+            raise RessaError(f"{path}: cannot be written ({error.strerror or error})") from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def tidy_parents(path: Path) -> Iterator[None]:
+    """Parents of `path` that are made meanwhile are gone afterwards, unless something stands in them."""
     made = [above for above in path.parents if not above.exists()]
     try:
-        folder.mkdir(parents=True)
-        yield folder
-    except OSError as error:
-        raise RessaError(f"{path}: cannot be written ({error.strerror or error})") from None
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for above in made:  # the nearest first; those that now hold `path` stay
+        for above in made:  # the nearest first
             if above.is_dir() and not any(above.iterdir()):
                 above.rmdir()
 

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterable, Mapping
-from copy import deepcopy
+from collections.abc import Mapping
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from ressa import methods
 from ressa.allocation.allot import allot
 from ressa.allocation.file import read_allocation
 from ressa.allocation.measure import Ground
 from ressa.allocation.request import Request, Sparsity
-from ressa.calibration.asymmetric import shifts
-from ressa.calibration.gather import gather, reading_order
-from ressa.calibration.tokens import TokenWeights, check_counts
-from ressa.calibration.walk import PROPAGATE, Progress, Visit, walk
+from ressa.blocks import by_inputs, by_weights, prune_block
+from ressa.calibration.samples import drawn
+from ressa.calibration.tokens import check_counts
+from ressa.calibration.walk import PROPAGATE, Progress
 from ressa.data.records import read_records
 from ressa.errors import RessaError, unknown
-from ressa.inputs import Gram, Method
+from ressa.inputs import Gram
 from ressa.model.folder import check_output, refuse_adapter, write_folder
 from ressa.model.load import auto_class, load, read_config
-from ressa.model.matrix import is_expert
 from ressa.model.structure import Block, Structure, structure
-from ressa.patterns import NofM, Pattern, Unstructured, parse
+from ressa.patterns import Pattern, Unstructured, parse
 from ressa.provenance import peak_memory, plain, versions
+from ressa.resume import digest_of, finished_blocks, stamp
 
 ORDERS = ("block", "layer")
 
@@ -66,6 +63,9 @@ def prune(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Prunes `model` and writes it, with its processor and ressa.json, to `out`. Returns what stands in ressa.json.
+
+    A run that was stopped goes on at its first unfinished block when it is called again with the same arguments; it
+    keeps finished ones in a hidden folder beside `out`, which goes when `out` is written.
 
     Args:
         model: a model folder, a hub name, or `demo`.
@@ -128,12 +128,15 @@ def prune(
         for block in plan.blocks()
         if any(patterns[name].sparsity for name in block.linears.keys() & patterns.keys())
     ]
-    if run.needs is None:
-        _without_data(run, blocks, patterns, progress)
-    else:
-        _with_data(run, ground, blocks, patterns, propagate, order, asymmetric)
+    about = {"arguments": arguments, "model": stamp(model), "data": digest_of(drawn(records or [], samples, seed))}
+    with finished_blocks(Path(out), about) as finished:
+        if run.needs is None:
+            by_weights(run, blocks, patterns, progress)
+        else:
+            by_inputs(run, ground, blocks, patterns, propagate, order, asymmetric, finished)
     manifest = _manifest(arguments, plan, patterns, allotted, time.perf_counter() - started)
     write_folder(out, net, processor, manifest, patterns=patterns)
+    finished.forget()
     return manifest
 
 
@@ -144,114 +147,6 @@ def _check_parts(model: str | Path, vision: Sparsity | None, connector: Sparsity
     for part, asked in (("vision", vision), ("connector", connector)):
         if asked is not None and parse(asked).sparsity:
             raise RessaError(f"{model} is a text-only model: it has no {part} to prune, leave --{part} out")
-
-
-def _without_data(run: Method, blocks: list[Block], patterns: dict[str, Pattern], progress: Progress | None) -> None:
-    for done, block in enumerate(blocks):
-        if progress:
-            progress(done, len(blocks), block.name)
-        prune_block(run, block, dict.fromkeys(block.linears), patterns)
-    if progress:
-        progress(len(blocks), len(blocks), "")
-
-
-def _with_data(
-    run: Method,
-    ground: Ground,
-    blocks: list[Block],
-    patterns: Mapping[str, Pattern],
-    propagate: str,
-    order: str,
-    asymmetric: float,
-) -> None:
-    """Prunes every block for the inputs that it gets; RessaError for one that no calibration record enters."""
-    road = partial(walk, batches=ground.batches, device=ground.device)
-    visits = road(ground.net, blocks, propagate=propagate, progress=ground.progress)
-    originals = road(*_original(ground.net, blocks), propagate="dense") if asymmetric else repeat(None)
-    unseen = dict.fromkeys(block.name for block in blocks)
-    for visit, original in zip(visits, originals, strict=False):
-        for linears in _turns(visit, order):
-            inputs = gather(visit, run.needs, ground.tokens, linears)
-            if original:
-                heard = {name: inputs[name] for name in linears if name in inputs and patterns[name].sparsity}
-                _aim(visit, original, ground.tokens, heard, asymmetric)
-            prune_block(run, visit.block, inputs, patterns, linears)
-            del inputs  # Grams are large: none of this block while the next one's are gathered
-        del unseen[visit.block.name]
-    for name in unseen:
-        raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
-
-
-@torch.no_grad()
-def prune_block(
-    run: Method,
-    block: Block,
-    inputs: Mapping[str, Any],
-    patterns: Mapping[str, Pattern],
-    linears: Iterable[str] | None = None,
-) -> None:
-    """Prunes the linears of one block (or only these) where they stand, given the statistics of their inputs.
-
-    An expert that no token was sent to is pruned by magnitude, with a UserWarning.
-
-    Raises:
-        RessaError: a linear, not an expert, of whose inputs nothing is known.
-    """
-    idle: list[str] = []
-    for names in _alike(run, block.linears if linears is None else linears, inputs, patterns):
-        unheard = [name for name in names if not _heard(name, inputs)]
-        for name in unheard:
-            if not is_expert(block.linears[name]):
-                raise RessaError(f"no calibration token reaches {name}: use more samples or leave its part out")
-        idle += unheard
-        weights = [block.linears[name].weight for name in names]
-        stacked_OI = torch.cat(weights) if len(weights) > 1 else weights[0]
-        how, known = (methods.METHODS["magnitude"], None) if unheard else (run, inputs[names[0]])
-        pruned_OI = how(stacked_OI, known, patterns[names[0]])
-        for weight_OI, part_OI in zip(weights, pruned_OI.split([len(w) for w in weights]), strict=True):
-            weight_OI.copy_(part_OI)
-    if idle:
-        more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
-        warnings.warn(f"no calibration token was sent to {idle[0]}{more}: pruned by magnitude", stacklevel=2)
-
-
-def _heard(name: str, inputs: Mapping[str, Any]) -> bool:
-    return name in inputs and (inputs[name] is None or inputs[name].tokens > 0)
-
-
-def _alike(
-    run: Method, linears: Iterable[str], inputs: Mapping[str, Any], patterns: Mapping[str, Pattern]
-) -> list[list[str]]:
-    """The linears to prune; those whose rows can be pruned as rows of one matrix (query, key and value) together."""
-    groups: dict[Any, list[str]] = {}
-    for name in linears:
-        pattern = patterns[name]
-        rows_alone = run.by_row and (isinstance(pattern, NofM) or pattern.group == "row")
-        if pattern.sparsity:
-            shared = inputs.get(name) if rows_alone else None
-            groups.setdefault((id(shared), pattern) if shared is not None else name, []).append(name)
-    return list(groups.values())
-
-
-def _turns(visit: Visit, order: str) -> list[list[str]]:
-    """The linears of a block that are pruned from one gathering of inputs, turn by turn; unread ones come last."""
-    turns = reading_order(visit) if order == "layer" else []
-    read = {name for names in turns for name in names}
-    return [*turns, rest] if (rest := [name for name in visit.block.linears if name not in read]) else turns
-
-
-def _original(net: PreTrainedModel, blocks: list[Block]) -> tuple[PreTrainedModel, list[Block]]:
-    """A copy of the model, to stay dense, and the same blocks of it."""
-    copy, names = deepcopy(net), {block.name for block in blocks}
-    return copy, [block for block in structure(copy).blocks() if block.name in names]
-
-
-@torch.no_grad()
-def _aim(visit: Visit, original: Visit, tokens: list[TokenWeights], grams: dict[str, Gram], way: float) -> None:
-    """Moves weights a part of the `way` to those that make up for what the pruned blocks before them lost."""
-    for name, shift_II in shifts(visit, original, tokens, grams).items():
-        weight_OI = visit.block.linears[name].weight
-        weight_OI.add_((way * weight_OI.float() @ shift_II).to(weight_OI.dtype))
 
 
 def _manifest(

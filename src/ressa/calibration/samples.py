@@ -37,7 +37,12 @@ def samples(
     if n < 1 or batch_size < 1:
         raise RessaError(f"samples ({n}) and batch size ({batch_size}) must be at least 1")
     records: list[Record] = source if isinstance(source, list) else read_records(source, split)
-    drawn = random.Random(seed).sample(records, min(n, len(records)))
-    ordered = [drawn[i] for i in shortest_first(processor, drawn, answers=True)]
+    chosen = drawn(records, n, seed)
+    ordered = [chosen[i] for i in shortest_first(processor, chosen, answers=True)]
     starts = range(0, len(ordered), batch_size)
     return [encode(processor, ordered[i : i + batch_size], config, answers=True) for i in starts]
+
+
+def drawn(records: list[Record], n: int | None, seed: int) -> list[Record]:
+    """At most `n` of the records, drawn by `seed`; all of them, in their order, for None."""
+    return records if n is None else random.Random(seed).sample(records, min(n, len(records)))

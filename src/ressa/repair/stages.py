@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from ressa.repair.settings import Settings
 from ressa.repair.student import Student
 from ressa.repair.teacher import Cache, Teacher, model_hash, open_cache, write_cache
 from ressa.repair.trainer import CACHED, Adaptation, Objective, Progress, Report, arguments, last_checkpoint
+from ressa.resume import digest_of, work_folder
 
 RECONSTRUCTED = "reconstructed.safetensors"
 
@@ -79,15 +78,11 @@ class Run:
         return open_cache(folder, identity)
 
     def work_folder(self, out: Path, identity: dict[str, Any]) -> Path:
-        """The hidden folder beside `out` for checkpoints; emptied unless a run with the same identity made it."""
-        work = out.parent / f".{out.name}.train"
-        note, text = work / "arguments.json", json.dumps(identity, indent=1)
-        if self.processes.is_main_process and (not note.is_file() or note.read_text(encoding="utf-8") != text):
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            note.write_text(text, encoding="utf-8")
+        """The hidden folder beside `out` for checkpoints; the first process makes it."""
+        if self.processes.is_main_process:
+            work_folder(out, "train", identity)
         self.processes.wait_for_everyone()
-        return work
+        return work_folder(out, "train", identity)
 
     @staticmethod
     def begun(work: Path) -> bool:
@@ -180,12 +175,3 @@ def _crossing(config: Any) -> tuple[int, int] | None:
             raise RessaError(f"the model's config has no {names[0]}: an encoder-decoder needs one to be trained")
         found.append(known[0])
     return found[0], found[1]
-
-
-def digest_of(records: list[Record]) -> str:
-    """What tells whether two lists of records are the same."""
-    digest = hashlib.sha256()
-    for record in records:
-        image = record.image.identity() if record.image else None
-        digest.update(repr((record.id, record.question, record.prefix, record.references, image)).encode())
-    return digest.hexdigest()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import set_seed
 
+from ressa.calibration.samples import drawn
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.model.folder import check_output, patterns_of, read_manifest, refuse_adapter, write_folder
@@ -32,9 +32,10 @@ from ressa.model.matrix import weight_of
 from ressa.patterns import Pattern
 from ressa.provenance import peak_memory, plain, versions
 from ressa.repair.settings import Settings
-from ressa.repair.stages import Run, digest_of
+from ressa.repair.stages import Run
 from ressa.repair.student import Student, dtypes_of, part_from_lora, pruned_matrices, unwrap, wrap
 from ressa.repair.trainer import Progress, check_reports
+from ressa.resume import digest_of, stamp
 
 
 def repair(
@@ -109,7 +110,7 @@ def repair(
     check_output(out)
     refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
-    records = _draw(read_records(data, split), samples, seed)
+    records = drawn(read_records(data, split), samples, seed)
     before = read_manifest(Path(resolve(pruned))) or {}
     processes = PartialState(cpu=not torch.accelerator.is_available())
     run = Run(settings, teacher, records, processes, progress if processes.is_main_process else None)
@@ -183,20 +184,9 @@ def _check_teacher(pruned: str | Path, teacher: str | Path) -> None:
             )
 
 
-def _draw(records: list[Record], samples: int | None, seed: int) -> list[Record]:
-    return records if samples is None else random.Random(seed).sample(records, min(samples, len(records)))
-
-
 def _inputs(pruned: str | Path, teacher: str | Path, records: list[Record]) -> dict[str, Any]:
     """What tells whether a stopped run was about the same models and data."""
-    return {"pruned": _stamp(pruned), "teacher": _stamp(teacher), "data": digest_of(records)}
-
-
-def _stamp(name: str | Path) -> list[Any]:
-    """Names, sizes and times of a model's files; a hub name stands for itself."""
-    folder = Path(resolve(name))
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
-    return [str(name), *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
+    return {"pruned": stamp(pruned), "teacher": stamp(teacher), "data": digest_of(records)}
 
 
 @dataclass(frozen=True)

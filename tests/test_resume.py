@@ -1,0 +1,101 @@
+"""A prune that was stopped goes on at the block it had reached, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ressa.errors import RessaError
+from ressa.prune import prune
+
+blocks = importlib.import_module("ressa.blocks")
+SMALL = {"samples": 6, "batch_size": 4}
+
+
+def weights_of(folder):
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+def stopped(folder, out, at, **settings):
+    """A run that is interrupted when block `at` is about to be visited."""
+
+    def tell(done, total, name):
+        if done == at and name:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(folder, out, progress=tell, **settings)
+    assert not out.exists()
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """The names of the blocks whose inputs are gathered."""
+    names, gather = [], blocks.gather
+    monkeypatch.setattr(blocks, "gather", lambda visit, *rest: names.append(visit.block.name) or gather(visit, *rest))
+    return names
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "wanda"},
+        {"method": "sparsegpt", "propagate": "dense"},
+        {"method": "admm", "order": "layer", "sparsity": "60%"},
+        {"method": "admm", "asymmetric": 1.0},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_it_goes_on_where_it_was_and_ends_with_the_same_bytes(
+    instructblip_t5_folder, tiny_data, tmp_path, gathered, settings
+):
+    settings = {"data": tiny_data, **SMALL, **settings}
+    prune(instructblip_t5_folder, tmp_path / "whole", **settings)
+    every, out = list(dict.fromkeys(gathered)), tmp_path / "out"
+    stopped(instructblip_t5_folder, out, 2, **settings)
+    stopped(instructblip_t5_folder, out, len(every) - 1, **settings)
+    gathered.clear()
+    prune(instructblip_t5_folder, out, **settings)
+    assert list(dict.fromkeys(gathered)) == every[-1:]
+    assert weights_of(out) == weights_of(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+
+
+def test_with_other_settings_it_begins_anew(llava_folder, tiny_data, tmp_path, gathered):
+    settings = {"data": tiny_data, "method": "wanda", **SMALL}
+    stopped(llava_folder, tmp_path / "out", 2, **settings)
+    first = gathered[0]
+    gathered.clear()
+    prune(llava_folder, tmp_path / "out", **settings | {"seed": 1})
+    assert gathered[0] == first
+
+
+def test_a_run_that_is_refused_leaves_nothing(llava_folder, tiny_data, tmp_path, monkeypatch):
+    def refused(*args):
+        raise RessaError("no")
+
+    monkeypatch.setattr(blocks, "gather", refused)
+    with pytest.raises(RessaError, match="no"):
+        prune(llava_folder, tmp_path / "new" / "out", data=tiny_data, method="wanda", **SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_command_goes_on(llava_folder, tiny_data, tmp_path):
+    code = (
+        "import os, signal, sys, ressa\n"
+        "def tell(done, total, name):\n"
+        "    if done == int(sys.argv[4]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "ressa.prune(*sys.argv[1:3], data=sys.argv[3], method='sparsegpt', samples=6, batch_size=4, progress=tell)\n"
+    )
+    call = [sys.executable, "-c", code, *map(str, (llava_folder, tmp_path / "out", tiny_data))]
+    killed = subprocess.run([*call, "2"], env=os.environ)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / ".out.prune").glob("*.safetensors"))) == 2
+    subprocess.run([*call, "-1"], env=os.environ, check=True)
+    prune(llava_folder, tmp_path / "whole", data=tiny_data, method="sparsegpt", **SMALL)
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole")
