@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import typer
 
 import pico
 from ressa import cli
-from ressa.recipe import SECTIONS, Recipe, fields
+from ressa.recipe import SECTIONS
+from ressa.settings import Recipe
 
 TRACE = ("Traceback", "━", 'File "')  # of an error nobody foresaw, of a progress bar
 

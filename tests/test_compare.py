@@ -12,8 +12,8 @@ from ressa.compare import compare
 from ressa.errors import RessaError
 from ressa.evaluate.blocks import block_errors
 from ressa.model.load import load
-from ressa.recipe import Evaluate, Prune
 from ressa.report.comparison import geometric_mean, plot, table
+from ressa.settings import Evaluate, Prune
 
 METHODS = ["magnitude", "wanda", "sparsegpt"]
 SMALL = Prune(samples=8, batch_size=4)

@@ -29,10 +29,11 @@ import typer
 from PIL import Image
 
 import ressa.demo
-from ressa import recipe
+from ressa import settings
 from ressa.cli import app, main
 from ressa.data.records import read_records
 from ressa.methods import METHODS
+from ressa.recipe import read_recipe
 from test_layers import MAY
 
 ROOT = Path(__file__).parents[1]
@@ -42,11 +43,11 @@ PAGES = [
 ]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 SETTINGS = {
-    "data": recipe.Prepare,
-    "prune": recipe.Prune,
-    "repair": recipe.Repair,
-    "evaluate": recipe.Evaluate,
-    "run": recipe.Recipe,
+    "data": settings.Prepare,
+    "prune": settings.Prune,
+    "repair": settings.Repair,
+    "evaluate": settings.Evaluate,
+    "run": settings.Recipe,
 }
 
 
@@ -166,7 +167,7 @@ def run_yaml(text: str, folder: Path) -> None:
     name = re.match(r"# ([\w-]+\.yaml)\n", text)
     path = folder / (name[1] if name else "recipe of a page.yaml")
     path.write_text(text, encoding="utf-8")
-    recipe.read_recipe(path)
+    read_recipe(path)
 
 
 def run_jsonl(text: str, folder: Path) -> None:

@@ -43,8 +43,9 @@ MAY = {
     "repair": {"errors", "calibration", "data", "model", "patterns", "provenance", "resume"},
     "evaluate": {"errors", "calibration", "data", "model", "provenance"},
     "report": {"errors", "data", "inputs", "methods", "model", "patterns"},
-    "recipe": {"errors", "allocation", "methods", "patterns"},
-    "run": {"errors", "data", "model", "recipe", "prune", "repair", "evaluate"},
+    "settings": set(),
+    "recipe": {"errors", "allocation", "methods", "patterns", "settings"},
+    "run": {"errors", "data", "model", "recipe", "settings", "prune", "repair", "evaluate"},
     "compare": {
         "errors",
         "calibration",
@@ -54,12 +55,12 @@ MAY = {
         "model",
         "provenance",
         "prune",
-        "recipe",
         "run",
+        "settings",
     },
-    "cli": {"errors", "compare", "data", "recipe", "run", "prune", "repair", "evaluate", "report"},
+    "cli": {"errors", "compare", "data", "recipe", "run", "settings", "prune", "repair", "evaluate", "report"},
 }
-LIGHT = {"errors", "recipe", "cli", "demo", ""}  # "" is the door
+LIGHT = {"errors", "settings", "recipe", "cli", "demo", ""}  # "" is the door
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "matplotlib"}
 
 

@@ -32,7 +32,7 @@ from ressa.data.prepare.output import MANIFEST, REPORT
 from ressa.data.prepare.sums import SUMS
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.recipe import Prepare
+from ressa.settings import Prepare
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 

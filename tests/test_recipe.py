@@ -10,7 +10,8 @@ import pytest
 
 import ressa
 from ressa.errors import RessaError
-from ressa.recipe import SEEDS, Evaluate, Prune, Recipe, Repair, build, read_recipe, write_recipe
+from ressa.recipe import build, read_recipe, write_recipe
+from ressa.settings import SEEDS, Evaluate, Prune, Recipe, Repair
 
 SHIPPED = sorted((Path(ressa.__file__).parent / "recipes").glob("*.yaml"))
 FULL = """

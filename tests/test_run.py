@@ -14,10 +14,11 @@ from rich.console import Console
 
 import ressa
 from ressa.errors import RessaError
-from ressa.recipe import Evaluate, Prune, Recipe, Repair, read_recipe
+from ressa.recipe import read_recipe
 from ressa.report.picture import picture
 from ressa.report.table import by_kind, summary
 from ressa.run import run
+from ressa.settings import Evaluate, Prune, Recipe, Repair
 
 VERBS = ("prune", "repair", "evaluate", "write_emoji")
 

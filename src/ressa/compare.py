@@ -18,8 +18,8 @@ from ressa.model.folder import read_manifest
 from ressa.model.load import load, resolve
 from ressa.provenance import forget_peak
 from ressa.prune import prune
-from ressa.recipe import Evaluate, Prune
 from ressa.run import Progress, Stage, carry_out
+from ressa.settings import Evaluate, Prune
 
 HELD_OUT = 32  # records whose block outputs are compared
 

@@ -21,8 +21,9 @@ from ressa.errors import RessaError, unknown
 from ressa.evaluate.score import evaluate, write_atomic
 from ressa.model.load import resolve
 from ressa.prune import prune
-from ressa.recipe import Evaluate, Prune, Recipe, Repair, write_recipe
+from ressa.recipe import write_recipe
 from ressa.repair.train import repair
+from ressa.settings import Evaluate, Prune, Recipe, Repair
 
 Progress = Callable[[int, int, str], None]
 

@@ -96,7 +96,7 @@ def repair(
         steps: optimiser steps (default: one pass over the samples); the records are gone through as often as needed.
         checkpoint_every: steps between two checkpoints.
         progress: called with (steps done, steps in all, what).
-        others: as in `ressa.recipe.Repair`, where each is explained; None is what the objective says
+        others: as in `ressa.settings.Repair`, where each is explained; None is what the objective says
             (`ressa.repair.settings.OBJECTIVES`).
 
     Raises:

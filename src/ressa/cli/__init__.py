@@ -1,20 +1,22 @@
-"""The command line: one sub-command a verb, thin. Options are the settings of recipe.py; heavy imports wait inside."""
+"""The command line: one sub-command a verb, thin. Options are those of `ressa.settings`; heavy imports wait inside."""
 
 from __future__ import annotations
 
-import inspect as reflection
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
+from ressa.cli import data as data_commands
+from ressa.cli.options import Data, Json, MaybeData, Model, Out, Seed, with_settings
+from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import RessaError
-from ressa.recipe import SEEDS, Evaluate, Prepare, Prune, Recipe, Repair, build, read_recipe
+from ressa.recipe import read_recipe
+from ressa.settings import Evaluate, Prune, Recipe, Repair
 
 app = typer.Typer(
     name="ressa",
@@ -24,16 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-data_app = typer.Typer(help="Write data as an ordinary folder: {split}.jsonl and pictures.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-
-Model = Annotated[str, typer.Argument(help="A model folder, a hub name, or `demo` for the model ressa carries.")]
-_DATA = typer.Option(help="A folder with {split}.jsonl, or one .jsonl file.")
-Data = Annotated[str, _DATA]
-MaybeData = Annotated[str | None, _DATA]  # Typer looks for its words at the outermost type only
-Out = Annotated[Path, typer.Argument(help="The folder to write; must be new or empty.")]
-Seed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Draws the samples, the order and the adapters.")]
-Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
+app.add_typer(data_commands.app, name="data")
 
 
 def main() -> None:
@@ -43,112 +36,6 @@ def main() -> None:
     except RessaError as error:
         print(f"ressa: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
-
-
-def with_settings(cls: type[Any], without: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for every field of `cls` (but one), passed on as one checked object, `settings`."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        kinds = get_type_hints(cls)
-        told = [f for f in fields(cls) if f.name != without]
-        own = [p for p in reflection.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
-        options = [
-            reflection.Parameter(
-                f.name,
-                reflection.Parameter.KEYWORD_ONLY,
-                default=f.default,
-                annotation=Annotated[kinds[f.name], typer.Option(help=f.metadata["help"])],
-            )
-            for f in told
-        ]
-
-        def wrapper(**given: Any) -> None:
-            settings = build(cls, {f.name: given.pop(f.name) for f in told}, command.__name__)
-            command(**given, settings=settings)
-
-        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-        parameters = [p.replace(kind=reflection.Parameter.KEYWORD_ONLY) for p in own] + options
-        wrapper.__signature__ = reflection.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-        return wrapper
-
-    return decorate
-
-
-@data_app.command()
-def emoji(
-    out: Out,
-    train: Annotated[int, typer.Option(help="Scenes to train on.")] = 4000,
-    validation: Annotated[int, typer.Option(help="Scenes to choose by.")] = 250,
-    test: Annotated[int, typer.Option(help="Scenes to measure on, and as many never-together ones.")] = 500,
-    questions: Annotated[int, typer.Option(help="Questions about each scene, at most.")] = 4,
-    seed: Annotated[int, typer.Option(help="Draws everything.")] = 0,
-) -> None:
-    """Draw the embedded data: emoji scenes with questions and captions (OpenMoji art, CC BY-SA 4.0)."""
-    from ressa.data.emoji import write
-
-    with bars() as bar:
-        write(
-            out, train=train, validation=validation, test=test, questions=questions, seed=seed, progress=bar("drawing")
-        )
-    print(f"{out}: {train} + {validation} + {test} + {test} scenes")
-
-
-def _data_command(name: str, what: str) -> None:
-    """One command of `ressa data` for a source; all have the same settings."""
-
-    def command(
-        source: Annotated[str, typer.Argument(help="What was downloaded, or the name of a table.")],
-        out: Out,
-        settings: Prepare,
-        images: Annotated[
-            list[str] | None,
-            typer.Option(help="A folder or .zip with the pictures that SOURCE names. May be repeated."),
-        ] = None,
-        as_json: Json = False,
-    ) -> None:
-        from ressa.data.prepare import prepare as verb
-
-        with quiet(), bars() as bar:
-            told = verb(name, source, out, images=images or (), progress=bar, **asdict(settings))
-        show(told, as_json, *_prepared(out, told))
-
-    command.__name__, command.__doc__ = f"data {name}", f"Prepare {what}."
-    data_app.command(name)(with_settings(Prepare)(command))
-
-
-def _prepared(out: Path, told: dict[str, Any]) -> Iterator[str]:
-    pictures = told["pictures"]
-    yield f"{out}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
-    yield f"pictures: {pictures['made']:,} of {pictures['asked']:,}"
-    for what in ("unusable", "converted", "skipped"):
-        if told[what]:
-            counts = ", ".join(f"{n:,} {name}" for name, n in told[what].items())
-            yield f"{what}: {counts}" + (" (named in report.csv)" if what != "skipped" else "")
-
-
-for _name, _what in {
-    "coco-captions": "COCO captions by Karpathy's splits: dataset_coco.json (Flickr30k's too)",
-    "cc3m": "Conceptual Captions: the TSV file of captions and addresses, or img2dataset's .tar shards",
-    "vg": "Visual Genome: region_descriptions.json or question_answers.json",
-    "gqa": "GQA: one of its *_questions.json",
-    "llava-mix": "LLaVA's conversations: llava_v1_5_mix665k.json",
-    "sharegpt4v": "ShareGPT4V: any of its .json files",
-    "dataset": "any table: a folder that `datasets` saved, Parquet, or NAME or NAME:CONFIG on the hub",
-}.items():
-    _data_command(_name, _what)
-
-
-@data_app.command()
-def check(
-    folder: Annotated[Path, typer.Argument(help="A folder that `ressa data` prepared.")], as_json: Json = False
-) -> None:
-    """Compare every file of a prepared folder with its SHA-256 in SHA256SUMS."""
-    from ressa.data.prepare import check as verb
-
-    with bars() as bar:
-        told = verb(folder, bar("checking"))
-    show(told, as_json, f"{folder}: {told['files']:,} files, {told['bytes']:,} bytes, all as they were prepared")
 
 
 @app.command()
@@ -347,7 +234,7 @@ def demo(
     """Everything on the embedded model, in minutes: dense, 2:4 by Wanda, repaired; with a table and a picture."""
     from dataclasses import replace
 
-    _run(replace(read_recipe(Path(__file__).parent / "recipes" / "demo.yaml"), out=str(out)))
+    _run(replace(read_recipe(Path(__file__).parents[1] / "recipes" / "demo.yaml"), out=str(out)))
 
 
 def _run(recipe: Recipe) -> None:
@@ -366,78 +253,3 @@ def _run(recipe: Recipe) -> None:
         console.print(by_kind(result["scores"]))
         if path := picture(result, data_of(recipe), recipe.evaluate.split or "test", Path(recipe.out) / "answers.png"):
             print(f"picture: {path}")
-
-
-@contextmanager
-def bars() -> Iterator[Callable[[str], Callable[[int, int | None, str], None]]]:
-    """Progress bars with time left, on stderr: bar("pruning") gives a callable (done, total, what).
-
-    They go when there is an error to be read.
-    """
-    from rich import progress as rich
-    from rich.console import Console
-
-    progress = rich.Progress(
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
-        rich.TextColumn("{task.fields[what]}", markup=False),
-        console=Console(stderr=True),
-    )
-    shown = False
-
-    def bar(title: str) -> Callable[[int, int | None, str], None]:
-        task = progress.add_task(title, total=None, what="")
-
-        def update(done: int, total: int | None, what: str) -> None:
-            progress.update(task, completed=done, total=total, what=what if what != title else "")
-
-        return update
-
-    progress.start()
-    try:
-        yield bar
-        shown = bool(progress.task_ids)
-    finally:
-        progress.live.transient = not shown
-        (progress.stop if shown else progress.live.stop)()  # the first adds an empty line where there is no terminal
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Libraries keep their own bars and notes to themselves; ours are enough."""
-    from huggingface_hub.utils import logging as hub
-    from transformers.utils import logging
-
-    before, hub_before, bars_before = logging.get_verbosity(), hub.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    hub.set_verbosity_error()  # it tells of every retry
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        hub.set_verbosity(hub_before)
-        if bars_before:
-            logging.enable_progress_bar()
-
-
-def show(told: dict[str, Any], as_json: bool, *lines: Any) -> None:
-    """Print the result for machines, or its summary for people."""
-    if as_json:
-        print(json.dumps(told))
-        return
-    from rich.console import Console
-
-    for line in lines:
-        if isinstance(line, str):
-            print(line)  # rich would wrap it, and read [brackets] in names as colours
-        else:
-            Console().print(line, highlight=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,92 @@
+"""ressa data: one command a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ressa.cli.options import Json, Out, with_settings
+from ressa.cli.terminal import bars, quiet, show
+from ressa.settings import Prepare
+
+app = typer.Typer(help="Write data as an ordinary folder: {split}.jsonl and pictures.", no_args_is_help=True)
+
+
+@app.command()
+def emoji(
+    out: Out,
+    train: Annotated[int, typer.Option(help="Scenes to train on.")] = 4000,
+    validation: Annotated[int, typer.Option(help="Scenes to choose by.")] = 250,
+    test: Annotated[int, typer.Option(help="Scenes to measure on, and as many never-together ones.")] = 500,
+    questions: Annotated[int, typer.Option(help="Questions about each scene, at most.")] = 4,
+    seed: Annotated[int, typer.Option(help="Draws everything.")] = 0,
+) -> None:
+    """Draw the embedded data: emoji scenes with questions and captions (OpenMoji art, CC BY-SA 4.0)."""
+    from ressa.data.emoji import write
+
+    with bars() as bar:
+        write(
+            out, train=train, validation=validation, test=test, questions=questions, seed=seed, progress=bar("drawing")
+        )
+    print(f"{out}: {train} + {validation} + {test} + {test} scenes")
+
+
+def _data_command(name: str, what: str) -> None:
+    """One command of `ressa data` for a source; all have the same settings."""
+
+    def command(
+        source: Annotated[str, typer.Argument(help="What was downloaded, or the name of a table.")],
+        out: Out,
+        settings: Prepare,
+        images: Annotated[
+            list[str] | None,
+            typer.Option(help="A folder or .zip with the pictures that SOURCE names. May be repeated."),
+        ] = None,
+        as_json: Json = False,
+    ) -> None:
+        from ressa.data.prepare import prepare as verb
+
+        with quiet(), bars() as bar:
+            told = verb(name, source, out, images=images or (), progress=bar, **asdict(settings))
+        show(told, as_json, *_prepared(out, told))
+
+    command.__name__, command.__doc__ = f"data {name}", f"Prepare {what}."
+    app.command(name)(with_settings(Prepare)(command))
+
+
+def _prepared(out: Path, told: dict[str, Any]) -> Iterator[str]:
+    pictures = told["pictures"]
+    yield f"{out}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
+    yield f"pictures: {pictures['made']:,} of {pictures['asked']:,}"
+    for what in ("unusable", "converted", "skipped"):
+        if told[what]:
+            counts = ", ".join(f"{n:,} {name}" for name, n in told[what].items())
+            yield f"{what}: {counts}" + (" (named in report.csv)" if what != "skipped" else "")
+
+
+for _name, _what in {
+    "coco-captions": "COCO captions by Karpathy's splits: dataset_coco.json (Flickr30k's too)",
+    "cc3m": "Conceptual Captions: the TSV file of captions and addresses, or img2dataset's .tar shards",
+    "vg": "Visual Genome: region_descriptions.json or question_answers.json",
+    "gqa": "GQA: one of its *_questions.json",
+    "llava-mix": "LLaVA's conversations: llava_v1_5_mix665k.json",
+    "sharegpt4v": "ShareGPT4V: any of its .json files",
+    "dataset": "any table: a folder that `datasets` saved, Parquet, or NAME or NAME:CONFIG on the hub",
+}.items():
+    _data_command(_name, _what)
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A folder that `ressa data` prepared.")], as_json: Json = False
+) -> None:
+    """Compare every file of a prepared folder with its SHA-256 in SHA256SUMS."""
+    from ressa.data.prepare import check as verb
+
+    with bars() as bar:
+        told = verb(folder, bar("checking"))
+    show(told, as_json, f"{folder}: {told['files']:,} files, {told['bytes']:,} bytes, all as they were prepared")
