@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
+import peft
 import pytest
 import torch
 from torch import nn
@@ -15,10 +18,16 @@ from ressa.calibration.walk import walk
 from ressa.errors import RessaError
 from ressa.inputs import Gram, InputNorm
 from ressa.model.folder import verify
-from ressa.model.matrix import fused_experts, is_expert, transposed, weight_of
+from ressa.model.matrix import AsLinear, fused, fused_experts, holder, is_expert, transposed, weight_of
 from ressa.model.structure import structure
 from ressa.patterns import NofM
+from ressa.repair import SparseLoraConfig
+from ressa.repair.experts import MaskedSum, SparseLoraExperts, kept
+from ressa.repair.kept import put
+from ressa.repair.reconstruct import Passes, reconstruct
 from ressa.resume import FinishedBlocks
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 
 TYPES = ["qwen3_vl_moe", "aria", "llama4"]  # kept as (E, O, I); as (E, I, O); as (E, I, O), all tokens for each expert
 
@@ -186,3 +195,104 @@ def test_what_a_stopped_run_had_pruned_is_put_back(case, tmp_path):
             block.linears[name].weight.zero_()
     finished.put_back(block)
     assert all(torch.equal(block.linears[name].weight, before[name]) for name in names)
+
+
+# ---- repair ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pruned(case):
+    """The model with half of the weights of its last experts zero, the block, and the name of the experts' module."""
+    model, block, names = _last(case)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name in names:
+            weight_OI = block.linears[name].weight
+            weight_OI.mul_(torch.rand_like(weight_OI) < 0.5)
+    return model, block, holder(model, names[0])
+
+
+def _adapted(model, module, **told):
+    """The model with SparseLoRA on the experts, whose B is not zero."""
+    tuned = peft.get_peft_model(model, SparseLoraConfig(rank=2, alpha=4, target_modules=[module], **told))
+    (layer,) = (m for m in tuned.modules() if isinstance(m, SparseLoraExperts))
+    for b_EOR in layer.sparselora_B["default"].values():
+        nn.init.normal_(b_EOR, std=0.1)
+    return tuned, layer
+
+
+def test_the_sum_has_the_gradients_of_finite_differences():
+    torch.manual_seed(0)
+    weight = torch.randn(3, 4, 5, dtype=torch.float64)
+    weight[torch.rand_like(weight) < 0.5] = 0
+    left, right = torch.randn(3, 4, 2, dtype=torch.float64), torch.randn(3, 2, 5, dtype=torch.float64)
+    inputs = [tensor.requires_grad_(True) for tensor in (left, right)]
+    assert torch.autograd.gradcheck(lambda *both: MaskedSum.apply(weight, *both, 0.5, True), inputs)
+    assert torch.equal(MaskedSum.apply(weight, left, right, 0.5, True) == 0, weight == 0)
+
+
+def test_each_expert_is_updated_by_b_times_a_where_it_is_not_zero(pruned):
+    model, _, module = pruned
+    tuned, layer = _adapted(model, module)
+    weights = layer._weights("default")
+    for tensor, effective in weights.items():
+        a_ERI, b_EOR = layer.sparselora_A["default"][tensor], layer.sparselora_B["default"][tensor]
+        for expert in range(len(a_ERI)):
+            old_OI = AsLinear(layer.base_layer, tensor, expert).weight
+            naive_OI = (old_OI + 2 * b_EOR[expert] @ a_ERI[expert]) * (old_OI != 0)
+            new_OI = effective[expert].mT if transposed(layer.base_layer) else effective[expert]
+            torch.testing.assert_close(new_OI, naive_OI)
+    assert weights.keys() == set(fused(layer.base_layer))
+    assert {n for n, p in tuned.named_parameters() if p.requires_grad} == {
+        f"base_model.model.{module}.sparselora_{x}.default.{tensor}" for x in "AB" for tensor in weights
+    }
+
+
+def test_merged_experts_answer_as_adapted_ones_and_keep_every_zero(pruned, case):
+    model, block, module = pruned
+    zeros = {n: linear.weight == 0 for n, linear in block.linears.items()}
+    batch = _plain(case)
+    before = model(**batch).logits
+    tuned, _ = _adapted(model, module)
+    adapted = tuned(**batch).logits
+    assert not torch.allclose(adapted, before, atol=1e-4)
+    merged = tuned.merge_and_unload()
+    torch.testing.assert_close(merged(**batch).logits, adapted, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(weight_of(merged, n) == 0, where) for n, where in zeros.items())
+    assert not any("sparselora" in name for name, _ in merged.named_parameters())
+
+
+def test_peft_saves_and_loads_the_update_of_experts(pruned, case, tmp_path):
+    model, _, module = pruned
+    plain = deepcopy(model)
+    tuned, _ = _adapted(model, module)
+    tuned.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(plain, tmp_path)
+    assert torch.equal(again(**_plain(case)).logits, tuned(**_plain(case)).logits)
+
+
+def test_kept_weights_of_experts_are_trained_as_a_vector_and_zeros_stay(pruned, case):
+    model, _, module = pruned
+    before = {n: p.detach().clone() for n, p in model.get_submodule(module).named_parameters()}
+    model.requires_grad_(False)
+    put(model, module, kept(model.get_submodule(module)))
+    adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model(**_plain(case)).logits.square().mean().backward()
+    adam.step()
+    put(model, module, model.get_submodule(module).restored())
+    for name, old in before.items():
+        new = model.get_submodule(module).get_parameter(name)
+        assert torch.equal(new == 0, old == 0)
+        assert not torch.equal(new, old)
+
+
+def test_blocks_with_experts_are_reconstructed_towards_the_dense_ones(pruned, case):
+    model, block, module = pruned
+    model.float()
+    names = [name for name in block.linears if name.startswith(f"{module}.")]
+    zeros = {name: block.linears[name].weight == 0 for name in names}
+    batches = [{key: value for key, value in batch.items() if key != "labels"} for batch in case.inputs]
+    dense = proof.reload(case.folder).float()
+    ((before, after),) = reconstruct(model, dense, batches, names, Passes(epochs=20, lr=1e-2, seed=0)).values()
+    assert after < 0.8 * before
+    assert all(torch.equal(weight_of(model, name) == 0, where) for name, where in zeros.items())

@@ -237,3 +237,17 @@ def test_a_mask_of_patches_is_taken_as_it_is_and_one_of_tiles_tells_nothing():
     assert patches.of(block, "fc", torch.randn(1, 3, 8), crossed=False).tolist() == [[1, 1, 0]]
     tiles = TokenWeights(pixels=torch.tensor([[True]]), patch_size=2)  # padding tiles never enter the tower
     assert tiles.of(block, "fc", torch.randn(1, 3, 8), crossed=False) is None
+
+
+def test_experts_of_pictures_and_of_text_read_their_own_tokens():
+    """Ernie 4.5 sends a picture's tokens to experts of their own, without the others."""
+    ids = torch.tensor([[7, IMAGE, IMAGE, 8, 9], [7, IMAGE, 8, 0, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "moe_mm_token_type_ids": (ids == IMAGE).long()}
+    weights = token_weights(batch, SimpleNamespace(image_token_id=IMAGE), {"image": 0.5})
+    block = Block("layers.0", "language", nn.Identity(), {}, "decoder")
+    told = weights.of(block, "layers.0.mlp.vision_moe.experts.down_proj.0", torch.zeros(3, 2), crossed=False)
+    assert told.tolist() == [0.5, 0.5, 0.5]
+    told = weights.of(block, "layers.0.mlp.text_moe.experts.down_proj.0", torch.zeros(7, 2), crossed=False)
+    assert told.tolist() == [1, 1, 1, 1, 1, 0, 0]
+    told = weights.of(block, "layers.0.self_attn.q_proj", torch.zeros(2, 5, 2), crossed=False)
+    assert told.tolist() == [[1, 0.5, 0.5, 1, 1], [1, 0.5, 1, 0, 0]]

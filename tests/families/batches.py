@@ -130,10 +130,8 @@ def text(model: Any, tokens: list[int], image: int | None = None) -> Inputs:
         labels = ids.clone()
         labels[:, : -5 - len(rows)] = -100
         inputs["labels"] = labels.masked_fill(mask == 0, -100)
-    if "mm_token_type_ids" in names:
-        inputs["mm_token_type_ids"] = (ids == image).long()
-    if "token_type_ids" in names:
-        inputs["token_type_ids"] = (ids == image).long()
+    for name in ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"):
+        inputs[name] = (ids == image).long()
     return {key: value for key, value in inputs.items() if key in names}
 
 

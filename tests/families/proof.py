@@ -115,12 +115,10 @@ def repair(case: Case, pruned: Path, out: Path) -> dict[str, Any]:
     verify(out, patterns_of(manifest))
     _loads_as_written(case, out, attention="eager")  # the one that repair sets on a CPU
     before, after = case.written[pruned][0], case.written[out][0]
-    parts = {
-        entry["part"]
-        for name, entry in manifest["matrices"].items()
-        if f"{name}.weight" in before and not torch.equal(before[f"{name}.weight"], after[f"{name}.weight"])
-    }
-    assert parts == {entry["part"] for entry in manifest["matrices"].values()}
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    part_of = {name: entry["part"] for name, entry in manifest["matrices"].items()}
+    assert {part for name, part in part_of.items() if f"{name}.weight" in changed} == set(part_of.values())
+    assert changed >= {name.rpartition(".")[0] for name in part_of} & before.keys()  # experts, all in one parameter
     return manifest
 
 

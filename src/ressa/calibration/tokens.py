@@ -30,7 +30,8 @@ class TokenWeights:
     `language_BT` is what a decoder-only model reads, or the encoder; `decoder_BT` what an encoder's decoder reads;
     `qformer_BT` the text of a Q-Former, which stands behind its queries; `pixels` is the mask of padded pictures, and
     `seen_BP` says which pictures (or tiles) of a record its text may look at across. `joined` tells where the picture's
-    tokens stand that the model itself joins to the text.
+    tokens stand that the model itself joins to the text. `visual_BT` marks tokens that have experts of their own, whose
+    modules read nothing else (Ernie 4.5).
     """
 
     language_BT: Tensor | None = None
@@ -41,6 +42,7 @@ class TokenWeights:
     image: float = 1.0
     seen_BP: Tensor | None = None
     joined: str | None = None
+    visual_BT: Tensor | None = None
 
     def of(self, block: Block, name: str, x: Tensor, *, crossed: bool) -> Tensor | None:
         """The weights of the tokens of `x`, (B, T, I) or (B * T, I), that linear `name` reads; None: all one.
@@ -63,6 +65,8 @@ class TokenWeights:
             weights = self._with_picture(x)
         if weights is None:
             return None
+        if self.visual_BT is not None and weights.numel() != tokens:
+            weights = weights[self.visual_BT if ".vision_moe." in name else ~self.visual_BT]
         if weights.shape == x.shape[: weights.ndim] and x.ndim > weights.ndim + 1:  # several streams of each token
             return weights.reshape(*weights.shape, *[1] * (x.ndim - 1 - weights.ndim)).expand(x.shape[:-1]).to(x.device)
         if weights.numel() != tokens:
@@ -117,7 +121,7 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
     elif labels_BT is not None and language_BT is not None:
         answers_BT = (labels_BT != IGNORED) & (language_BT.new_ones(1).bool() if mask_BT is None else mask_BT.bool())
         language_BT = torch.where(answers_BT, count["answer"], language_BT)
-    qformer_BT = batch.get("qformer_attention_mask")
+    qformer_BT, visual_BT = batch.get("qformer_attention_mask"), batch.get("moe_mm_token_type_ids")
     return TokenWeights(
         language_BT,
         decoder_BT,
@@ -127,6 +131,7 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
         count["image"],
         _seen(batch, count["image"]),
         JOINED.get(getattr(config, "model_type", "")),
+        None if visual_BT is None else visual_BT.bool(),
     )
 
 

@@ -67,11 +67,19 @@ def is_expert(linear: nn.Linear | AsLinear) -> bool:
     return isinstance(linear, AsLinear) and linear.expert is not None
 
 
+def fused(module: nn.Module) -> list[str]:
+    """The parameters of a module that each hold a matrix for every expert of a mixture; of any other module none."""
+    count = getattr(module, "num_experts", None)
+    return [name for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) == count]
+
+
 def fused_experts(module: nn.Module) -> dict[str, AsLinear]:
     """The matrices of a module that holds all experts of a mixture: {"gate_up_proj.0": ...}; of any other none."""
-    count = getattr(module, "num_experts", None)
-    fused = [n for n, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) == count]
-    return {f"{name}.{expert}": AsLinear(module, name, expert) for name in fused for expert in range(count or 0)}
+    return {
+        f"{name}.{expert}": AsLinear(module, name, expert)
+        for name in fused(module)
+        for expert in range(len(module.get_parameter(name)))
+    }
 
 
 def transposed(experts: nn.Module) -> bool:
@@ -83,12 +91,18 @@ def transposed(experts: nn.Module) -> bool:
     return first[1] == last[2]  # into the experts as wide as out of them; between, the gate makes it twice as wide
 
 
+def holder(model: nn.Module, name: str) -> str:
+    """The name of the module that holds the matrix of the linear that `structure` calls `name`."""
+    module, tensor, number = ([""] * 3 + name.rsplit(".", 2))[-3:]
+    return module if number.isdigit() and tensor in fused(model.get_submodule(module)) else name
+
+
 def weight_of(model: nn.Module, name: str) -> Tensor:
     """The weight (O, I), a view, of the linear that `structure` calls `name`."""
-    holder, tensor, number = ([""] * 3 + name.rsplit(".", 2))[-3:]
-    if number.isdigit() and (expert := fused_experts(model.get_submodule(holder)).get(f"{tensor}.{number}")):
-        return expert.weight
-    module = model.get_submodule(name)
+    module = model.get_submodule(holder(model, name))
+    if fused(module):
+        _, tensor, number = name.rsplit(".", 2)
+        return AsLinear(module, tensor, int(number)).weight
     return matrix(module, module.get_parameter("weight"))
 
 

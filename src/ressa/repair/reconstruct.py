@@ -23,7 +23,9 @@ from transformers import PreTrainedModel
 from ressa.calibration.outputs import apart
 from ressa.calibration.tokens import TokenWeights, token_weights
 from ressa.calibration.walk import Call, Visit, walk
+from ressa.model.matrix import holder
 from ressa.model.structure import Block, structure
+from ressa.repair.experts import KeptExperts, kept
 from ressa.repair.kept import KeptLinear, put
 
 Progress = Callable[[int, int, str], None]
@@ -75,13 +77,13 @@ def _train(
     visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights], pruned: set[str], passes: Passes
 ) -> tuple[float, float]:
     """Train the visited block; the distance before and after."""
-    block, names = visit.block, sorted(visit.block.linears.keys() & pruned)
-    prefix = f"{block.name}."
-    module = block.module
+    block, module = visit.block, visit.block.module
+    inner = (name.removeprefix(f"{block.name}.") for name in sorted(block.linears.keys() & pruned))
+    names = list(dict.fromkeys(holder(module, name) for name in inner))
     before = _distance(visit, wanted, tokens)
     module.requires_grad_(False)
     for name in names:
-        put(module, name.removeprefix(prefix), KeptLinear(module.get_submodule(name.removeprefix(prefix))))
+        put(module, name, kept(module.get_submodule(name)))
     trained = [*_trained(module)]
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -100,8 +102,8 @@ def _train(
                 adam.step()
                 cosine.step()
     for name in names:
-        kept: Any = module.get_submodule(name.removeprefix(prefix))
-        put(module, name.removeprefix(prefix), kept.restored())
+        trained_module: Any = module.get_submodule(name)
+        put(module, name, trained_module.restored())
     module.requires_grad_(False)
     return before, _distance(visit, wanted, tokens)
 
@@ -110,7 +112,9 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
     """Kept weights, the biases beside them, and norms."""
     found: list[nn.Parameter] = []
     for inner in module.modules():
-        if isinstance(inner, KeptLinear):
+        if isinstance(inner, KeptExperts):
+            found += inner.kept.values()
+        elif isinstance(inner, KeptLinear):
             found += [inner.kept_N, *([inner.base.bias] if inner.base.bias is not None else [])]
         elif "norm" in type(inner).__name__.lower():
             found += inner.parameters(recurse=False)

@@ -14,102 +14,48 @@ Shapes: O out, I in, R rank.
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
+from ressa.model.matrix import fused
+from ressa.repair.experts import SparseLoraExperts
+from ressa.repair.layer import NAME, SparseLoraConfig, SparseLoraLayer, new_a
 from ressa.repair.masked import MaskedLinear, StraightThrough, effective_weight, keep_kept, wide
 
-NAME = "sparselora"
 
-
-@dataclass
-class SparseLoraConfig(PeftConfig):
-    """What SparseLoRA may be told. Fields not listed here are peft's own.
-
-    Dropout is that of LoRA, on the input of the low-rank path, with one difference: which inputs are dropped is drawn
-    once for a layer and step, not for each token. So it is a dropout of columns of A, and costs nothing; drawn for each
-    token, the path would need a full-size product of its own.
-    """
-
-    rank: int = field(default=8, metadata={"help": "Rank of the update."})
-    alpha: float = field(default=16.0, metadata={"help": "The update is scaled by alpha / rank."})
-    dropout: float = field(default=0.0, metadata={"help": "Share of inputs that the update does not see at a step."})
-    straight_through: bool = field(
-        default=False, metadata={"help": "Leave the mask out of the gradients of A and B: cheaper, and biased."}
-    )
-    target_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names (or ends of names) of the linears, or one regular expression."}
-    )
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names to leave out."})
-    rank_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "Ranks of single linears, by name or regular expression."}
-    )
-    alpha_pattern: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "Alphas of single linears, by name or regular expression."}
-    )
-    bias: str = field(default="none", metadata={"help": "Biases to train: 'none', 'all' or 'sparselora_only'."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType(NAME.upper())
-        for rank in (self.rank, *self.rank_pattern.values()):
-            if rank < 1:
-                raise RessaError(f"SparseLoRA: rank must be at least 1, not {rank}")
-        if not 0 <= self.dropout < 1:
-            raise RessaError(f"SparseLoRA: dropout must be at least 0 and below 1, not {self.dropout}")
-
-
-class SparseLoraLinear(nn.Module, BaseTunerLayer):
-    """An `nn.Linear` or `Conv1D` whose non-zero weights have a low-rank update; one adapter is active at a time.
+class SparseLoraLinear(nn.Module, SparseLoraLayer):
+    """An `nn.Linear` or `Conv1D` whose non-zero weights have a low-rank update.
 
     `twins` are the layers (this one too) that share its weight; they share A and B, and are merged once.
     """
-
-    adapter_layer_names = ("sparselora_A", "sparselora_B")
-    other_param_names = ("scaling",)
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: SparseLoraConfig, rank: int, alpha: float
     ) -> None:
         super().__init__()
-        self.base_layer: Any = base_layer
+        self._begin(base_layer, adapter_name)
         self.transposed = isinstance(self.base_layer, Conv1D)
         self.out_features, self.in_features = self._weight_OI(self.base_layer.weight).shape
         self.sparselora_A, self.sparselora_B = nn.ParameterDict(), nn.ParameterDict()
-        self.scaling: dict[str, float] = {}
-        self.dropout: dict[str, float] = {}
-        self.straight_through: dict[str, bool] = {}
         self.twins: list[SparseLoraLinear] = [self]
         self.tied_to: str | None = None
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
         self._merged_by_twin = False
-        self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, rank, alpha)
 
     def update_layer(self, adapter_name: str, config: SparseLoraConfig, rank: int, alpha: float) -> None:
-        """Add one adapter: A (rank, I) uniform as a linear's weight, B (O, rank) zero, so it starts without effect."""
-        a_RI = torch.empty(rank, self.in_features)
-        nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5))
-        self.sparselora_A[adapter_name] = nn.Parameter(a_RI)
+        """Add one adapter: A (rank, I), B (O, rank)."""
+        self.sparselora_A[adapter_name] = nn.Parameter(new_a(rank, self.in_features))
         self.sparselora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, rank))
-        self.scaling[adapter_name] = alpha / rank
-        self.dropout[adapter_name] = config.dropout
-        self.straight_through[adapter_name] = config.straight_through
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self._told(adapter_name, config, rank, alpha)
 
     def share(self, twin: SparseLoraLinear) -> None:
         """Take the adapters of `twin`, whose weight this layer's is: one weight has one update."""
@@ -122,19 +68,10 @@ class SparseLoraLinear(nn.Module, BaseTunerLayer):
     def _weight_OI(self, weight: Any) -> Any:
         return weight.mT if self.transposed else weight
 
-    def _adapter(self, names: list[str] | None = None) -> str | None:
-        """The one adapter among `names` (default: the active ones) that this layer has."""
-        here = [name for name in names or self.active_adapters if name in self.sparselora_A]
-        if len(here) > 1:
-            raise RessaError(f"SparseLoRA: one adapter at a time, not {', '.join(here)}: their sum is not masked once")
-        return here[0] if here else None
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (..., I) -> (..., O)."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        name = self._adapter()
-        if self.disable_adapters or self.merged or name is None:
+        name = self._at_work()
+        if name is None:
             return self.base_layer(x, *args, **kwargs)
         device, dtype = x.device.type, self.base_layer.weight.dtype
         if torch.is_autocast_enabled(device):
@@ -146,9 +83,7 @@ class SparseLoraLinear(nn.Module, BaseTunerLayer):
     @torch.compiler.disable  # a compiler would be free to keep W_eff from forward to backward
     def _apply_masked(self, x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
         function = StraightThrough if self.straight_through[name] else MaskedLinear
-        a_RI, b_OR = self.sparselora_A[name], self.sparselora_B[name]
-        if self.training and self.dropout[name]:
-            a_RI = a_RI * dropout(a_RI.new_ones(self.in_features), self.dropout[name])
+        a_RI, b_OR = self._dropped(self.sparselora_A[name], name), self.sparselora_B[name]
         weight_OI = self._weight_OI(self.base_layer.weight)
         return function.apply(x, weight_OI, self.base_layer.bias, a_RI, b_OR, self.scaling[name], dtype)
 
@@ -163,11 +98,7 @@ class SparseLoraLinear(nn.Module, BaseTunerLayer):
         if self._merged_by_twin:
             self._merged_by_twin = False
             return
-        if self.merged:
-            raise RessaError(
-                f"SparseLoRA: {', '.join(self.merged_adapters)} is merged already: a second time would add it twice"
-            )
-        name = self._adapter(adapter_names)
+        name = self._to_merge(adapter_names)
         if name is None:
             return
         if self.tied_to:
@@ -179,16 +110,12 @@ class SparseLoraLinear(nn.Module, BaseTunerLayer):
         for twin in self.twins:
             twin.merged_adapters, twin._merged_by_twin = [name], twin is not self
 
-    def unmerge(self) -> None:
-        """Refused: the merge was rounded once, taking it off again would round twice."""
-        raise RessaError("SparseLoRA: a merged update cannot be taken off exactly: load the pruned weights again")
-
 
 class SparseLoraModel(BaseTuner):
     """peft's model side: puts a `SparseLoraLinear` where the config says, and takes it away again."""
 
     prefix = f"{NAME}_"
-    tuner_layer_cls = SparseLoraLinear
+    tuner_layer_cls = SparseLoraLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (peft's own declaration; no defaults)
 
     def _create_and_replace(
@@ -204,21 +131,34 @@ class SparseLoraModel(BaseTuner):
         config = cast(SparseLoraConfig, peft_config)
         rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), current_key), config.rank)
         alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), current_key), config.alpha)
-        if isinstance(target, SparseLoraLinear):
+        if isinstance(target, SparseLoraLinear | SparseLoraExperts):
             target.update_layer(adapter_name, config, rank, alpha)
-            if target is not target.twins[0]:
+            if isinstance(target, SparseLoraLinear) and target is not target.twins[0]:
                 target.share(target.twins[0])
+            return
+        if fused(target):
+            self._put(SparseLoraExperts(target, adapter_name, config, rank, alpha), adapter_name, parent, target_name)
             return
         if not isinstance(target, nn.Linear | Conv1D) or not target.weight.is_floating_point():
             kind = type(target).__name__
             raise RessaError(
-                f"SparseLoRA: '{current_key}' is a {kind}, not a plain linear: name only linears in target_modules"
+                f"SparseLoRA: '{current_key}' is a {kind}, not a plain linear: name only linears, or modules of fused "
+                "experts, in target_modules"
             )
         layer = SparseLoraLinear(target, adapter_name, config, rank, alpha)
         self._tie(layer)
+        self._put(layer, adapter_name, parent, target_name)
+
+    def _put(self, layer: Any, adapter_name: str, parent: nn.Module, target_name: str) -> None:
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained until it is made the active one
-        self._replace_module(parent, target_name, layer, target)
+        self._replace_module(parent, target_name, layer, layer.base_layer)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if fused(new_module):  # given back: it has no `weight` that peft could look after
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def _tie(self, layer: SparseLoraLinear) -> None:
         """Find who else has the layer's weight: an adapted linear shares its adapter, another module is remembered."""
@@ -247,7 +187,7 @@ class SparseLoraModel(BaseTuner):
         Raises:
             RessaError: it was merged before, or the zeros of a weight would change.
         """
-        if not any(isinstance(module, SparseLoraLinear) for module in self.model.modules()):
+        if not any(isinstance(module, SparseLoraLayer) for module in self.model.modules()):
             raise RessaError("SparseLoRA: there is no adapter left to merge; merging twice adds nothing")
         return super().merge_and_unload(progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 
 from ressa.errors import RessaError
 from ressa.model.folder import patterns_of
-from ressa.model.matrix import Convolution
+from ressa.model.matrix import Convolution, fused, holder
 from ressa.model.structure import structure
 from ressa.patterns import NofM
-from ressa.repair.kept import KeptLinear, put
+from ressa.repair.experts import kept
+from ressa.repair.kept import put
 from ressa.repair.masked import keep_kept
 from ressa.repair.settings import Settings
 from ressa.repair.sparse_lora import SparseLoraConfig, SparseLoraModel
@@ -99,11 +100,11 @@ def wrap(
     part_of = _adapted(model, pruned, settings)
     linears: dict[str, Any] = {name: model.get_submodule(name) for name in part_of}
     others = [p for p in _norms(model) if settings.train_norms]
-    others += [m.bias for m in linears.values() if settings.train_biases and isinstance(m.bias, nn.Parameter)]
+    biases = (getattr(module, "bias", None) for module in linears.values() if settings.train_biases)
+    others += [bias for bias in biases if isinstance(bias, nn.Parameter)]
     others += [p for p in _connector(model) if settings.train_connector and not settings.connector_rank]
     # a pruned weight is trained through its adapter, or its zeros are lost
-    modules: dict[str, Any] = dict(model.named_modules())
-    masked = {id(modules[name].weight) for name in (*pruned, *part_of) if name in modules}
+    masked = {id(parameter) for parameter in _parameters(model, (*pruned, *part_of)).values()}
     model.requires_grad_(False)
     tuner = _put_adapter(model, part_of, settings)
     for parameter in others:
@@ -119,11 +120,15 @@ def wrap(
 def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, str]:
     """{linear: its part} of all that get an adapter: pruned ones and, if it has a rank of its own, the connector.
 
-    As RESSA released it, a Q-Former gets one, but no projection does. Experts are no modules and get none.
+    As RESSA released it, a Q-Former gets one, but no projection does. Fused experts get one together, in the name of
+    their module, but no dense LoRA.
     """
-    modules = dict(model.named_modules())
-    found = {name: entry["part"] for name, entry in pruned.items() if entry["part"] in settings.trained_parts}
-    found = {name: part for name, part in found.items() if not isinstance(modules.get(name), Convolution | None)}
+    chosen = {name: entry["part"] for name, entry in pruned.items() if entry["part"] in settings.trained_parts}
+    found = {}
+    for name, part in chosen.items():
+        module = model.get_submodule(holder(model, name))
+        if not isinstance(module, Convolution) and not (fused(module) and settings.adapter == "lora"):
+            found[holder(model, name)] = part
     if settings.connector_rank and "connector" in settings.trained_parts and "connector" in structure(model).parts:
         for block in structure(model).blocks(("connector",)):
             if not settings.paper or "qformer" in block.name:
@@ -135,7 +140,7 @@ def _put_adapter(model: PreTrainedModel, part_of: Mapping[str, str], settings: S
     """Adapters on the named linears; peft's model around them, if it is peft that puts them there."""
     if settings.adapter == "masked-ft":
         for name in part_of:
-            put(model, name, KeptLinear(model.get_submodule(name)))
+            put(model, name, kept(model.get_submodule(name)))
         return None
     if not part_of:
         return None
@@ -192,15 +197,20 @@ def _as_it_came(student: Student) -> PreTrainedModel:
     model: Any = student.model
     if hasattr(model, "peft_config"):
         del model.peft_config
-    modules = dict(model.named_modules())
-    for name in (*student.pruned, *student.adapted):
-        if name not in modules:  # an expert, which is not trained
-            continue
-        weight: Any = modules[name].weight
-        weight.data = keep_kept(weight.data, weight.data, student.dtypes[f"{name}.weight"])
+    for name, weight in _parameters(model, (*student.pruned, *student.adapted)).items():
+        weight.data = keep_kept(weight.data, weight.data, student.dtypes[name])
     for name, tensor in named_tensors(model):
         tensor.data = tensor.data.to(student.dtypes[name])
     return model.requires_grad_(True).eval()
+
+
+def _parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The parameters that hold the matrices of these linears (or of these modules of experts), by their names."""
+    found: dict[str, nn.Parameter] = {}
+    for name in dict.fromkeys(holder(model, name) for name in names):
+        module = model.get_submodule(name)
+        found |= {f"{name}.{tensor}": module.get_parameter(tensor) for tensor in fused(module) or ["weight"]}
+    return found
 
 
 def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
