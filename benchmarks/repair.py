@@ -167,7 +167,7 @@ def minutes(place: Place, todo: list[Cell], done: list[Cell]) -> dict[Cell, floa
 
 
 def tables(place: Place, models: list[str]) -> str:
-    told = f"{datetime.date.today()}, {platform.machine()}, {torch.get_num_threads()} cores, CPU"
+    told = f"{datetime.date.today()}, {platform.machine()}, CPU, threads a run: {torch.get_num_threads()}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("ressa", "torch", "transformers", "peft"))
     lines = [
         "# What repair regains",
