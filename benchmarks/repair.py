@@ -6,8 +6,8 @@
 
 A run is a dense model, a pruning method, a sparsity, a seed and a column: nothing, or a way to repair. Its result is
 one JSON file in benchmarks/results/repair/, written when it is finished; a run whose file is there is not run again,
-so results can be committed and continued on another day or machine. WORK keeps data and pruned models. The tables in
-benchmarks/results/repair.md are written anew after every run.
+so results can be committed and continued on another day or machine. WORK keeps data and pruned models. Tables and plot,
+benchmarks/results/repair.md and repair.png, are made anew after every run (by `--budget 0` alone).
 
 All columns see the same 6,400 samples once (block reconstruction sees them once more before). {Wanda, ADMM} x {2:4,
 70 %} have three seeds, the rest of the grid one. Wanda at 60 % is there because it about halves the accuracy.
@@ -55,6 +55,13 @@ COLUMNS: dict[str, dict | None] = {
 }
 EXTRA = ("masked fine-tuning", "straight-through")  # neighbours, at 2:4 by Wanda alone
 EARLY = ("pruned", "both losses (RESSA)", "paper")  # run before all other columns
+DRAWN = {  # what the plot shows, and how
+    "pruned": ("x", "tab:gray"),
+    "paper": ("s", "tab:orange"),
+    "task loss only": ("<", "tab:green"),
+    "distillation only": (">", "tab:purple"),
+    "both losses (RESSA)": ("o", "tab:blue"),
+}
 SLOWEST = "reconstruction first"
 # Minutes of a run on one core, until one of its column has been measured
 GUESS = {"pruned": 0.2, SLOWEST: 3.0}
@@ -182,12 +189,47 @@ def tables(place: Place, models: list[str]) -> str:
         base = dense(place, model)["exact_match"]
         lines += ["", f"## {Path(model).name}: dense {base:.1%}", ""]
         lines += ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
-        pairs = dict.fromkeys((cell.method, cell.sparsity) for cell in every)
-        for method, sparsity in sorted(pairs, key=lambda pair: (METHODS.index(pair[0]), pair[1])):
+        for method, sparsity in pairs(models):
             runs = [cell for cell in every if (cell.model, cell.method, cell.sparsity) == (model, method, sparsity)]
             row = [_shown(place, runs, column, base) for column in COLUMNS]
             lines.append(f"| {method} {sparsity} | " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
+
+
+def pairs(models: list[str]) -> list[tuple[str, str]]:
+    """Methods and sparsities, in the order of the tables."""
+    found = dict.fromkeys((cell.method, cell.sparsity) for cell in cells(models))
+    return sorted(found, key=lambda pair: (METHODS.index(pair[0]), pair[1]))
+
+
+def plot(place: Place, models: list[str]) -> None:
+    """One panel a model: what stands on each line of its table, as points on a line (seeds as a bar behind it)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.2), facecolor="white", layout="constrained")
+    rows = pairs(models)[::-1]
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        base = dense(place, model)["exact_match"]
+        axes.axvline(100 * base, color="black", linewidth=1, linestyle=":", label=f"dense {base:.1%}")
+        for column, (marker, colour) in DRAWN.items():
+            for y, (method, sparsity) in enumerate(rows):
+                runs = [c for c in cells([model]) if (c.method, c.sparsity, c.column) == (method, sparsity, column)]
+                scores = [100 * result["exact_match"] for cell in runs if (result := place.result(cell))]
+                if scores:
+                    axes.plot([min(scores), max(scores)], [y, y], color=colour, linewidth=6, alpha=0.3)
+                    axes.plot(statistics.mean(scores), y, marker, color=colour, label=None if y else column)
+        axes.set_title(Path(model).name)
+        axes.set_xlabel("exact match, %")
+        axes.set_yticks(range(len(rows)), [" ".join(row) for row in rows])
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=9, loc="lower left")
+    figure.savefig(place.results / "repair.png", dpi=110)
+
+
+def show(place: Place, models: list[str]) -> None:
+    (place.results / "repair.md").write_text(tables(place, models))
+    plot(place, models)
 
 
 def _shown(place: Place, runs: list[Cell], column: str, base: float) -> str:
@@ -248,7 +290,8 @@ def main() -> None:
         result = run(place, cell)
         keep(place.file(cell), result)
         print(f"{cell.name}: {result['exact_match']:.1%}, KL {result['kl']:.3f}, {result['seconds']:.0f} s", flush=True)
-        (asked.results / "repair.md").write_text(tables(place, asked.models))
+        show(place, asked.models)
+    show(place, asked.models)
     show_plan(place, asked.models)
 
 
