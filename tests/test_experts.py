@@ -188,7 +188,7 @@ def test_shapes_tell_how_experts_are_kept_where_the_module_does_not():
 def test_what_a_stopped_run_had_pruned_is_put_back(case, tmp_path):
     _, block, names = _last(case)
     before = {name: block.linears[name].weight.detach().clone() for name in names}
-    finished = FinishedBlocks(tmp_path)
+    finished = FinishedBlocks(tmp_path, "run")
     finished.keep(block)
     with torch.no_grad():
         for name in names:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
+from transformers.models.ernie4_5_vl_moe.processing_ernie4_5_vl_moe import Ernie4_5_VLMoeProcessor
 
-from ressa.data.prompts import answer_ids, encode, prompt_text, shortest_first, tokenizer_of
+import pico
+from ressa.data.prompts import _process, answer_ids, encode, prompt_text, shortest_first, tokenizer_of
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.model.load import load
@@ -243,3 +245,29 @@ def test_shortest_first_orders_by_tokens_and_keeps_ties(causal_lm_folder):
     tokenizer = AutoTokenizer.from_pretrained(causal_lm_folder)
     asked = [Record(str(i), question, ("a",)) for i, question in enumerate(["x y z x y z", "x", "x y", "x"])]
     assert shortest_first(tokenizer, asked, answers=False) == [1, 3, 2, 0]
+
+
+def test_ernies_kinds_of_tokens_fit_rows_of_different_lengths():
+    """Its processor makes an array of the ids, so that they must be padded for it."""
+
+    class Ernie:
+        image_processor, chat_template = object(), None
+        image_token_id, image_start_token_id, image_end_token_id = 4, 5, 6
+        video_token_id, video_start_token_id, video_end_token_id = 901, 902, 903
+        create_moe_mm_token_type_ids = Ernie4_5_VLMoeProcessor.create_moe_mm_token_type_ids
+
+        def __init__(self):
+            self.tokenizer = pico.tokenizer()
+            self.tokenizer.chat_template = None
+
+        def __call__(self, text, images, **options):
+            made = self.tokenizer(text, **options)
+            made["moe_mm_token_type_ids"] = self.create_moe_mm_token_type_ids(made["input_ids"])
+            return made
+
+    texts = ["what is it", "what is it that stands there"]
+    encoded = _process(Ernie(), texts, [Record(text, text, ()) for text in texts])
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    assert lengths[0] < lengths[1]
+    assert [len(row) for row in encoded["moe_mm_token_type_ids"]] == lengths
+    assert encoded["input_ids"] == pico.tokenizer()(texts)["input_ids"]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from ressa.allocation.file import write_allocation
 from ressa.errors import RessaError
+from ressa.model.load import load
+from ressa.model.structure import structure
 from ressa.prune import prune
+from ressa.resume import FinishedBlocks, stamp
 
 blocks = importlib.import_module("ressa.blocks")
 SMALL = {"samples": 6, "batch_size": 4}
@@ -75,14 +80,64 @@ def test_with_other_settings_it_begins_anew(llava_folder, tiny_data, tmp_path, g
     assert gathered[0] == first
 
 
-def test_a_run_that_is_refused_leaves_nothing(llava_folder, tiny_data, tmp_path, monkeypatch):
-    def refused(*args):
-        raise RessaError("no")
+def refused(*args):
+    raise RessaError("no")
 
+
+def test_a_run_that_is_refused_at_its_first_block_leaves_nothing(llava_folder, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "gather", refused)
     with pytest.raises(RessaError, match="no"):
         prune(llava_folder, tmp_path / "new" / "out", data=tiny_data, method="wanda", **SMALL)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_refused_later_keeps_what_is_finished(llava_folder, tiny_data, tmp_path, monkeypatch, gathered):
+    settings = {"data": tiny_data, "method": "wanda", **SMALL}
+    stopped(llava_folder, tmp_path / "out", 2, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "gather", refused)
+        with pytest.raises(RessaError, match="no"):
+            prune(llava_folder, tmp_path / "out", **settings)
+    gathered.clear()
+    assert prune(llava_folder, tmp_path / "out", **settings)["resumed_blocks"] == 2
+
+
+def test_another_allocation_in_the_same_file_begins_anew(llava_folder, tiny_data, tmp_path, gathered):
+    model, _ = load(llava_folder)
+    names = [block.name for block in structure(model).blocks(["vision", "language"])]
+    file = tmp_path / "shares.json"
+    settings = {"data": tiny_data, "method": "wanda", "allocation": file, **SMALL}
+    write_allocation(file, {"unit": "block", "sparsity": dict.fromkeys(names, 0.7)})
+    stopped(llava_folder, tmp_path / "out", 2, **settings)
+    write_allocation(file, {"unit": "block", "sparsity": dict.fromkeys(names, 0.3)})
+    manifest = prune(llava_folder, tmp_path / "out", **settings)
+    assert "resumed_blocks" not in manifest
+    assert manifest["together"]["sparsity"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_another_chat_template_begins_anew(llava_folder, tmp_path):
+    folder = shutil.copytree(llava_folder, tmp_path / "model")
+    before = stamp(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0] }}")
+    assert stamp(folder) != before
+
+
+def test_blocks_of_another_run_or_cut_short_are_not_taken(llava_folder, tmp_path):
+    block = structure(load(llava_folder)[0]).blocks()[0]
+    ours = FinishedBlocks(tmp_path, "ours")
+    FinishedBlocks(tmp_path, "theirs").keep(block)
+    assert not ours.has(block)
+    ours.keep(block)
+    assert ours.has(block)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-10])
+    assert not ours.has(block)
+
+
+def test_a_block_that_cannot_be_written_is_one_line(llava_folder, tmp_path):
+    block = structure(load(llava_folder)[0]).blocks()[0]
+    with pytest.raises(RessaError, match=r"cannot be kept there \("):
+        FinishedBlocks(tmp_path / "gone", "ours").keep(block)
 
 
 def test_a_killed_command_goes_on(llava_folder, tiny_data, tmp_path):

@@ -45,8 +45,8 @@ def by_inputs(
     order: str,
     asymmetric: float,
     finished: FinishedBlocks,
-) -> None:
-    """Prunes every block for the inputs that it gets, but for `finished` ones.
+) -> int:
+    """Prunes every block for the inputs that it gets, but for `finished` ones. Returns how many those were.
 
     Raises:
         RessaError: a block that no calibration record enters.
@@ -54,12 +54,13 @@ def by_inputs(
     road = partial(walk, batches=ground.batches, device=ground.device)
     visits = road(ground.net, blocks, propagate=propagate, progress=ground.progress)
     originals = road(*_original(ground.net, blocks), propagate="dense") if asymmetric else repeat(None)
-    unseen = dict.fromkeys(block.name for block in blocks)
+    resumed, unseen = 0, dict.fromkeys(block.name for block in blocks)
     for visit, original in zip(visits, originals, strict=False):
         if finished.has(visit.block):
             for call in visit.calls if visit.onward else ():
                 visit.run(call)  # the batch goes on with what the dense block makes of it
             finished.put_back(visit.block)
+            resumed += 1
         else:
             for linears in _turns(visit, order):
                 inputs = gather(visit, run.needs, ground.tokens, linears)
@@ -72,6 +73,7 @@ def by_inputs(
         del unseen[visit.block.name]
     for name in unseen:
         raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
+    return resumed
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from ressa.blocks import by_inputs, by_weights, prune_block
 from ressa.calibration.samples import drawn
 from ressa.calibration.tokens import check_counts
 from ressa.calibration.walk import PROPAGATE, Progress
-from ressa.data.records import read_records
+from ressa.data.records import Record, read_records
 from ressa.errors import RessaError, unknown
 from ressa.inputs import Gram
 from ressa.model.folder import check_output, refuse_adapter, write_folder
@@ -128,16 +128,26 @@ def prune(
         for block in plan.blocks()
         if any(patterns[name].sparsity for name in block.linears.keys() & patterns.keys())
     ]
-    about = {"arguments": arguments, "model": stamp(model), "data": digest_of(drawn(records or [], samples, seed))}
-    with finished_blocks(Path(out), about) as finished:
-        if run.needs is None:
-            by_weights(run, blocks, patterns, progress)
-        else:
-            by_inputs(run, ground, blocks, patterns, propagate, order, asymmetric, finished)
+    finished, resumed = None, 0
+    if run.needs is None:
+        by_weights(run, blocks, patterns, progress)
+    else:
+        with finished_blocks(Path(out), _identity(arguments, records or [], patterns)) as finished:
+            resumed = by_inputs(run, ground, blocks, patterns, propagate, order, asymmetric, finished)
     manifest = _manifest(arguments, plan, patterns, allotted, time.perf_counter() - started)
+    if resumed:
+        manifest["resumed_blocks"] = resumed  # what they took is not in the seconds
     write_folder(out, net, processor, manifest, patterns=patterns)
-    finished.forget()
+    if finished:
+        finished.forget()
     return manifest
+
+
+def _identity(arguments: dict[str, Any], records: list[Record], patterns: Mapping[str, Pattern]) -> dict[str, Any]:
+    """What a stopped run was about: only the same one goes on with its blocks."""
+    data = digest_of(drawn(records, arguments["samples"], arguments["seed"]))
+    spelled = {name: repr(pattern) for name, pattern in patterns.items()}
+    return {"arguments": arguments, "model": stamp(arguments["model"]), "data": data, "patterns": spelled}
 
 
 def _check_parts(model: str | Path, vision: Sparsity | None, connector: Sparsity | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,32 +13,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.folders import tidy_parents
-from ressa.model.load import resolve
+from ressa.model.load import read_config, resolve
 from ressa.model.structure import Block
 from ressa.provenance import versions
 
 
-def work_folder(out: Path, what: str, identity: dict[str, Any]) -> Path:
-    """The hidden folder beside `out`; emptied unless a run with the same identity and versions made it."""
-    work = out.absolute().parent / f".{out.name}.{what}"
+def work_path(out: Path, what: str) -> Path:
+    """The hidden folder beside `out`."""
+    out = out.absolute()
+    return out.parent / f".{out.name}.{what}"
+
+
+def begin(work: Path, identity: dict[str, Any]) -> str:
+    """Make the folder `work`, emptied unless a run with the same identity and versions made it; their digest."""
     note, text = work / "arguments.json", json.dumps(identity | {"versions": versions("peft")}, indent=1)
     if not note.is_file() or note.read_text(encoding="utf-8") != text:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         note.write_text(text, encoding="utf-8")
-    return work
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stamp(name: str | Path) -> list[Any]:
-    """Names, sizes and times of a model's files; a hub name stands for itself."""
+    """Names, sizes and times of a model's files; of a model on the hub its commit."""
     folder = Path(resolve(name))
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
-    return [str(name), *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
+    if not folder.is_dir():
+        return [str(name), getattr(read_config(name), "_commit_hash", None)]
+    found = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
+    return [str(name), *([name, told.st_size, told.st_mtime_ns] for name, told in found)]
 
 
 def digest_of(records: list[Record]) -> str:
@@ -51,12 +60,22 @@ def digest_of(records: list[Record]) -> str:
 
 @dataclass(frozen=True)
 class FinishedBlocks:
-    """The pruned weights of blocks, a file each in `folder`."""
+    """The pruned weights of blocks, a file each in `folder`, which tells the digest of the run that made it."""
 
     folder: Path
+    digest: str
 
     def has(self, block: Block) -> bool:
-        return self._file(block).is_file()
+        """Whether a run with the same digest has written it, whole."""
+        try:
+            with safe_open(self._file(block), framework="pt") as saved:
+                return (saved.metadata() or {}).get("run") == self.digest
+        except (OSError, SafetensorError):
+            return False
+
+    @property
+    def begun(self) -> bool:
+        return any(self.folder.glob("*.safetensors"))
 
     @torch.no_grad()
     def put_back(self, block: Block) -> None:
@@ -65,11 +84,17 @@ class FinishedBlocks:
             linear.weight.copy_(saved[name])
 
     def keep(self, block: Block) -> None:
-        """The file appears whole or not at all."""
-        partial = self.folder / "block.partial"
+        """The file appears whole or not at all. Raises RessaError if it cannot be written; the others stay."""
+        part = self.folder / f"{uuid.uuid4().hex}.partial"
         clone = {"memory_format": torch.contiguous_format}  # experts are views, weights of Conv1D transposed ones
-        save_file({name: linear.weight.detach().clone(**clone) for name, linear in block.linears.items()}, partial)
-        partial.replace(self._file(block))
+        weights = {name: linear.weight.detach().cpu().clone(**clone) for name, linear in block.linears.items()}
+        try:
+            save_file(weights, part, {"run": self.digest})
+            part.replace(self._file(block))
+        except (OSError, SafetensorError) as error:
+            raise RessaError(f"{self.folder}: {block.name} cannot be kept there ({error})") from None
+        finally:
+            part.unlink(missing_ok=True)
 
     def forget(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -80,11 +105,12 @@ class FinishedBlocks:
 
 @contextmanager
 def finished_blocks(out: Path, identity: dict[str, Any]) -> Iterator[FinishedBlocks]:
-    """What an earlier run of `prune` with the same identity has finished. Gone if the run is refused, for good."""
-    with tidy_parents(out.absolute()):
-        finished = FinishedBlocks(work_folder(out, "prune", identity))
+    """What an earlier run of `prune` with the same identity has finished. Nothing is left where nothing was."""
+    work = work_path(out, "prune")
+    with tidy_parents(work):
+        finished = FinishedBlocks(work, begin(work, identity))
         try:
             yield finished
-        except RessaError:
-            finished.forget()
-            raise
+        finally:
+            if not finished.begun:
+                finished.forget()

@@ -18,6 +18,7 @@ from ressa.data.records import Record
 from ressa.errors import RessaError
 
 ACROSS = "cross_attention_mask"  # Mllama's
+KINDS_OF_TOKENS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 IGNORED = -100  # the label that the cross-entropy of torch and transformers skips
 # BLIP-2 (Li et al. 2023, section 4) and InstructBLIP (Dai et al. 2023, appendix C); RESSA evaluates with the same.
 QUESTION = "Question: {} Short answer:"
@@ -196,12 +197,13 @@ def _process(processor: Any, prompts: list[str], records: Sequence[Record]) -> d
     # a list a record: some processors (Gemma 3) take a plain list for the pictures of one
     images = [[] if record.image is None else [record.open_image()] for record in records]
     options["images"] = images if any(images) else None
-    if not _reads_prefix(processor):
+    if not (_reads_prefix(processor) or hasattr(processor, "create_moe_mm_token_type_ids")):
         return dict(processor(**options))
-    encoded = dict(processor(**options | {"padding": True}))  # of its ids it makes an array: labels that are not ours
-    del encoded["labels"]
+    # PaliGemma's (for labels that are not ours) and Ernie's make an array of all ids: rows must be of one length
+    encoded = dict(processor(**options | {"padding": True}))
+    encoded.pop("labels", None)
     masks = encoded["attention_mask"]
-    for key in ("input_ids", "token_type_ids", "attention_mask"):
+    for key in encoded.keys() & {"input_ids", "attention_mask", *KINDS_OF_TOKENS}:
         encoded[key] = [list(compress(row, mask)) for row, mask in zip(encoded[key], masks, strict=True)]
     return encoded
 

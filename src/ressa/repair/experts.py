@@ -86,7 +86,9 @@ class SparseLoraExperts(nn.Module, SparseLoraLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As that of the module."""
         name = self._at_work()
-        return functional_call(self.base_layer, {} if name is None else self._weights(name), args, kwargs)
+        if name is None:
+            return self.base_layer(*args, **kwargs)
+        return functional_call(self.base_layer, self._weights(name), args, kwargs)
 
     @torch.compiler.disable
     def _weights(self, name: str) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ class SparseLoraModel(BaseTuner):
         self._replace_module(parent, target_name, layer, layer.base_layer)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if fused(new_module):  # given back: it has no `weight` that peft could look after
+        if isinstance(child, SparseLoraExperts):  # what it gives back has no `weight` for peft to look after
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)

@@ -24,7 +24,7 @@ from ressa.repair.settings import Settings
 from ressa.repair.student import Student
 from ressa.repair.teacher import Cache, Teacher, model_hash, open_cache, write_cache
 from ressa.repair.trainer import CACHED, Adaptation, Objective, Progress, Report, arguments, last_checkpoint
-from ressa.resume import digest_of, work_folder
+from ressa.resume import begin, digest_of, work_path
 
 RECONSTRUCTED = "reconstructed.safetensors"
 
@@ -79,10 +79,11 @@ class Run:
 
     def work_folder(self, out: Path, identity: dict[str, Any]) -> Path:
         """The hidden folder beside `out` for checkpoints; the first process makes it."""
+        work = work_path(out, "train")
         if self.processes.is_main_process:
-            work_folder(out, "train", identity)
+            begin(work, identity)
         self.processes.wait_for_everyone()
-        return work_folder(out, "train", identity)
+        return work
 
     @staticmethod
     def begun(work: Path) -> bool:

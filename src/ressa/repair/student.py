@@ -132,7 +132,7 @@ def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], se
     if settings.connector_rank and "connector" in settings.trained_parts and "connector" in structure(model).parts:
         for block in structure(model).blocks(("connector",)):
             if not settings.paper or "qformer" in block.name:
-                found |= dict.fromkeys(block.linears, "connector")
+                found |= dict.fromkeys((holder(model, name) for name in block.linears), "connector")
     return found
 
 
