@@ -25,6 +25,7 @@ from ressa.repair import SparseLoraConfig
 from ressa.repair.experts import MaskedSum, SparseLoraExperts, kept
 from ressa.repair.kept import put
 from ressa.repair.reconstruct import Passes, reconstruct
+from ressa.report.plan import plan
 from ressa.resume import FinishedBlocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
@@ -197,6 +198,14 @@ def test_what_a_stopped_run_had_pruned_is_put_back(case, tmp_path):
     assert all(torch.equal(block.linears[name].weight, before[name]) for name in names)
 
 
+def test_the_plan_of_repair_counts_the_sums_that_experts_keep(case):
+    model, *_ = _last(case)
+    linears = [linear for block in structure(model).blocks() for linear in block.linears.values()]
+    fused_weights = sum(linear.weight.numel() for linear in linears if is_expert(linear))
+    memory = plan(case.folder / "config.json", "2:4")["steps"]["repair"]["memory"]
+    assert 4 * fused_weights < memory["workspace"] < 4 * fused_weights + 2 * 4 * model.num_parameters()
+
+
 # ---- repair ----------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +269,25 @@ def test_merged_experts_answer_as_adapted_ones_and_keep_every_zero(pruned, case)
     torch.testing.assert_close(merged(**batch).logits, adapted, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(weight_of(merged, n) == 0, where) for n, where in zeros.items())
     assert not any("sparselora" in name for name, _ in merged.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"straight_through": True}, {"dropout": 0.5}], ids=["exact", "through", "dropped"]
+)
+def test_gradients_reach_every_expert_that_is_sent_tokens_also_when_computed_again(pruned, case, told):
+    model, _, module = pruned
+    tuned, layer = _adapted(model, module, **told)
+    gradients = []
+    for _ in range(2):
+        tuned.train().zero_grad()
+        torch.manual_seed(0)
+        tuned(**_plain(case)).logits.square().mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in layer.named_parameters() if p.requires_grad})
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    assert len(gradients[0]) == 2 * len(fused(layer.base_layer))
+    for name, gradient in gradients[0].items():
+        assert gradient.any()
+        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 def test_peft_saves_and_loads_the_update_of_experts(pruned, case, tmp_path):

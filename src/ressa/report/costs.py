@@ -13,6 +13,7 @@ from typing import Any
 
 from ressa.inputs import PANELS, Gram, Method, Moments
 from ressa.methods.alps import EVERY
+from ressa.model.matrix import is_expert
 from ressa.model.structure import Block, PartName
 
 WIDE = 4  # bytes of a float32, which all statistics, solvers and repair use
@@ -58,12 +59,13 @@ class Read:
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a block its costs depend on."""
+    """What of a block its costs depend on; `fused` of its weights are experts that share a parameter."""
 
     part: PartName
     decoder: bool
     reads: tuple[Read, ...]
     parameters: int
+    fused: int = 0
 
     @property
     def width(self) -> int:
@@ -103,7 +105,8 @@ def shape_of(block: Block) -> Shape:
         groups.setdefault((parent, kind, linear.weight.shape[1], crossed) if kind else name, []).append((leaf, linear))
     reads = tuple(_read(key, members) for key, members in groups.items())
     parameters = sum(parameter.numel() for parameter in block.module.parameters())
-    return Shape(block.part, block.stack == "decoder", reads, parameters)
+    fused = sum(linear.weight.numel() for linear in block.linears.values() if is_expert(linear))
+    return Shape(block.part, block.stack == "decoder", reads, parameters, fused)
 
 
 def _read(key: Any, members: list[tuple[str, Any]]) -> Read:

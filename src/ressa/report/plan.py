@@ -248,7 +248,7 @@ def _prune(name: str, sizes: _Sizes, load: Load, limit: int | None) -> dict[str,
 
 
 def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None) -> dict[str, Any]:
-    """Student and teacher in float32, gradients and moments of what is trained, activations, the largest W_eff."""
+    """Student, teacher, gradients and moments of what is trained, activations, the largest W_eff and all experts'."""
     trained = adapters(sizes.shapes, rank)
 
     def needs(load: Load, teachers: int = 1) -> dict[str, float]:
@@ -261,7 +261,7 @@ def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None)
             "teacher": teachers * sizes.parameters * WIDE,
             "optimizer": trained * ADAM + sizes.trained * TRAINED,
             "activations": kept,
-            "workspace": 2 * WIDE * largest,
+            "workspace": WIDE * (2 * largest + sum(shape.fused for shape in sizes.shapes)),
         }
 
     told = needs(load)
