@@ -72,6 +72,7 @@ def by_inputs(
             finished.keep(visit.block)
         del unseen[visit.block.name]
     for name in unseen:
+        finished.forget()  # of no use to a run that could go through
         raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
     return resumed
 

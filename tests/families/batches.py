@@ -130,7 +130,7 @@ def text(model: Any, tokens: list[int], image: int | None = None) -> Inputs:
         labels = ids.clone()
         labels[:, : -5 - len(rows)] = -100
         inputs["labels"] = labels.masked_fill(mask == 0, -100)
-    for name in ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"):
+    for name in names & {"mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"}:
         inputs[name] = (ids == image).long()
     return {key: value for key, value in inputs.items() if key in names}
 
