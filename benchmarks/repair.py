@@ -211,7 +211,7 @@ def plot(place: Place, models: list[str]) -> None:
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
         base = dense(place, model)["exact_match"]
-        axes.axvline(100 * base, color="black", linewidth=1, linestyle=":", label=f"dense {base:.1%}")
+        axes.axvline(100 * base, color="black", linewidth=1, linestyle=":", label="dense")
         for column, (marker, colour) in DRAWN.items():
             for y, (method, sparsity) in enumerate(rows):
                 runs = [c for c in cells([model]) if (c.method, c.sparsity, c.column) == (method, sparsity, column)]
@@ -219,11 +219,13 @@ def plot(place: Place, models: list[str]) -> None:
                 if scores:
                     axes.plot([min(scores), max(scores)], [y, y], color=colour, linewidth=6, alpha=0.3)
                     axes.plot(statistics.mean(scores), y, marker, color=colour, label=None if y else column)
-        axes.set_title(Path(model).name)
+        axes.set_title(f"{Path(model).name}: dense {base:.1%}")
         axes.set_xlabel("exact match, %")
         axes.set_yticks(range(len(rows)), [" ".join(row) for row in rows])
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=9, loc="lower left")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(DRAWN) + 1
+    )
     figure.savefig(place.results / "repair.png", dpi=110)
 
 
