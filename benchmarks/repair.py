@@ -210,11 +210,11 @@ def plot(place: Place, models: list[str]) -> None:
     rows = pairs(models)[::-1]
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
-        base = dense(place, model)["exact_match"]
+        base, every = dense(place, model)["exact_match"], cells([model])
         axes.axvline(100 * base, color="black", linewidth=1, linestyle=":", label="dense")
         for column, (marker, colour) in DRAWN.items():
             for y, (method, sparsity) in enumerate(rows):
-                runs = [c for c in cells([model]) if (c.method, c.sparsity, c.column) == (method, sparsity, column)]
+                runs = [c for c in every if (c.method, c.sparsity, c.column) == (method, sparsity, column)]
                 scores = [100 * result["exact_match"] for cell in runs if (result := place.result(cell))]
                 if scores:
                     axes.plot([min(scores), max(scores)], [y, y], color=colour, linewidth=6, alpha=0.3)
