@@ -123,12 +123,12 @@ def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], se
     As RESSA released it, a Q-Former gets one, but no projection does. Fused experts get one together, in the name of
     their module, but no dense LoRA.
     """
-    chosen = {name: entry["part"] for name, entry in pruned.items() if entry["part"] in settings.trained_parts}
-    found = {}
-    for name, part in chosen.items():
-        module = model.get_submodule(holder(model, name))
-        if not isinstance(module, Convolution) and not (fused(module) and settings.adapter == "lora"):
-            found[holder(model, name)] = part
+    found = {holder(model, name): entry["part"] for name, entry in pruned.items()}
+    for name, part in list(found.items()):
+        module = model.get_submodule(name)
+        left_out = isinstance(module, Convolution) or (fused(module) and settings.adapter == "lora")
+        if left_out or part not in settings.trained_parts:
+            del found[name]
     if settings.connector_rank and "connector" in settings.trained_parts and "connector" in structure(model).parts:
         for block in structure(model).blocks(("connector",)):
             if not settings.paper or "qformer" in block.name:
