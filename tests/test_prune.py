@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import pico
+from ressa import machine
 from ressa.errors import RessaError
 from ressa.model.folder import patterns_of, read_manifest, verify, zeros
 from ressa.model.load import load
@@ -116,9 +117,10 @@ def test_each_setting_changes_the_weights(setting, llava_folder, tiny_data, tmp_
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
 
 
-def test_blocks_may_be_pruned_on_a_device_of_their_own(llava_folder, tiny_data, tmp_path):
-    for name, device in (("here", None), ("there", "cpu:0")):
-        prune(llava_folder, tmp_path / name, data=tiny_data, device=device, **SMALL)
+def test_blocks_may_be_pruned_on_a_device_of_their_own(llava_folder, tiny_data, tmp_path, monkeypatch):
+    for name, device in (("here", "cpu"), ("there", "cpu:0")):
+        monkeypatch.setattr(machine, "decide", lambda *asked, device=device: (device, torch.float32))
+        prune(llava_folder, tmp_path / name, data=tiny_data, **SMALL)
     here, there = (load(tmp_path / name)[0].state_dict() for name in ("here", "there"))
     assert all(torch.equal(here[name], there[name]) for name in here)
 

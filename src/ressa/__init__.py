@@ -10,12 +10,17 @@ ressa.run(recipe)                      all of it, from one recipe
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import RessaError
+
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+    # Waiting threads of OpenMP spin and take the core that the working one needs; read when torch is first imported.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
 
 if TYPE_CHECKING:
     from ressa.evaluate.score import evaluate

@@ -18,7 +18,7 @@ from ressa.calibration.asymmetric import shifts
 from ressa.calibration.gather import gather, reading_order
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import Progress, Visit, walk
-from ressa.errors import RessaError
+from ressa.errors import RessaError, RessaWarning
 from ressa.inputs import Gram, Method
 from ressa.model.matrix import is_expert
 from ressa.model.structure import Block, structure
@@ -51,7 +51,7 @@ def by_inputs(
     Raises:
         RessaError: a block that no calibration record enters.
     """
-    road = partial(walk, batches=ground.batches, device=ground.device)
+    road = partial(walk, batches=ground.batches, device=ground.device, autocast=ground.autocast)
     visits = road(ground.net, blocks, propagate=propagate, progress=ground.progress)
     originals = road(*_original(ground.net, blocks), propagate="dense") if asymmetric else repeat(None)
     resumed, unseen = 0, dict.fromkeys(block.name for block in blocks)
@@ -107,7 +107,9 @@ def prune_block(
             weight_OI.copy_(part_OI)
     if idle:
         more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
-        warnings.warn(f"no calibration token was sent to {idle[0]}{more}: pruned by magnitude", stacklevel=2)
+        warnings.warn(
+            f"no calibration token was sent to {idle[0]}{more}: pruned by magnitude", RessaWarning, stacklevel=2
+        )
 
 
 def _heard(name: str, inputs: Mapping[str, Any]) -> bool:

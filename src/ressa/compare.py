@@ -15,11 +15,11 @@ from ressa.errors import RessaError
 from ressa.evaluate.blocks import block_errors
 from ressa.evaluate.score import evaluate, write_atomic
 from ressa.model.folder import read_manifest
-from ressa.model.load import load, resolve
+from ressa.model.load import load_to_ask, resolve
 from ressa.provenance import forget_peak
 from ressa.prune import prune
-from ressa.run import Progress, Stage, carry_out
-from ressa.settings import Evaluate, Prune
+from ressa.run import Progress, Stage, carry_out, dtype_key
+from ressa.settings import Evaluate, Prune, Runtime
 
 HELD_OUT = 32  # records whose block outputs are compared
 
@@ -32,6 +32,7 @@ def compare(
     methods: Sequence[str],
     settings: Prune | None = None,
     asked: Evaluate | None = None,
+    runtime: Runtime | None = None,
     seed: int = 0,
     progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def compare(
         methods: names of pruning methods.
         settings: of `prune`, except for its method.
         asked: of `evaluate`.
+        runtime: where it is computed, and in what.
         progress: called with a stage's name as it begins; gives that stage's progress callable.
 
     Returns:
@@ -65,14 +67,15 @@ def compare(
         for split in (settings.split, asked.split or "test"):
             read_records(data, split)
 
-    common = {"model": str(model), "data": str(data), "seed": seed}
-    dense = _scores("dense", str(model), out, common, asked, None)
+    common = {"model": str(model), "data": str(data), "seed": seed} | dtype_key(runtime)
+    where: dict[str, Any] = asdict(runtime or Runtime())
+    dense = _scores("dense", str(model), out, common, asked, None, where)
     plan = [dense]
     for method in methods:
         plan += [
-            _pruned(out / method, replace(settings, method=method), common),
-            _scores(method, str(out / method), out, common, asked, str(model)),
-            _blocks(method, out, common, asked),
+            _pruned(out / method, replace(settings, method=method), common, where),
+            _scores(method, str(out / method), out, common, asked, str(model), where),
+            _blocks(method, out, common, asked, where),
         ]
     carry_out(plan, out, progress, check)
     told = {
@@ -85,31 +88,40 @@ def compare(
     return told
 
 
-def _pruned(folder: Path, section: Prune, common: dict[str, Any]) -> Stage:
+def _pruned(folder: Path, section: Prune, common: dict[str, Any], where: dict[str, Any]) -> Stage:
     def make(progress: Progress | None) -> None:
         forget_peak()
-        source = {"data": common["data"], "seed": common["seed"]}
-        prune(common["model"], folder, progress=progress, **source, **asdict(section))
+        source: dict[str, Any] = {"data": common["data"], "seed": common["seed"]}
+        prune(common["model"], folder, progress=progress, **source, **where, **asdict(section))
 
     return Stage(f"prune {section.method}", folder / "ressa.json", (), common | asdict(section), make)
 
 
-def _scores(name: str, model: str, out: Path, common: dict[str, Any], asked: Evaluate, against: str | None) -> Stage:
+def _scores(
+    name: str,
+    model: str,
+    out: Path,
+    common: dict[str, Any],
+    asked: Evaluate,
+    against: str | None,
+    where: dict[str, Any],
+) -> Stage:
     folder = out / "scores" / name
 
     def make(progress: Progress | None) -> None:
-        evaluate(model, data=common["data"], against=against, out=folder, progress=progress, **asdict(asked))
+        source: dict[str, Any] = {"data": common["data"], "against": against, "out": folder}
+        evaluate(model, progress=progress, **source, **where, **asdict(asked))
 
     after = () if against is None else (f"prune {name}",)
     return Stage(f"evaluate {name}", folder / "scores.json", after, common | asdict(asked), make)
 
 
-def _blocks(method: str, out: Path, common: dict[str, Any], asked: Evaluate) -> Stage:
+def _blocks(method: str, out: Path, common: dict[str, Any], asked: Evaluate, where: dict[str, Any]) -> Stage:
     proof = out / "scores" / method / "blocks.json"
 
     def make(progress: Progress | None) -> None:
-        dense, processor = load(common["model"])
-        pruned, _ = load(out / method)
+        dense, processor, _ = load_to_ask(common["model"], **where)
+        pruned, _, _ = load_to_ask(out / method, **where)
         held_out = read_records(common["data"], asked.split or "test")
         batches = draw(held_out, processor, dense.config, HELD_OUT, batch_size=8, seed=common["seed"])
         write_atomic(proof, json.dumps(block_errors(pruned, dense, batches), indent=2) + "\n")

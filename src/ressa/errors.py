@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class RessaWarning(UserWarning):
+    """Something the user should know that stops nothing; the command line prints it as one line."""
+
+
 class RessaError(Exception):
     """A request that cannot be carried out. Its text is one line for the user; the CLI prints it and exits with 2."""
 

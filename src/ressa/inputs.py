@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ressa.errors import RessaError
+from ressa.errors import RessaError, RessaWarning
 
 RETRY_DAMPS = (0.01, 0.1, 1.0, 10.0)  # shares of the mean diagonal
 PANELS = 4  # of a Gram: with so many, its symmetry saves 3/8 of the work, and each is still one large product
@@ -196,7 +196,11 @@ def _inverse_factor(reversed_II: Tensor, damp: float) -> Tensor:
         if failed:
             continue
         if tried != damp:
-            warnings.warn(f"the Gram matrix of a layer's inputs needed damping {tried:g}, not {damp:g}", stacklevel=2)
+            warnings.warn(
+                f"the Gram matrix of a layer's inputs needed damping {tried:g}, not {damp:g}",
+                RessaWarning,
+                stacklevel=2,
+            )
         del reversed_II  # at most three matrices at a time beside the Gram, which may be gigabytes
         eye_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)
         inverse_II = torch.linalg.solve_triangular(lower_II, eye_II, upper=False)

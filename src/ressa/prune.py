@@ -23,8 +23,10 @@ from ressa.calibration.walk import PROPAGATE, Progress
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError, unknown
 from ressa.inputs import Gram
+from ressa.machine import Machine
 from ressa.model.folder import check_output, refuse_adapter, write_folder
-from ressa.model.load import auto_class, load, read_config
+from ressa.model.load import auto_class, load, machine_for, read_config
+from ressa.model.precision import cast_back, dtypes_of
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
 from ressa.provenance import peak_memory, plain, versions
@@ -59,7 +61,8 @@ def prune(
     patch_embedding: bool = False,
     split: str = "train",
     group: str | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "auto",
+    dtype: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Prunes `model` and writes it, with its processor and ressa.json, to `out`. Returns what stands in ressa.json.
@@ -90,7 +93,7 @@ def prune(
         group: what competes in an unstructured pattern, "row" or "matrix" (by default matrices in vision, else rows);
             with magnitude also all matrices of a "part" or of the "model".
         patch_embedding: whether the convolution that cuts pictures into patches is pruned with the vision tower.
-        device: where blocks are pruned, one at a time; None where the model is loaded, on the CPU.
+        device, dtype: as in `ressa.settings.Runtime`; blocks move to a device other than the CPU one at a time.
         progress: called with (blocks done, blocks in all, name of the next).
 
     Raises:
@@ -120,8 +123,12 @@ def prune(
     records = None if data is None else read_records(data, split)
 
     net, processor = load(model)
+    chosen, dtypes = machine_for(net, device, dtype), dtypes_of(net)
+    if chosen.working != chosen.stored:
+        net.float()
     plan = structure(net, patch_embedding=patch_embedding)
-    ground = Ground(net, processor, records, samples, batch_size, seed, counts, device, progress)
+    where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
+    ground = Ground(net, processor, records, samples, batch_size, seed, counts, **where)
     patterns, allotted = allot(request, saved, plan, ground, run, partial(prune_block, run))
     blocks = [
         block
@@ -132,9 +139,10 @@ def prune(
     if run.needs is None:
         by_weights(run, blocks, patterns, progress)
     else:
-        with finished_blocks(Path(out), _identity(arguments, records or [], patterns)) as finished:
+        with finished_blocks(Path(out), _identity(arguments, chosen, records or [], patterns)) as finished:
             resumed = by_inputs(run, ground, blocks, patterns, propagate, order, asymmetric, finished)
-    manifest = _manifest(arguments, plan, patterns, allotted, time.perf_counter() - started)
+    cast_back(net, dtypes, [name for name, pattern in patterns.items() if pattern.sparsity])
+    manifest = _manifest(arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
     if resumed:
         manifest["resumed_blocks"] = resumed  # what they took is not in the seconds
     write_folder(out, net, processor, manifest, patterns=patterns)
@@ -143,11 +151,14 @@ def prune(
     return manifest
 
 
-def _identity(arguments: dict[str, Any], records: list[Record], patterns: Mapping[str, Pattern]) -> dict[str, Any]:
+def _identity(
+    arguments: dict[str, Any], chosen: Machine, records: list[Record], patterns: Mapping[str, Pattern]
+) -> dict[str, Any]:
     """What a stopped run was about: only the same one goes on with its blocks."""
     data = digest_of(drawn(records, arguments["samples"], arguments["seed"]))
     spelled = {name: repr(pattern) for name, pattern in patterns.items()}
-    return {"arguments": arguments, "model": stamp(arguments["model"]), "data": data, "patterns": spelled}
+    about = {"arguments": arguments, "compute": str(chosen.compute), "model": stamp(arguments["model"])}
+    return about | {"data": data, "patterns": spelled}
 
 
 def _check_parts(model: str | Path, vision: Sparsity | None, connector: Sparsity | None) -> None:
@@ -161,6 +172,7 @@ def _check_parts(model: str | Path, vision: Sparsity | None, connector: Sparsity
 
 def _manifest(
     arguments: dict[str, Any],
+    chosen: Machine,
     plan: Structure,
     patterns: dict[str, Pattern],
     allotted: dict[str, Any],
@@ -187,6 +199,7 @@ def _manifest(
         "arguments": arguments,
         "seed": arguments["seed"],
         "versions": versions(),
+        "machine": chosen.describe(),
         "seconds": round(seconds, 2),
         "peak_memory_bytes": peak_memory(),
         "allocation": allotted,

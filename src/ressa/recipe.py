@@ -14,9 +14,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from ressa.errors import RessaError, unknown
-from ressa.settings import TASKS, Evaluate, Prune, Recipe, Repair
+from ressa.settings import TASKS, Evaluate, Prune, Recipe, Repair, Runtime
 
-SECTIONS = {"prune": Prune, "repair": Repair, "evaluate": Evaluate}
+SECTIONS = {"prune": Prune, "repair": Repair, "evaluate": Evaluate, "runtime": Runtime}
 WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 

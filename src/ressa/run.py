@@ -23,7 +23,7 @@ from ressa.model.load import resolve
 from ressa.prune import prune
 from ressa.recipe import write_recipe
 from ressa.repair.train import repair
-from ressa.settings import Evaluate, Prune, Recipe, Repair
+from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
 
 Progress = Callable[[int, int, str], None]
 
@@ -128,11 +128,21 @@ def _data_stage(recipe: Recipe) -> Stage:
     return Stage("data", Path(recipe.out) / "data" / "README.txt", (), {"seed": recipe.seed}, make)
 
 
+def dtype_key(runtime: Runtime | None) -> dict[str, str]:
+    """What of it belongs to a stage's key: the device does not, nor what `auto` becomes on one machine or another."""
+    return {"dtype": runtime.dtype} if runtime and runtime.dtype != "auto" else {}
+
+
+def _where(recipe: Recipe) -> dict[str, Any]:
+    return asdict(recipe.runtime or Runtime())
+
+
 def _prune_stage(recipe: Recipe, section: Prune) -> Stage:
     out = Path(recipe.out) / "pruned"
 
     def make(progress: Progress | None) -> None:
-        prune(recipe.model, out, data=data_of(recipe), seed=recipe.seed, progress=progress, **asdict(section))
+        source: dict[str, Any] = {"data": data_of(recipe), "seed": recipe.seed, "progress": progress}
+        prune(recipe.model, out, **source, **_where(recipe), **asdict(section))
 
     return Stage("prune", out / "ressa.json", ("data",), _common(recipe) | asdict(section), make)
 
@@ -142,7 +152,7 @@ def _repair_stage(recipe: Recipe, section: Repair) -> Stage:
 
     def make(progress: Progress | None) -> None:
         source: dict[str, Any] = {"teacher": recipe.model, "data": data_of(recipe), "seed": recipe.seed}
-        repair(pruned, out, progress=progress, **source, **asdict(section))
+        repair(pruned, out, progress=progress, **source, **_where(recipe), **asdict(section))
 
     return Stage("repair", out / "ressa.json", ("data", "prune"), _common(recipe) | asdict(section), make)
 
@@ -152,15 +162,16 @@ def _score_stage(recipe: Recipe, section: Evaluate, name: str, model: str) -> St
     against = recipe.model if name != "dense" else None
 
     def make(progress: Progress | None) -> None:
-        evaluate(model, data=data_of(recipe), against=against, out=folder, progress=progress, **asdict(section))
+        source: dict[str, Any] = {"data": data_of(recipe), "against": against, "out": folder, "progress": progress}
+        evaluate(model, **source, **_where(recipe), **asdict(section))
 
     made_by = {"pruned": ("prune",), "repaired": ("repair",)}.get(name, ())
-    settings = {"model": recipe.model, "data": recipe.data} | asdict(section)
+    settings = {"model": recipe.model, "data": recipe.data} | dtype_key(recipe.runtime) | asdict(section)
     return Stage(f"evaluate {name}", folder / "scores.json", ("data", *made_by), settings, make)
 
 
 def _common(recipe: Recipe) -> dict[str, Any]:
-    return {"model": recipe.model, "data": recipe.data, "seed": recipe.seed}
+    return {"model": recipe.model, "data": recipe.data, "seed": recipe.seed} | dtype_key(recipe.runtime)
 
 
 def _keys(plan: list[Stage]) -> dict[str, str]:

@@ -27,6 +27,19 @@ def setting(
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """Where everything is computed, and in which number format."""
+
+    device: str = setting("auto", "Where: auto (the first GPU there is, else the CPU), cpu, cuda, cuda:1, xpu, mps.")
+    dtype: str = setting(
+        "auto",
+        "What products are computed in, whatever the folder stores: auto (what it stores where the device multiplies "
+        "that natively, else float32), float32, bfloat16, float16. What is written keeps the folder's dtype.",
+        among=("auto", "float32", "bfloat16", "float16"),
+    )
+
+
+@dataclass(frozen=True)
 class Prune:
     """Where the zeros go."""
 
@@ -170,7 +183,7 @@ class Repair:
         "then holds the dense model in memory.",
     )
     top_k: int = setting(64, "How many of the likeliest words the cache keeps at each place of an answer.")
-    bf16: bool = setting(False, "Compute in bfloat16 (autocast).")
+    bf16: bool = setting(False, "The same as --dtype bfloat16, by its name in Trainer.")
     gradient_checkpointing: bool = setting(False, "Compute blocks again in the backward pass: less memory, more time.")
     report_to: str = setting("none", "Where losses go, as Trainer names them: tensorboard, wandb, ... [nowhere]")
 
@@ -253,3 +266,4 @@ class Recipe:
     prune: Prune | None = None
     repair: Repair | None = None
     evaluate: Evaluate | None = None
+    runtime: Runtime | None = None

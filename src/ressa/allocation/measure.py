@@ -38,6 +38,7 @@ class Ground:
     seed: int = 0
     counts: dict[str, float] | None = None
     device: torch.device | str | None = None
+    autocast: torch.dtype | None = None
     progress: Progress | None = None
     blocks: tuple[Block, ...] = ()
     _made: dict[str, Any] = field(default_factory=dict, repr=False)  # shared by all grounds made `over` this one
@@ -68,7 +69,8 @@ class Ground:
 
     def visits(self) -> Iterator[Visit]:
         """Each block, as the dense model enters it."""
-        return walk(self.net, self.blocks, self.batches, propagate="dense", device=self.device, progress=self.progress)
+        where: dict[str, Any] = {"device": self.device, "autocast": self.autocast, "progress": self.progress}
+        return walk(self.net, self.blocks, self.batches, propagate="dense", **where)
 
     def told(self, items: Sequence[T], what: str) -> Iterator[T]:
         """The items, one by one, while `progress` is told of them."""

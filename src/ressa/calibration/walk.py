@@ -23,6 +23,7 @@ from transformers import Cache, PreTrainedModel
 
 from ressa.calibration.tensors import give_back, kind_of, moved, swap, version
 from ressa.errors import RessaError, unknown
+from ressa.machine import products_in
 from ressa.model.structure import Block
 
 PROPAGATE = ("sequential", "dense")
@@ -86,6 +87,7 @@ def walk(
     *,
     propagate: str = "sequential",
     device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
     progress: Progress | None = None,
     outputs: list[Any] | None = None,
 ) -> Iterator[Visit]:
@@ -99,6 +101,7 @@ def walk(
 
     Args:
         device: blocks move there for their visit, one at a time, and back; None leaves them where they are.
+        autocast: what forwards compute products in, where that is less than the weights have; None for theirs.
         progress: told (blocks done, blocks in all, the next one's name).
         outputs: if given, the forwards run to their end and what they return is appended, in the order of `batches`.
 
@@ -108,7 +111,7 @@ def walk(
     """
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
-    journey = _Journey(model, blocks, batches, None if device is None else torch.device(device))
+    journey = _Journey(model, blocks, batches, None if device is None else torch.device(device), autocast)
     was_training = model.training
     model.eval()
     try:
@@ -124,10 +127,16 @@ class _Journey:
     """The state of one walk: which forwards are replaced, which batches travel, which blocks are done."""
 
     def __init__(
-        self, model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch], device: torch.device | None
+        self,
+        model: PreTrainedModel,
+        blocks: Sequence[Block],
+        batches: Sequence[Batch],
+        device: torch.device | None,
+        autocast: torch.dtype | None,
     ) -> None:
         self.model, self.blocks, self.batches, self.device = model, blocks, batches, device
         self.home = model.device
+        self.products = partial(products_in, autocast, self.home, device or self.home)
         self.originals: list[tuple[nn.Module, Callable[..., Any], bool]] = []
         self.travellers: dict[Any, _Traveller] = {}
         self.done: set[int] = set()
@@ -258,7 +267,7 @@ class _Journey:
         """Lets a batch run until it pauses or ends. No gradients: the mode is the thread's, not the greenlet's."""
         green = traveller.green
         green.parent = getcurrent()
-        with torch.no_grad():
+        with torch.no_grad(), self.products():
             result = green.switch()
         if green.dead:
             traveller.at, traveller.call, traveller.output = None, None, result
@@ -286,7 +295,7 @@ class _Journey:
             raise RessaError(f"{block.name} is given a key-value cache although use_cache is off; leave its part out")
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         before = [version(tensor) for tensor in tensors]
-        with suppress(Enough):
+        with suppress(Enough), self.products():
             output = block.module(*args, **kwargs)
             if state == _state(block):
                 self.kept.setdefault(call.batch, self._returned(output, call.args, call.kwargs))

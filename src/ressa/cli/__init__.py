@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from ressa.cli.options import Data, Json, MaybeData, Model, Out, Seed, with_sett
 from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import RessaError
 from ressa.recipe import read_recipe
-from ressa.settings import Evaluate, Prune, Recipe, Repair
+from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
 
 app = typer.Typer(
     name="ressa",
@@ -92,9 +93,15 @@ def inspect(
 
 
 @app.command()
-@with_settings(Prune)
+@with_settings
 def prune(
-    model: Model, out: Out, settings: Prune, data: MaybeData = None, seed: Seed = 0, as_json: Json = False
+    model: Model,
+    out: Out,
+    settings: Prune,
+    runtime: Runtime,
+    data: MaybeData = None,
+    seed: Seed = 0,
+    as_json: Json = False,
 ) -> None:
     """Prune MODEL to a pattern and write it to OUT, which loads with plain transformers.
 
@@ -103,7 +110,8 @@ def prune(
     from ressa.prune import prune as verb
 
     with quiet(), bars() as bar:
-        told = verb(model, out, data=data, seed=seed, progress=bar("pruning"), **asdict(settings))
+        options = asdict(settings) | asdict(runtime)
+        told = verb(model, out, data=data, seed=seed, progress=bar("pruning"), **options)
     parts = (_part(name, part) for name, part in told["parts"].items() if part["matrices"])
     show(told, as_json, *parts, *_allotted(told["allocation"], told["together"]))
 
@@ -125,11 +133,12 @@ def _allotted(allocation: dict[str, Any], together: dict[str, Any]) -> Iterator[
 
 
 @app.command()
-@with_settings(Repair)
+@with_settings
 def repair(
     pruned: Annotated[Path, typer.Argument(help="The folder of a pruned model.")],
     out: Out,
     settings: Repair,
+    runtime: Runtime,
     teacher: Annotated[str, typer.Option(help="The dense original: a folder, a hub name, or `demo`.")],
     data: Data,
     seed: Seed = 0,
@@ -142,15 +151,17 @@ def repair(
     from ressa.repair.train import repair as verb
 
     with quiet(), bars() as bar:
-        told = verb(pruned, out, teacher=teacher, data=data, seed=seed, progress=bar("repairing"), **asdict(settings))
+        options = asdict(settings) | asdict(runtime)
+        told = verb(pruned, out, teacher=teacher, data=data, seed=seed, progress=bar("repairing"), **options)
     show(told, as_json, f"{out}: repaired in {told['seconds']:.0f} s; every zero of {pruned} is still zero on disk")
 
 
 @app.command()
-@with_settings(Evaluate)
+@with_settings
 def evaluate(
     model: Model,
     settings: Evaluate,
+    runtime: Runtime,
     data: Annotated[
         str | None, typer.Option(help="The task's files: a folder, one file, a hub dataset; or {split}.jsonl.")
     ] = None,
@@ -162,7 +173,6 @@ def evaluate(
     grey: Annotated[
         bool, typer.Option("--grey", help="Show grey pictures: what can be guessed without looking?")
     ] = False,
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")] = "cpu",
     lmms: Annotated[
         str | None, typer.Option(help="Instead, these tasks of lmms-eval, by its own names, with commas.")
     ] = None,
@@ -175,7 +185,7 @@ def evaluate(
     if lmms is not None:
         from ressa.evaluate.lmms import evaluate as by_lmms
 
-        by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=settings.batch_size, device=device)
+        by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=settings.batch_size, device=runtime.device)
         return
     from ressa.evaluate.parallel import rank
     from ressa.evaluate.score import evaluate as verb
@@ -187,7 +197,7 @@ def evaluate(
     first = rank() == 0  # of several processes one tells
     with quiet(), bars() if first else nullcontext() as bar:
         progress = bar("asking") if bar else None
-        options: dict[str, Any] = {"against": against, "versus": versus, "out": out, "grey": grey, "device": device}
+        options: dict[str, Any] = {"against": against, "versus": versus, "out": out, "grey": grey} | asdict(runtime)
         told = verb(model, data=data, progress=progress, **options, **asdict(settings))
     told.pop("answers")
     if first:
@@ -195,11 +205,12 @@ def evaluate(
 
 
 @app.command()
-@with_settings(Prune, without="method")
+@partial(with_settings, without="method")
 def compare(
     model: Model,
     data: Data,
     settings: Prune,
+    runtime: Runtime,
     methods: Annotated[str, typer.Option(help="Names of pruning methods, with commas between them.")],
     out: Annotated[Path, typer.Option(help="Where each method's model and scores go; resumes there.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions. [all]")] = None,
@@ -215,26 +226,37 @@ def compare(
 
     names, asked = [name.strip() for name in methods.split(",") if name.strip()], Evaluate(limit=limit)
     with quiet(), bars() as bar:
-        told = verb(model, out, data=data, methods=names, settings=settings, asked=asked, seed=seed, progress=bar)
+        options: dict[str, Any] = {"settings": settings, "asked": asked, "runtime": runtime, "seed": seed}
+        told = verb(model, out, data=data, methods=names, progress=bar, **options)
     show(told, as_json, table(told))
     if not as_json:
         print(f"plot: {plot(told, out / 'blocks.png')}")
 
 
 @app.command()
-def run(recipe: Annotated[Path, typer.Argument(help="A YAML file; see the shipped ones in ressa/recipes.")]) -> None:
+@with_settings
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; see the shipped ones in ressa/recipes.")],
+    runtime: Runtime,
+) -> None:
     """Carry out a recipe: prune, repair, evaluate. Stages that are finished are not run again."""
-    _run(read_recipe(recipe))
+    _run(_placed(read_recipe(recipe), runtime))
 
 
 @app.command()
+@with_settings
 def demo(
+    runtime: Runtime,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo-out"),
 ) -> None:
     """Everything on the embedded model, in minutes: dense, 2:4 by Wanda, repaired; with a table and a picture."""
-    from dataclasses import replace
+    _run(_placed(replace(read_recipe(Path(__file__).parents[1] / "recipes" / "demo.yaml"), out=str(out)), runtime))
 
-    _run(replace(read_recipe(Path(__file__).parents[1] / "recipes" / "demo.yaml"), out=str(out)))
+
+def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
+    """The recipe, run where the command line says; what that leaves open is as the recipe says."""
+    told = {name: value for name, value in asdict(runtime).items() if value != "auto"}
+    return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **told)) if told else recipe
 
 
 def _run(recipe: Recipe) -> None:

@@ -55,7 +55,7 @@ def _data_command(name: str, what: str) -> None:
         show(told, as_json, *_prepared(out, told))
 
     command.__name__, command.__doc__ = f"data {name}", f"Prepare {what}."
-    app.command(name)(with_settings(Prepare)(command))
+    app.command(name)(with_settings(command))
 
 
 def _prepared(out: Path, told: dict[str, Any]) -> Iterator[str]:

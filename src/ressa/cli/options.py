@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect as reflection
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -22,31 +22,29 @@ Seed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Draws the samples, th
 Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 
 
-def with_settings(cls: type[Any], without: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for every field of `cls` (but one), passed on as one checked object, `settings`."""
+def with_settings(command: Callable[..., None], without: str = "") -> Callable[..., None]:
+    """Gives a command an option for every field (but one) of each parameter that is a class of settings.
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        kinds = get_type_hints(cls)
-        told = [f for f in fields(cls) if f.name != without]
-        own = [p for p in reflection.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
-        options = [
-            reflection.Parameter(
-                f.name,
-                reflection.Parameter.KEYWORD_ONLY,
-                default=f.default,
-                annotation=Annotated[kinds[f.name], typer.Option(help=f.metadata["help"])],
-            )
-            for f in told
-        ]
+    The command gets them as one checked object each.
+    """
+    own = reflection.signature(command, eval_str=True).parameters.values()
+    classes: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    names = {name: [f.name for f in fields(cls) if f.name != without] for name, cls in classes.items()}
 
-        def wrapper(**given: Any) -> None:
-            settings = build(cls, {f.name: given.pop(f.name) for f in told}, command.__name__)
-            command(**given, settings=settings)
+    def wrapper(**given: Any) -> None:
+        values = {name: {field: given.pop(field) for field in names[name]} for name in classes}
+        command(**given, **{name: build(cls, values[name], command.__name__) for name, cls in classes.items()})
 
-        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-        parameters = [p.replace(kind=reflection.Parameter.KEYWORD_ONLY) for p in own] + options
-        wrapper.__signature__ = reflection.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-        return wrapper
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name not in classes]
+    parameters += [option for name, cls in classes.items() for option in _options(cls, names[name])]
+    wrapper.__signature__ = reflection.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
 
-    return decorate
+
+def _options(cls: Any, names: list[str]) -> list[reflection.Parameter]:
+    kinds, kind = get_type_hints(cls), reflection.Parameter.KEYWORD_ONLY
+    helped = {f.name: Annotated[kinds[f.name], typer.Option(help=f.metadata["help"])] for f in fields(cls)}
+    defaults = {f.name: f.default for f in fields(cls)}
+    return [reflection.Parameter(name, kind, default=defaults[name], annotation=helped[name]) for name in names]

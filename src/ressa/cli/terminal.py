@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from ressa.cli.lines import Lines
+from ressa.errors import RessaWarning
 
 
 @contextmanager
 def bars() -> Iterator[Callable[[str], Callable[[int, int | None, str], None]]]:
     """Progress bars with time left, on stderr: bar("pruning") gives a callable (done, total, what).
 
-    They go when there is an error to be read.
+    They go when there is an error to be read. Where stderr is no terminal, plain lines stand for them.
     """
     from rich import progress as rich
     from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines()
+        return
 
     progress = rich.Progress(
         rich.TextColumn("{task.description}"),
@@ -25,7 +35,7 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int | None, str], None]]]:
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(),
         rich.TextColumn("{task.fields[what]}", markup=False),
-        console=Console(stderr=True),
+        console=console,
     )
     shown = False
 
@@ -48,7 +58,7 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int | None, str], None]]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries keep their own bars and notes to themselves; ours are enough."""
+    """Libraries keep their own bars and notes to themselves; ours are enough. Our warnings are a line each."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
@@ -56,9 +66,19 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     hub.set_verbosity_error()  # it tells of every retry
     logging.disable_progress_bar()
+    show_others = warnings.showwarning
+
+    def show_ours(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, RessaWarning):
+            print(f"ressa: warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+        else:
+            show_others(message, category, *where, **more)
+
+    warnings.showwarning = show_ours
     try:
         yield
     finally:
+        warnings.showwarning = show_others
         logging.set_verbosity(before)
         hub.set_verbosity(hub_before)
         if bars_before:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ressa.errors import RessaError
 from ressa.evaluate import parallel
+from ressa.machine import AUTO, first_device
 from ressa.model.load import read_config, resolve
 
 # Which of lmms-eval's model classes loads which of transformers' (lmms_eval/models, version 0.7); others go to the one
@@ -37,7 +38,7 @@ def evaluate(
     out: str | Path | None = None,
     limit: int | None = None,
     batch_size: int = 1,
-    device: str = "cpu",
+    device: str = AUTO,
 ) -> None:
     """Run lmms-eval on a model folder; its tables go to the terminal, its files to `out`/lmms.
 
@@ -59,7 +60,7 @@ def command(
     out: str | Path | None = None,
     limit: int | None = None,
     batch_size: int = 1,
-    device: str = "cpu",
+    device: str = AUTO,
 ) -> list[str]:
     """The words of the command line that evaluates `model` on `tasks` (lmms-eval's own names, with commas).
 
@@ -72,7 +73,7 @@ def command(
     kind = read_config(model).model_type
     if kind in REFUSED:
         raise RessaError(f"{model}: {REFUSED[kind]}")
-    chosen = CLASSES.get(kind, ANY)
+    chosen, device = CLASSES.get(kind, ANY), first_device() if device == AUTO else device
     arguments = f"pretrained={resolve(model)}" + (f",device_map={device}" if chosen == ANY else "")
     if "," in resolve(model):
         raise RessaError(f"{model}: lmms-eval cannot read a path with a comma; rename the folder")

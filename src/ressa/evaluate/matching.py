@@ -29,26 +29,27 @@ def fits(model: Any) -> bool:
     return hasattr(model, "itm_head") and hasattr(model, "qformer")
 
 
-def loaded(name: Any, device: str) -> tuple[Any, Any] | None:
-    """(model, processor) of a folder or hub name that holds a `Blip2ForImageTextRetrieval`, which no auto class loads;
-    None if it holds another model.
+def holds(name: Any) -> bool:
+    """Whether a folder or hub name holds a `Blip2ForImageTextRetrieval`, which no auto class loads."""
+    return list(read_config(name).architectures or []) == [Blip2ForImageTextRetrieval.__name__]
+
+
+def load(name: Any, *, dtype: Any = "auto") -> tuple[Any, Any]:
+    """(model, processor) of such a folder or hub name.
 
     Raises:
         RessaError: no such model, or weights that are missing from it.
     """
-    config = read_config(name)
-    if list(config.architectures or []) != [Blip2ForImageTextRetrieval.__name__]:
-        return None
     try:
         auto: Any = Blip2ForImageTextRetrieval
-        options = {"config": config, "dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+        options = {"config": read_config(name), "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         model, info = auto.from_pretrained(resolve(name), **options)
         processor = AutoProcessor.from_pretrained(resolve(name), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise RessaError(f"{name}: cannot be loaded from safetensors: {first(error)}") from None
     if missing := sorted(info["missing_keys"]):
         raise RessaError(f"{name}: {len(missing)} weights are missing from the folder, the first is {missing[0]}")
-    return model.to(device).eval(), processor
+    return model.eval(), processor
 
 
 def scorer(

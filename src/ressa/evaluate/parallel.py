@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ressa.machine import ACCELERATORS, AUTO, first_device
+
 
 def world() -> int:
     """How many processes share the work; 1 unless a launcher started several."""
@@ -19,7 +21,10 @@ def rank() -> int:
 
 def device_of(device: str) -> str:
     """This process's own device of those that `device` names: "cuda" is "cuda:1" for the second process."""
-    return f"{device}:{os.environ.get('LOCAL_RANK', '0')}" if world() > 1 and device == "cuda" else device
+    if world() == 1 or device not in (AUTO, *ACCELERATORS):
+        return device
+    kind = first_device() if device == AUTO else device
+    return kind if kind in ("cpu", "mps") else f"{kind}:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def share(batches: Sequence[Any]) -> list[Any]:

@@ -19,8 +19,9 @@ from ressa.evaluate.ask import Asked, Wishes, ask
 from ressa.evaluate.cache import Progress
 from ressa.evaluate.divergence import answer_sums
 from ressa.evaluate.tasks.base import Sample, Source, Task
+from ressa.machine import Machine
 from ressa.model.folder import check_writable
-from ressa.model.load import load
+from ressa.model.load import load_to_ask
 
 Model = str | Path | tuple[Any, Any]
 
@@ -45,7 +46,8 @@ def evaluate(
     perplexity: bool = False,
     out: str | Path | None = None,
     grey: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
+    dtype: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a model's answers to a task.
@@ -68,6 +70,7 @@ def evaluate(
         choices: multiple choice by "likelihood" or "generation".
         max_new_tokens, min_new_tokens, num_beams, length_penalty: of generation; the task's own if not named.
         perplexity: of the reference answers, also without `against`.
+        device, dtype: as in `ressa.settings.Runtime`, for models that are not loaded yet.
 
     Returns:
         n, the task's metrics (0 to 1; CIDEr to 10), kl (None without `against`), perplexity, intervals, by_kind
@@ -93,8 +96,9 @@ def evaluate(
     if versus is not None:
         summary.read_answers(versus)
     measuring = against is not None or perplexity
-    net, processor = _matcher(model, known, measuring, device) or _loaded(model, device)
-    dense = _loaded(against, device)[0] if against is not None else None
+    where = (device, dtype)
+    net, processor, chosen = _matcher(model, known, measuring, *where) or _loaded(model, *where)
+    dense = _loaded(against, *where)[0] if against is not None else None
     cache = folder / "answers.cache.jsonl" if folder else None
     asked = ask(net, processor, known, samples, wanted, cache, progress)
     sums = answer_sums(net, dense, processor, asked.records, wanted.batch_size, progress) if measuring else None
@@ -104,6 +108,7 @@ def evaluate(
     told |= {"settings": asked.settings | {"batch_size": wanted.batch_size, "limit": limit}}
     told |= {"left_out": dict(reading.left_out), "missing": known.missing(), "processes": parallel.world()}
     told |= {"versions": {name: version(name) for name in ("ressa", "torch", "transformers")}}
+    told |= {"machine": chosen.describe()}
     scores |= told | {"seconds": round(time.monotonic() - started, 2)}
     if folder and parallel.rank() == 0:
         write_atomic(folder / "answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
@@ -171,18 +176,21 @@ def _writable(out: str | Path | None) -> Path | None:
     return Path(out)
 
 
-def _matcher(model: Model, task: Task, measuring: bool, device: str) -> tuple[Any, Any] | None:
+def _matcher(model: Model, task: Task, measuring: bool, device: str, dtype: str) -> tuple[Any, Any, Machine] | None:
     """A model that matches pictures and captions, where the task is retrieval and the folder holds one."""
     if task.mode != "retrieval" or isinstance(model, tuple):
         return None
-    matcher = matching.loaded(model, parallel.device_of(device))
-    if matcher and measuring:
+    if not matching.holds(model):
+        return None
+    if measuring:
         raise RessaError(f"perplexity: {_name(model)} writes nothing whose likelihood could be compared; leave it out")
-    return matcher
+    return load_to_ask(model, parallel.device_of(device), dtype, matching.load)
 
 
-def _loaded(model: Model, device: str) -> tuple[Any, Any]:
-    return model if isinstance(model, tuple) else load(model, device=parallel.device_of(device))
+def _loaded(model: Model, device: str, dtype: str) -> tuple[Any, Any, Machine]:
+    if isinstance(model, tuple):
+        return *model, Machine(model[0].device, model[0].dtype, model[0].dtype)
+    return load_to_ask(model, parallel.device_of(device), dtype)
 
 
 def _name(model: Model) -> str:

@@ -19,8 +19,7 @@ from transformers import (
 
 from ressa.demo import CARRIED
 from ressa.errors import RessaError, unknown
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from ressa.machine import DTYPES, Machine, machine
 
 
 def load(
@@ -45,6 +44,24 @@ def load(
             f"{name}: its {processor_class.__name__[4:].lower()} cannot be loaded: {first(error)}"
         ) from None
     return _weights(name, config, _dtype(dtype)).to(device).eval(), processor  # type: ignore[arg-type]
+
+
+def load_to_ask(
+    name: str | Path, device: torch.device | str = "auto", dtype: str = "auto", loader: Any = load
+) -> tuple[PreTrainedModel, Any, Machine]:
+    """(model where and in what it is computed, processor, what was chosen), for verbs that change no weight."""
+    model, processor = loader(name)
+    chosen = machine_for(model, device, dtype)
+    if chosen.autocast:  # fewer bits than are stored: transformers knows which tensors must keep theirs
+        model = loader(name, dtype=chosen.compute)[0]
+    elif chosen.compute != chosen.stored:
+        model = model.float()
+    return model.to(chosen.device), processor, chosen
+
+
+def machine_for(model: PreTrainedModel, device: torch.device | str, dtype: str) -> Machine:
+    """Where and in what a model that came as its folder keeps it is to be computed."""
+    return machine(device, dtype, getattr(model.config, "dtype", None) or model.dtype)
 
 
 def resolve(name: str | Path) -> str:

@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from ressa.model.matrix import fused, transposed
+from ressa.model.precision import keep_kept
 from ressa.repair.kept import KeptLinear, with_kept
 from ressa.repair.layer import SparseLoraConfig, SparseLoraLayer, new_a
-from ressa.repair.masked import keep_kept, where_kept, wide
+from ressa.repair.masked import where_kept, wide
 
 
 class MaskedSum(torch.autograd.Function):

@@ -16,7 +16,8 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
-from ressa.repair.masked import keep_kept, row_chunks
+from ressa.model.precision import keep_kept
+from ressa.repair.masked import row_chunks
 
 
 class KeptProduct(torch.autograd.Function):

@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ressa.errors import RessaError
-
 CHUNK = 1 << 23  # weights in a chunk (32 MB in float32); the workspace is two such chunks, three where dtypes differ
 
 
@@ -157,21 +155,3 @@ def _add_product(sum_TI: Tensor, dy_TC: Tensor, weight_CI: Tensor) -> None:
         sum_TI.addmm_(dy_TC, weight_CI)
     else:
         sum_TI += dy_TC @ weight_CI
-
-
-def keep_kept(new_OI: Tensor, old_OI: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast `new_OI` to `dtype` so that exactly the zeros of `old_OI` are zeros.
-
-    A kept weight that lands on zero (it cancelled, or it is too small for the dtype) becomes the smallest normal
-    number instead: the zeros are the mask, and a mask that grows by rounding would no longer be the pruned one.
-
-    Raises:
-        RessaError: a weight is not finite, or a zero is no longer zero.
-    """
-    cast_OI, tiny = new_OI.to(dtype), torch.finfo(dtype).tiny
-    cast_OI = cast_OI.masked_fill((cast_OI == 0) & (old_OI != 0), tiny)
-    if not torch.isfinite(cast_OI).all():
-        raise RessaError("SparseLoRA: the update is not finite, nothing was merged: train with a smaller learning rate")
-    if filled := int(((cast_OI != 0) & (old_OI == 0)).sum()):
-        raise RessaError(f"the update would fill {filled} zeros of the pruned weight, nothing was merged")
-    return cast_OI

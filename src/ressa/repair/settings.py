@@ -80,7 +80,6 @@ class Settings:
     teacher_device: str | None
     teacher_cache: str | None
     top_k: int
-    bf16: bool
     gradient_checkpointing: bool
     seed: int
 

@@ -27,9 +27,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
 from ressa.model.matrix import fused
+from ressa.model.precision import keep_kept
 from ressa.repair.experts import SparseLoraExperts
 from ressa.repair.layer import NAME, SparseLoraConfig, SparseLoraLayer, new_a
-from ressa.repair.masked import MaskedLinear, StraightThrough, effective_weight, keep_kept, wide
+from ressa.repair.masked import MaskedLinear, StraightThrough, effective_weight, wide
 
 
 class SparseLoraLinear(nn.Module, SparseLoraLayer):

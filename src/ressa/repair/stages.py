@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from ressa.calibration.samples import samples as batches_of
 from ressa.data.prompts import encode, is_encoder_decoder
 from ressa.data.records import Record
 from ressa.errors import RessaError
-from ressa.model.load import load
+from ressa.machine import Machine, decide, found
+from ressa.model.load import load, machine_for
 from ressa.repair.reconstruct import Passes, reconstruct
 from ressa.repair.settings import Settings
 from ressa.repair.student import Student
@@ -30,10 +31,45 @@ RECONSTRUCTED = "reconstructed.safetensors"
 
 
 @dataclass(frozen=True)
+class Where:
+    """The device and dtype that `repair` is asked for, and what becomes of them for a model.
+
+    Raises:
+        RessaError: a dtype that training would need loss scaling for, a GPU other than the first.
+    """
+
+    device: str
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype == "float16":
+            raise RessaError("repair: dtype float16 would need its losses scaled; take bfloat16 or float32")
+        kind, _, number = self.device.partition(":")
+        if number not in ("", "0"):
+            raise RessaError(
+                f"repair: trains on the first {kind} device it sees, not on {self.device}: hide the others "
+                f"(CUDA_VISIBLE_DEVICES={number}) and leave the number out"
+            )
+
+    @property
+    def on_cpu(self) -> bool:
+        return decide(self.device, self.dtype, torch.float32, found())[0] == "cpu"
+
+    def machine(self, model: PreTrainedModel) -> Machine:
+        """Half precision trains in bfloat16 where that is native, else in float32."""
+        chosen = machine_for(model, self.device, self.dtype)
+        if chosen.compute != torch.float16:
+            return chosen
+        native = chosen.device.type in found().native_bf16
+        return replace(chosen, compute=torch.bfloat16 if native else torch.float32)
+
+
+@dataclass(frozen=True)
 class Run:
     """One call of `repair`: what its stages share."""
 
     settings: Settings
+    where: Where
     teacher: str | Path
     records: list[Record]
     processes: PartialState
@@ -45,9 +81,9 @@ class Run:
         assert settings.temperature is not None
         return Objective(settings.kl_weight, settings.temperature, settings.paper, _crossing(config))
 
-    def live(self, model: PreTrainedModel, device: Any) -> Teacher:
+    def live(self, model: PreTrainedModel, device: Any, compute: torch.dtype) -> Teacher:
         hidden, connector = bool(self.settings.hidden_weight), bool(self.settings.connector_weight)
-        return Teacher(model, device, hidden=hidden, connector=connector, bf16=self.settings.bf16)
+        return Teacher(model, device, hidden=hidden, connector=connector, bf16=compute == torch.bfloat16)
 
     def cache(self) -> Cache | None:
         """The teacher's cache, if one is asked for, written if it is not there yet; before the student is loaded."""
@@ -67,7 +103,8 @@ class Run:
         cache = open_cache(folder, identity)
         if cache is None and self.processes.is_main_process:
             model, processor = load(self.teacher)
-            live = self.live(model, settings.teacher_device or _device() or "cpu")
+            chosen = self.where.machine(model)
+            live = self.live(model, settings.teacher_device or chosen.device, chosen.compute)
             asking = self.objective(model.config).asking
             sizes: dict[str, Any] = {"top_k": settings.top_k, "temperature": settings.temperature}
             sizes |= {"batch_size": settings.batch_size, "progress": self.progress}
@@ -94,6 +131,7 @@ class Run:
         self, model: PreTrainedModel, processor: Any, matrices: dict[str, Any], work: Path
     ) -> dict[str, Any]:
         """Reconstruct the blocks of `model` in place, if asked for; what the manifest says of it."""
+        device = self.where.machine(model).block_device
         model.float()
         settings, file = self.settings, work / RECONSTRUCTED
         if not settings.reconstruct:
@@ -104,7 +142,7 @@ class Run:
             passes = Passes(settings.reconstruct, settings.reconstruct_lr, seed)
             chosen = [name for name, entry in matrices.items() if entry["part"] in settings.trained_parts]
             dense = load(self.teacher)[0].float()
-            far = reconstruct(model, dense, batches, chosen, passes, device=_device(), progress=self.progress)
+            far = reconstruct(model, dense, batches, chosen, passes, device=device, progress=self.progress)
             del dense
             partial = file.with_suffix(".partial")
             weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
@@ -119,19 +157,26 @@ class Run:
             return {"reconstructed": json.loads(told.metadata()["far"])}
 
     def train(
-        self, student: Student, processor: Any, cache: Cache | None, work: Path, checkpoint_every: int, report_to: str
+        self,
+        student: Student,
+        processor: Any,
+        cache: Cache | None,
+        work: Path,
+        checkpoint_every: int,
+        report_to: str,
+        chosen: Machine,
     ) -> dict[str, Any]:
         """Train in place, going on from the last checkpoint in `work` if there is one; what the manifest says."""
         settings, config = self.settings, student.model.config
         untouched = dict(vars(config))
         at_once = settings.batch_size * settings.accumulate * self.processes.num_processes
         steps = settings.steps or -(-len(self.records) // at_once)
-        if not torch.accelerator.is_available():
+        if chosen.device.type == "cpu":
             student.model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
         if settings.gradient_checkpointing:
             net: Any = student.model  # transformers is renaming it
             getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)()
-        args = arguments(work, settings, steps, checkpoint_every=checkpoint_every, report_to=report_to)
+        args = arguments(work, settings, steps, checkpoint_every=checkpoint_every, report_to=report_to, chosen=chosen)
         live = settings.needs_teacher and cache is None
 
         def collate(chosen: list[tuple[int, Record]]) -> dict[str, Any]:
@@ -140,7 +185,9 @@ class Run:
 
         trainer = Adaptation(
             model=student.model,
-            teacher=self.live(load(self.teacher)[0], settings.teacher_device or args.device) if live else None,
+            teacher=self.live(load(self.teacher)[0], settings.teacher_device or args.device, chosen.compute)
+            if live
+            else None,
             objective=self.objective(config),
             settings=settings,
             args=args,
@@ -158,10 +205,6 @@ class Run:
         history = [{keys[k]: v for k, v in e.items() if k in keys} for e in trainer.state.log_history if "loss" in e]
         told: dict[str, Any] = {"steps": steps, "samples": len(self.records), "processes": self.processes.num_processes}
         return told | {"trained_parameters": student.trained, "history": history}
-
-
-def _device() -> Any:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 def _crossing(config: Any) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from ressa.errors import RessaError
 from ressa.model.folder import patterns_of
 from ressa.model.matrix import Convolution, fused, holder
+from ressa.model.precision import cast_back, parameters_of
 from ressa.model.structure import structure
 from ressa.patterns import NofM
 from ressa.repair.experts import kept
 from ressa.repair.kept import put
-from ressa.repair.masked import keep_kept
 from ressa.repair.settings import Settings
 from ressa.repair.sparse_lora import SparseLoraConfig, SparseLoraModel
 
@@ -104,7 +104,7 @@ def wrap(
     others += [bias for bias in biases if isinstance(bias, nn.Parameter)]
     others += [p for p in _connector(model) if settings.train_connector and not settings.connector_rank]
     # a pruned weight is trained through its adapter, or its zeros are lost
-    masked = {id(parameter) for parameter in _parameters(model, (*pruned, *part_of)).values()}
+    masked = {id(parameter) for parameter in parameters_of(model, (*pruned, *part_of)).values()}
     model.requires_grad_(False)
     tuner = _put_adapter(model, part_of, settings)
     for parameter in others:
@@ -197,30 +197,8 @@ def _as_it_came(student: Student) -> PreTrainedModel:
     model: Any = student.model
     if hasattr(model, "peft_config"):
         del model.peft_config
-    for name, weight in _parameters(model, (*student.pruned, *student.adapted)).items():
-        weight.data = keep_kept(weight.data, weight.data, student.dtypes[name])
-    for name, tensor in named_tensors(model):
-        tensor.data = tensor.data.to(student.dtypes[name])
+    cast_back(model, student.dtypes, (*student.pruned, *student.adapted))
     return model.requires_grad_(True).eval()
-
-
-def _parameters(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The parameters that hold the matrices of these linears (or of these modules of experts), by their names."""
-    found: dict[str, nn.Parameter] = {}
-    for name in dict.fromkeys(holder(model, name) for name in names):
-        module = model.get_submodule(name)
-        found |= {f"{name}.{tensor}": module.get_parameter(tensor) for tensor in fused(module) or ["weight"]}
-    return found
-
-
-def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
-    """The dtype of every parameter and buffer."""
-    return {name: tensor.dtype for name, tensor in named_tensors(model)}
-
-
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def _norms(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import set_seed
@@ -26,14 +25,16 @@ from transformers import set_seed
 from ressa.calibration.samples import drawn
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
+from ressa.machine import AUTO
 from ressa.model.folder import check_output, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
+from ressa.model.precision import dtypes_of
 from ressa.patterns import Pattern
 from ressa.provenance import peak_memory, plain, versions
 from ressa.repair.settings import Settings
-from ressa.repair.stages import Run
-from ressa.repair.student import Student, dtypes_of, part_from_lora, pruned_matrices, unwrap, wrap
+from ressa.repair.stages import Run, Where
+from ressa.repair.student import Student, part_from_lora, pruned_matrices, unwrap, wrap
 from ressa.repair.trainer import Progress, check_reports
 from ressa.resume import digest_of, stamp
 
@@ -78,6 +79,8 @@ def repair(
     top_k: int = 64,
     seed: int = 0,
     bf16: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
     gradient_checkpointing: bool = False,
     report_to: str = "none",
     checkpoint_every: int = 100,
@@ -96,6 +99,7 @@ def repair(
         steps: optimiser steps (default: one pass over the samples); the records are gone through as often as needed.
         checkpoint_every: steps between two checkpoints.
         progress: called with (steps done, steps in all, what).
+        device, dtype: as in `ressa.settings.Runtime`; weights are trained in float32, products may be in bfloat16.
         others: as in `ressa.settings.Repair`, where each is explained; None is what the objective says
             (`ressa.repair.settings.OBJECTIVES`).
 
@@ -105,6 +109,7 @@ def repair(
     given = {name: plain(value) for name, value in locals().items() if name not in ("out", "progress")}
     settings = Settings(**{field.name: given[field.name] for field in fields(Settings)}).complete
     out, started = Path(out), time.perf_counter()
+    where = Where(device, _dtype(dtype, bf16))
     if "tensorboard" in check_reports(report_to):  # its own default lies in the folder of checkpoints, which goes
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"{out}.logs")
     check_output(out)
@@ -112,20 +117,22 @@ def repair(
     _check_teacher(pruned, teacher)
     records = drawn(read_records(data, split), samples, seed)
     before = read_manifest(Path(resolve(pruned))) or {}
-    processes = PartialState(cpu=not torch.accelerator.is_available())
-    run = Run(settings, teacher, records, processes, progress if processes.is_main_process else None)
+    processes = PartialState(cpu=where.on_cpu)
+    run = Run(settings, where, teacher, records, processes, progress if processes.is_main_process else None)
     cache = run.cache()
     model, processor = load(pruned)
     matrices = pruned_matrices(model, before)
-    zeros, dtypes = _zeros(model, matrices), dtypes_of(model)
-    work = run.work_folder(out, {**asdict(settings), **_inputs(pruned, teacher, records)})
+    zeros, dtypes, chosen = _zeros(model, matrices), dtypes_of(model), where.machine(model)
+    about = {"compute": str(chosen.compute), **_inputs(pruned, teacher, records)}
+    work = run.work_folder(out, {**asdict(settings), **about})
     try:
-        log: dict[str, Any] = run.reconstructed(model, processor, matrices, work)
+        log: dict[str, Any] = {"machine": chosen.describe()}
+        log |= run.reconstructed(model, processor, matrices, work)
         student = Student(model, "none", None, tuple(matrices), (), dtypes)
         if settings.steps != 0:
             set_seed(seed)  # A of every adapter is drawn
             student = wrap(model, matrices, settings, dtypes)
-            log |= run.train(student, processor, cache, work, checkpoint_every, report_to)
+            log |= run.train(student, processor, cache, work, checkpoint_every, report_to, chosen)
     finally:
         if processes.is_main_process and not Run.begun(work):
             shutil.rmtree(work, ignore_errors=True)  # nothing to go on from
@@ -137,6 +144,12 @@ def repair(
         shutil.rmtree(work, ignore_errors=True)
     processes.wait_for_everyone()
     return manifest
+
+
+def _dtype(dtype: str, bf16: bool) -> str:
+    if bf16 and dtype not in (AUTO, "bfloat16"):
+        raise RessaError(f"repair: bf16 and dtype {dtype} contradict each other; leave bf16 out")
+    return "bfloat16" if bf16 else dtype
 
 
 def _zeros(model: nn.Module, matrices: dict[str, Any]) -> Any:

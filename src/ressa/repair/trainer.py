@@ -20,6 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from ressa.calibration.outputs import outputs_of
 from ressa.errors import RessaError, unknown
+from ressa.machine import Machine
 from ressa.repair.distill import (
     IGNORE,
     answer_cross_entropy,
@@ -190,13 +191,13 @@ class Report(TrainerCallback):
 
 
 def arguments(
-    folder: Path, settings: Settings, steps: int, *, checkpoint_every: int, report_to: str, log_every: int | None = None
+    folder: Path, settings: Settings, steps: int, *, checkpoint_every: int, report_to: str, chosen: Machine
 ) -> TrainingArguments:
     """AdamW without weight decay; cosine per step down to 0 after `warmup` (a share of the steps); nothing printed."""
     assert settings.lr is not None
     assert settings.warmup is not None
     assert settings.clip is not None
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
@@ -208,10 +209,10 @@ def arguments(
         max_grad_norm=settings.clip,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=settings.bf16,
-        use_cpu=not torch.accelerator.is_available(),
+        bf16=chosen.compute == torch.bfloat16,
+        use_cpu=chosen.device.type == "cpu",
         ddp_find_unused_parameters=False,  # `freeze_unreached` leaves none, and DDP hears no blocks
-        logging_steps=log_every or max(1, steps // 50),
+        logging_steps=max(1, steps // 50),
         logging_nan_inf_filter=False,
         save_steps=checkpoint_every,
         save_total_limit=1,
@@ -221,6 +222,9 @@ def arguments(
         disable_tqdm=True,
         report_to=check_reports(report_to),
     )
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # DataParallel would run the student where no hook hears it; several GPUs: accelerate launch
+    return made
 
 
 def check_reports(report_to: str) -> list[str]:
