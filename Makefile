@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test test-avx2 slow lint clean
 
 demo: $(READY)
 	$(BIN)/ressa demo
@@ -14,6 +14,11 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# What the number format decides, on a processor that has AVX-512 as on one that has not.
+test-avx2: $(READY)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/pytest -m "formats and not slow" \
+		--numprocesses auto --maxprocesses 4 --dist loadfile
 
 slow: $(READY)
 	$(BIN)/pytest -m slow

@@ -30,7 +30,7 @@ for file in source.iterdir():
 
 # 0.8 B parameters: 50 % where it costs least rather than 2:4 everywhere
 ressa.prune(dense, pruned, data=asked.data, samples=asked.samples, sparsity="50%")
-ressa.repair(pruned, repaired, teacher=dense, data=asked.data, steps=asked.steps, batch_size=16, bf16=True)
+ressa.repair(pruned, repaired, teacher=dense, data=asked.data, steps=asked.steps, batch_size=16)
 for model in (dense, pruned, repaired):
     scores = ressa.evaluate(model, data=asked.data, limit=asked.limit)
     print(f"{model}: exact match {scores['exact_match']:.1%}, VQA accuracy {scores['vqa_accuracy']:.1%}")

@@ -20,7 +20,7 @@ pruned, repaired = asked.out / "pruned", asked.out / "repaired"
 
 # a picture is 576 tokens beside some 60 of text: at full weight it alone would say what the language model may lose
 ressa.prune(asked.model, pruned, data=asked.data, samples=asked.samples, sparsity="2:4", token_weights={"image": 0.1})
-ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=8, bf16=True)
+ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=8)
 for model in (asked.model, pruned, repaired):
     scores = ressa.evaluate(model, data=asked.data, limit=asked.limit)
     print(f"{model}: exact match {scores['exact_match']:.1%}, VQA accuracy {scores['vqa_accuracy']:.1%}")

@@ -30,7 +30,7 @@ ressa.prune(
     sparsity="2:4",
     token_weights={"image": 0.05},
 )
-ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=2, bf16=True)
+ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=2)
 for model in (asked.model, pruned, repaired):
     scores = ressa.evaluate(model, data=asked.data, limit=asked.limit)
     print(f"{model}: exact match {scores['exact_match']:.1%}, VQA accuracy {scores['vqa_accuracy']:.1%}")

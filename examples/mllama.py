@@ -22,7 +22,7 @@ pruned, repaired = asked.out / "pruned", asked.out / "repaired"
 
 # pictures are read by cross-attention alone: what the language model hears is text, at full weight
 ressa.prune(asked.model, pruned, data=asked.data, samples=asked.samples, sparsity="2:4", batch_size=2)
-ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=2, bf16=True)
+ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=2)
 for model in (asked.model, pruned, repaired):
     scores = ressa.evaluate(model, data=asked.data, limit=asked.limit)
     print(f"{model}: exact match {scores['exact_match']:.1%}, VQA accuracy {scores['vqa_accuracy']:.1%}")

@@ -30,7 +30,7 @@ for file in source.iterdir():
 
 # 256 image tokens beside a dozen of text
 ressa.prune(dense, pruned, data=asked.data, samples=asked.samples, sparsity="2:4", token_weights={"image": 0.1})
-ressa.repair(pruned, repaired, teacher=dense, data=asked.data, steps=asked.steps, batch_size=8, bf16=True)
+ressa.repair(pruned, repaired, teacher=dense, data=asked.data, steps=asked.steps, batch_size=8)
 for model in (dense, pruned, repaired):
     scores = ressa.evaluate(model, data=asked.data, limit=asked.limit)
     print(f"{model}: exact match {scores['exact_match']:.1%}, VQA accuracy {scores['vqa_accuracy']:.1%}")

@@ -20,7 +20,7 @@ pruned, repaired = asked.out / "pruned", asked.out / "repaired"
 
 # features of three vision blocks go straight into the language model too: the tower is spared
 ressa.prune(asked.model, pruned, data=asked.data, samples=asked.samples, batch_size=4, language="2:4", vision="40%")
-ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=4, bf16=True)
+ressa.repair(pruned, repaired, teacher=asked.model, data=asked.data, steps=asked.steps, batch_size=4)
 for model in (asked.model, pruned, repaired):
     scores = ressa.evaluate(model, data=asked.data, limit=asked.limit)
     print(f"{model}: exact match {scores['exact_match']:.1%}, VQA accuracy {scores['vqa_accuracy']:.1%}")

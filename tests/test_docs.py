@@ -48,6 +48,7 @@ SETTINGS = {
     "repair": settings.Repair,
     "evaluate": settings.Evaluate,
     "run": settings.Recipe,
+    "machines": settings.Runtime,
 }
 
 

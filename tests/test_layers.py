@@ -25,9 +25,9 @@ MAY = {
     "data": {"errors", "folders"},
     "model": {"errors", "machine", "demo", "folders", "patterns"},
     "calibration": {"errors", "machine", "data", "inputs", "model"},
-    "allocation": {"errors", "machine", "calibration", "data", "inputs", "model", "patterns"},
+    "allocation": {"errors", "calibration", "data", "inputs", "model", "patterns"},
     "resume": {"errors", "data", "folders", "model", "provenance"},
-    "blocks": {"errors", "machine", "allocation", "calibration", "inputs", "methods", "model", "patterns", "resume"},
+    "blocks": {"errors", "allocation", "calibration", "inputs", "methods", "model", "patterns", "resume"},
     "prune": {
         "errors",
         "machine",
@@ -50,7 +50,6 @@ MAY = {
     "run": {"errors", "data", "model", "recipe", "settings", "prune", "repair", "evaluate"},
     "compare": {
         "errors",
-        "machine",
         "calibration",
         "data",
         "evaluate",

@@ -19,6 +19,8 @@ from ressa.model.load import load, load_to_ask
 from ressa.model.precision import cast_back, dtypes_of
 from ressa.repair.stages import Where
 
+pytestmark = pytest.mark.formats
+
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 OLD_CPU = Found({}, frozenset())
 NEW_CPU = Found({}, frozenset({"cpu"}))

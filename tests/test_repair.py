@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from ressa import machine
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
@@ -24,6 +25,8 @@ from ressa.repair import repair
 from ressa.repair.distill import IGNORE, answer_kl, logits_at, targets
 from ressa.repair.settings import Settings
 from ressa.repair.trainer import last_checkpoint
+
+pytestmark = pytest.mark.formats
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm"]
 LINEARS_ONLY = {"train_norms": False, "train_biases": False, "train_connector": False}
@@ -140,7 +143,8 @@ def test_the_output_is_an_ordinary_folder_that_differs_in_its_weights_only(run, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the folder of checkpoints is gone"
 
 
-def test_a_bfloat16_model_stays_bfloat16_and_keeps_its_zeros(run, llava_folder, tmp_path):
+def test_a_bfloat16_model_stays_bfloat16_and_keeps_its_zeros(run, llava_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "slower", lambda dtype: 1.0)  # no warning where it is slow
     pruned = prune_by_magnitude(llava_folder, tmp_path / "pruned", dtype="bfloat16")
     run(pruned=pruned, bf16=True)
     assert {p.dtype for p in weights(tmp_path / "out").values()} == {torch.bfloat16}
