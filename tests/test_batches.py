@@ -23,7 +23,8 @@ from ressa.evaluate.choose import choices, likelihood
 from ressa.evaluate.generate import Generation, Lead, answers, generate, near
 from ressa.model.load import load
 
-pytestmark = pytest.mark.skipif(not ressa.demo.EMBEDDED.is_dir(), reason="the embedded model is not there yet")
+_HAS_DEMO = pytest.mark.skipif(not ressa.demo.EMBEDDED.is_dir(), reason="the embedded model is not there yet")
+pytestmark = [pytest.mark.formats, _HAS_DEMO]
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,6 +195,13 @@ def test_what_repair_cannot_train_on_or_in_is_refused(device, dtype, message, ll
         ressa.repair(llava_folder, tmp_path, teacher=llava_folder, data=tiny_data, device=device, dtype=dtype)
     with pytest.raises(RessaError, match="contradict"):
         ressa.repair(llava_folder, tmp_path, teacher=llava_folder, data=tiny_data, dtype="float32", bf16=True)
+
+
+def test_blocks_are_pruned_on_a_second_device_as_on_the_first(llava_folder, tiny_data, tmp_path):
+    script = Path(__file__).with_name("second_device.py")
+    words = [sys.executable, "-W", "ignore", str(script), str(llava_folder), str(tiny_data), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- threads and progress --------------------------------------------------------------------------------------------
