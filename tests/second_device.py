@@ -1,5 +1,5 @@
-"""A second device that torch has everywhere: tensors that say `second:0`, hold their numbers on the CPU, and refuse to be
-mixed with tensors that are not there, as a GPU's would. For tests in a process of their own: torch keeps the name."""
+"""A second device that torch has everywhere: tensors that say `second:0`, hold their numbers on the CPU, and refuse to
+be mixed with tensors that are not there, as a GPU's would. For a process of its own: torch keeps the name."""
 
 from __future__ import annotations
 
@@ -83,7 +83,6 @@ def main(folder: str, data: str, out: str) -> None:
         "wanda": {"method": "wanda", "sparsity": "2:4"},
         "admm": {"method": "admm", "sparsity": "2:4", "order": "layer"},
         "owl": {"method": "sparsegpt", "sparsity": "50%", "allocation": "owl", "asymmetric": 0.5},
-        "ecoflap": {"method": "wanda", "sparsity": "50%", "allocation": "ecoflap"},
         "dense": {"method": "dsnot", "sparsity": "2:4", "propagate": "dense", "keep_dense": 1},
     }
     for device, there in (
