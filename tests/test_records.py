@@ -114,7 +114,7 @@ def test_one_jsonl_file_can_be_named_and_its_pictures_lie_beside_it(folder):
         ({"image": "images/a.png", "caption": 3}, '"caption"'),
         ({"caption": "a red field"}, '"image"'),
         ({"image": 3, "question": "?", "answer": "red"}, '"image"'),
-        ({"image_path": "images/a.png", "question": "?", "answer": "red"}, "image_path"),
+        ({"imagepath": "images/a.png", "question": "?", "answer": "red"}, "imagepath"),
         ({"images": ["images/a.png"] * 2, "question": "?", "answer": "red"}, '"images"'),
         ({"messages": [{"role": "user", "content": "?"}]}, '"messages"'),
         ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]}, '"messages"'),

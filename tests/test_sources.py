@@ -162,7 +162,7 @@ MAKE = {
         ("gqa", '"answer": "pipe"', '"answer": ["pipe"]', "'07000000': field \"answer\" must be a text"),
         ("llava-mix", '"from": "gpt"', '"from": "bing"', '1: turn 2: field "from" must be human or gpt'),
         ("llava-mix", '"conversations"', '"chat"', '1: field "conversations" is missing'),
-        ("sharegpt4v", '"image": "sam/images/sa_545504.jpg"', '"image": ["a"]', '1: field "image" must be a text'),
+        ("sharegpt4v", '"image": "sam/images/sa_545504.jpg"', '"image": [1]', '1: field "image" must be a text'),
     ],
 )
 def test_a_malformed_record_is_refused_with_file_record_and_field(name, before, after, told, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import miniatures
 import ressa.demo
 from ressa import cli, recipe
+from ressa.data.embedded import ImageText
 from ressa.errors import RessaError
 from ressa.evaluate import score, tasks
 from ressa.evaluate.ask import Wishes
@@ -22,7 +23,6 @@ from ressa.evaluate.metrics import coco
 from ressa.evaluate.metrics.ptb import words
 from ressa.evaluate.tasks import tables
 from ressa.evaluate.tasks.base import Source, asked, candidates, family, options
-from ressa.evaluate.tasks.files import ImageText
 from ressa.model.load import load
 
 pytestmark = pytest.mark.formats

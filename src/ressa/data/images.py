@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 import warnings
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ressa.data.pixels import to_rgb
 from ressa.errors import RessaError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: Pillow would run Ghostscript on it
@@ -50,25 +52,6 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class ImageCell:
-    """A picture in a row of a `datasets` table whose image columns are not decoded: {"bytes": ..., "path": ...}."""
-
-    table: Any
-    row: int
-    column: str
-    where: str
-
-    def open(self) -> Image.Image:
-        cell = self.table[self.row][self.column]
-        cell = cell[0] if isinstance(cell, list) else cell
-        source = Path(cell["path"]) if cell["bytes"] is None else BytesIO(cell["bytes"])
-        return decode(source, f"{self.where}: image")
-
-    def identity(self) -> str:
-        return f"{getattr(self.table, '_fingerprint', '')}:{self.row}:{self.column}"
-
-
-@dataclass(frozen=True)
 class GreyImage:
     """A plain grey picture of the same size as `of`: what a model answers without seeing."""
 
@@ -86,7 +69,7 @@ class GreyImage:
 
 
 def decode(source: Path | BytesIO, what: str) -> Image.Image:
-    """Open a picture as RGB, upright as its EXIF says.
+    """Open a picture as RGB (`pixels.to_rgb`), upright as its EXIF says; of an animation the first frame.
 
     Raises:
         RessaError: one line that starts with `what`: the picture is missing, too large, truncated or no picture at all.
@@ -96,7 +79,7 @@ def decode(source: Path | BytesIO, what: str) -> Image.Image:
             warnings.simplefilter("ignore")  # odd but readable pictures are the user's normal case
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=FORMATS) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{Image.MAX_IMAGE_PIXELS:,}"
         raise RessaError(f"{what} is larger than {limit} pixels; scale it down or remove the record") from None
@@ -120,8 +103,16 @@ class ImageFolder:
             RessaError: the name is absolute, a URL, leads out of the folder (.., a symbolic link), or is no file.
         """
         if name not in self._found:
-            self._found[name] = Path(self._resolve(name, f"{where}: image {shown(name)}"))
+            self._found[name] = Path(self._resolve(self._spelt(name), f"{where}: image {shown(name)}"))
         return ImageFile(self._found[name], where)
+
+    def _spelt(self, name: str) -> str:
+        """`name` as the disk has it: Windows writes `\\` between folders, and macOS takes accents apart."""
+        if name.isascii() and "\\" not in name:
+            return name
+        plain = name.replace("\\", "/")
+        spellings = (name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
+        return next((s for s in spellings if "\0" not in s and os.path.lexists(os.path.join(self.root, s))), name)
 
     def _resolve(self, name: str, what: str) -> str:
         if "://" in name:

@@ -1,4 +1,5 @@
-"""Records: a picture, what is asked of it and what is right. Read from JSONL, a saved `datasets` folder or a Dataset.
+"""Records: a picture, what is asked of it and what is right. Read from JSONL, Parquet, a saved `datasets` folder or a
+Dataset.
 
 A record in a JSONL file is one of
 
@@ -8,22 +9,27 @@ A record in a JSONL file is one of
     {"image": "images/1.png", "messages": [{"role": "user", ...}, {"role": "assistant", ...}]}
     {"text": "Owls are birds."}
 
-`id` and `kind` are optional; other fields are ignored. Pictures are paths below the folder of the JSONL file; they are
-looked up when the records are read and opened only by `Record.open_image`.
+`id` and `kind` are optional; other fields are ignored, unless they look like pictures (`fields`). docs/data.md has all
+forms. Pictures are paths below the folder of the JSONL file; they are looked up when the records are read and opened
+only by `Record.open_image`.
 """
 
 from __future__ import annotations
 
-import json
+import glob
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ressa.data.chats import exchanges, turns
+from ressa.data.embedded import ImageText, is_embedded
+from ressa.data.fields import as_text, picture, unmarked
 from ressa.data.images import ImageFolder, Picture, shown
+from ressa.data.parse import parse
 from ressa.errors import RessaError
 
 Find = Callable[[object, str], Picture]  # (what the image field holds, where) -> the picture
@@ -65,8 +71,8 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
     """All records of a split, in their order; `id` is the record's own (made unique), else "train-7" for line 7.
 
     Args:
-        source: a folder with {split}.jsonl or with shards {split}-00000-of-00003.parquet, one .jsonl file (`split` is
-            then only a name), a folder written by `datasets` (`save_to_disk`), a `datasets.Dataset`, or a
+        source: a folder with {split}.jsonl or with Parquet (`shards`), one .jsonl or .parquet file (`split` is then
+            only a name), a folder written by `datasets` (`save_to_disk`), a `datasets.Dataset`, or a
             `datasets.DatasetDict`.
 
     Raises:
@@ -77,35 +83,60 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
         return _from_table(source, split, "dataset")
     path = Path(source)
     if path.is_file():
-        return _from_jsonl(path, path.stem)
+        table = path.suffix == ".parquet"
+        return _from_table(path, path.stem, str(path)) if table else _from_jsonl(path, path.stem)
     if not path.is_dir():
         raise RessaError(f"{path}: no such data folder or .jsonl file")
     if (path / f"{split}.jsonl").is_file():
         return _from_jsonl(path / f"{split}.jsonl", split)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file() or shards(path, split):
         return _from_table(path, split, str(path))
-    shards = sorted(path.glob("*-00000-of-*.parquet"))
-    if any(shard.name.startswith(f"{split}-00000-") for shard in shards):
-        return _from_table(path, split, str(path))
-    splits = ", ".join(sorted([*(p.stem for p in path.glob("*.jsonl")), *(p.name.split("-00000-")[0] for p in shards)]))
-    splits = splits or "none"
-    raise RessaError(f"{path}: no {split}.jsonl (splits found there: {splits})")
+    named = [*(p.stem for p in path.glob("*.jsonl")), *(p.stem.split("-0")[0] for p in shards(path, ""))]
+    there = ", ".join(sorted(set(named))) or "none"
+    raise RessaError(f"{path}: no {split}.jsonl (splits found there: {there}){_converted(path)}")
+
+
+def shards(path: Path, split: str) -> list[Path]:
+    """The Parquet files of a split: {split}-*.parquet or {split}.parquet in the folder or in data/, as on the hub."""
+    names = (f"{glob.escape(split)}-*.parquet", f"{glob.escape(split)}.parquet") if split else ("*.parquet",)
+    found = (sorted(folder.glob(name)) for folder in (path, path / "data") for name in names)
+    return next(filter(None, found), [])
+
+
+def finder(folder: ImageFolder | None) -> Find:
+    """How a picture is found by what its field holds: a path below `folder`, base64, or {"bytes", "path"}."""
+
+    def find(value: object, where: str) -> Picture:
+        if isinstance(value, Mapping):
+            value = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), value)
+        if isinstance(value, str) and is_embedded(value):
+            return ImageText(value, where)
+        if not isinstance(value, str):
+            raise RessaError(f'{where}: field "image" must be a path, not {shown(value)}')
+        if folder is None:
+            raise RessaError(f'{where}: field "image" is a plain value; cast the column to datasets.Image()')
+        return folder.find(value, where)
+
+    return find
+
+
+def _converted(path: Path) -> str:
+    """The command that makes records of LLaVA's conversations, where a folder has them."""
+    for file in sorted(path.glob("*.json")):
+        with file.open("rb") as opened:
+            if b'"conversations"' in opened.read(1 << 16):
+                return f"; {file.name} has conversations: ressa data llava-mix {file} OUT --images {path}"
+    return ""
 
 
 def _from_table(source: Any, split: str, name: str) -> list[Record]:
     from ressa.data.tables import rows  # imports `datasets`, which is slow
 
-    return collect(((raw, where, find) for raw, where, find in rows(source, split, name)), split, name)
+    return collect(rows(source, split, name), split, name)
 
 
 def _from_jsonl(path: Path, split: str) -> list[Record]:
-    folder = ImageFolder(path.parent)
-
-    def find(value: object, where: str) -> Picture:
-        if not isinstance(value, str):
-            raise RessaError(f'{where}: field "image" must be a path, not {shown(value)}')
-        return folder.find(value, where)
-
+    find = finder(ImageFolder(path.parent))
     return collect(((raw, where, find) for raw, where in _lines(path)), split, str(path))
 
 
@@ -113,21 +144,15 @@ def _lines(path: Path) -> Iterator[tuple[object, str]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                    raise RessaError(
+                        f"{path}: a JSON array, where each line should be an object of its own; if it holds "
+                        f"conversations: ressa data llava-mix {path} OUT --images {path.parent}"
+                    )
                 if line.strip():
-                    yield _json(line, f"{path}:{number}"), f"{path}:{number}"
+                    yield parse(line, f"{path}:{number}"), f"{path}:{number}"
     except OSError as error:
         raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _json(line: bytes, where: str) -> object:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise RessaError(f"{where}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise RessaError(f"{where}: malformed JSON at column {error.colno} ({error.msg})") from None
-    except RecursionError:
-        raise RessaError(f"{where}: malformed JSON (nested too deeply)") from None
 
 
 def collect(raws: Iterable[tuple[object, str, Find]], split: str, name: str) -> list[Record]:
@@ -138,9 +163,10 @@ def collect(raws: Iterable[tuple[object, str, Find]], split: str, name: str) -> 
             raise RessaError(f"{where}: a record must be an object in braces, not {shown(raw)}")
         number = where.rsplit(":", 1)[-1]
         ident = _scalar(raw, "id", where) or f"{split}-{number}"
-        while ident in records:  # some published sets use the picture's id, several records to a picture
-            ident = f"{ident}-{number}"
-        records[ident] = _parse(raw, ident, where, find)
+        for record in _parse(raw, ident, where, find):
+            while record.id in records:  # some published sets use the picture's id, several records to a picture
+                record = replace(record, id=f"{record.id}-{number}")
+            records[record.id] = record
     if not records:
         raise RessaError(
             f'{name}: no records; it needs at least one line such as {{"image": ..., "question": ..., "answer": ...}}'
@@ -148,37 +174,53 @@ def collect(raws: Iterable[tuple[object, str, Find]], split: str, name: str) -> 
     return list(records.values())
 
 
-def _parse(raw: Mapping[str, Any], ident: str, where: str, find: Find) -> Record:
+def _parse(raw: Mapping[str, Any], ident: str, where: str, find: Find) -> list[Record]:
     kind = _scalar(raw, "kind", where)
-    if raw.get("messages") is not None:
-        asked, answer, inline = _conversation(raw["messages"], where)
-        return Record(ident, asked, (answer,), None, kind, _picture(raw, inline, where, find))
-    picture = _picture(raw, None, where, find)
+    for key in ("messages", "conversations"):
+        if raw.get(key) is not None:
+            return _chat(raw, key, Record(ident, None, (), kind=kind), where, find)
+    named = picture(raw, None, where)
+    image = None if named is None else find(named, where)
     question, caption, prefix, text = (_text(raw, key, where) for key in ("question", "caption", "prefix", "text"))
     if question is not None:
-        return Record(ident, question, _answers(raw, where), None, kind, picture)
-    if caption is not None and picture is not None:
-        return Record(ident, None, (), caption, kind, picture, prefix)
-    if text is not None and picture is None:
-        return Record(ident, None, (text,), None, kind, None)
+        asked = unmarked(question, image is not None, f'{where}: field "question"')
+        return [Record(ident, asked, _answers(raw, where), None, kind, image)]
+    told = text if caption is None else caption
+    if told is not None and image is not None:
+        return [Record(ident, None, (), unmarked(told, True, where), kind, image, prefix)]
+    if text is not None and image is None:
+        return [Record(ident, None, (text,), None, kind, None)]
     answered = raw.get("answer") is not None or raw.get("answers") is not None
     missing = '"image"' if caption else '"question"' if answered else '"answer" or "caption"'
     raise RessaError(f"{where}: no field {missing}; a record needs image, question and answer, or image and caption")
 
 
-def _picture(raw: Mapping[str, Any], inline: object, where: str, find: Find) -> Picture | None:
-    value = raw["image"] if raw.get("image") is not None else inline
-    images = raw.get("images")
-    if value is None and images is not None:
-        if not isinstance(images, list) or len(images) != 1:
-            raise RessaError(f'{where}: field "images" must hold exactly one picture')
-        value = images[0]
-    if value is not None:
-        return find(value, where)
-    for key in raw:  # a blind question is allowed, a misspelt field is not
-        if key not in ("image", "images") and ("image" in key.lower() or "img" in key.lower()):
-            raise RessaError(f'{where}: field {shown(key)} is not read; name the picture in "image"')
-    return None
+def _chat(raw: Mapping[str, Any], key: str, plain: Record, where: str, find: Find) -> list[Record]:
+    """A record for each question with its answer, without those before it, each with the picture shown till then."""
+    at, messages = f'{where}: field "{key}"', raw[key]
+    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
+        raise RessaError(f'{at} must be a list of {{"role", "content"}} objects')
+    told = turns(messages, at)
+    pairs = exchanges(told)
+    if pairs is None:
+        raise RessaError(f"{at} must be user and assistant in turn, not {shown([turn.speaker for turn in told])}")
+    shows = [(n, image) for n, turn in enumerate(told) for image in turn.images]
+    if len(shows) > 1 or any(told[n].speaker != "human" for n, _ in shows):
+        raise RessaError(f"{at} has {len(shows)} pictures, or one in an answer; a record has one, in its question")
+    named = picture(raw, shows[0][1] if shows else None, where)
+    if shows and named is None:
+        raise RessaError(f'{at} marks a picture, but the record has none; name it in the part or in "image"')
+    image = None if named is None else find(named, where)
+    first = (shows[0][0] - (len(told) % 2)) // 2 if shows and shows[0][1] is not None else 0
+    records = []
+    for n, pair in enumerate(pairs):
+        seen = image if n >= first else None
+        question, answer = unmarked(pair.question, seen is not None, at), pair.answer.strip()
+        if not question.strip() or not answer:
+            raise RessaError(f"{at} has a message without text; a record is one image, one question, one answer")
+        ident = plain.id if len(pairs) == 1 else f"{plain.id}-{n + 1}"
+        records.append(replace(plain, id=ident, question=question.strip(), answers=(answer,), image=seen))
+    return records
 
 
 def _answers(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -189,6 +231,8 @@ def _answers(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
             raise RessaError(f'{where}: field "answer" is missing or empty; give an answer or remove the record')
         return (answer,)
     listed = raw["answers"]
+    if isinstance(listed, Mapping):  # of `datasets`, which turned lists of objects inside out
+        listed = listed.get("answer", listed.get("text"))
     if isinstance(listed, str) or not isinstance(listed, list | tuple) or not listed:
         raise RessaError(f'{where}: field "answers" must be a list of texts with at least one')
     plain = [item if isinstance(item, Mapping) else {"answer": item} for item in listed]
@@ -210,33 +254,7 @@ def _text(raw: Mapping[str, Any], key: str, where: str) -> str | None:
 def _scalar(raw: Mapping[str, Any], key: str, where: str) -> str | None:
     """A text or a number (as text); None when it is missing or blank."""
     value = raw.get(key)
-    if isinstance(value, bool) or not (value is None or isinstance(value, str | int | float)):
+    text = "" if value is None else as_text(value)
+    if text is None:
         raise RessaError(f'{where}: field "{key}" must be a text or a number, not {shown(value)}')
-    text = "" if value is None else str(value).strip()
     return text or None
-
-
-def _conversation(messages: object, where: str) -> tuple[str, str, object]:
-    """(question, answer, image or None) of one user and one assistant message."""
-    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
-        raise RessaError(f'{where}: field "messages" must be a list of {{"role", "content"}} objects')
-    roles = [m.get("role") for m in messages]
-    if roles != ["user", "assistant"]:
-        raise RessaError(f'{where}: field "messages" must be one user and one assistant message, not {shown(roles)}')
-    question, image = _content(messages[0], where)
-    answer, _ = _content(messages[1], where)
-    return question, answer, image
-
-
-def _content(message: Mapping[str, Any], where: str) -> tuple[str, object]:
-    content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list) or not all(isinstance(p, Mapping) for p in parts):
-        raise RessaError(f'{where}: field "messages" has a message without text content')
-    text = "\n".join(str(p["text"]) for p in parts if p.get("text")).strip()
-    images = [p for p in parts if p.get("type") in ("image", "image_url")]
-    if not text or len(images) > 1:
-        what = "a message without text" if not text else "more than one image"
-        raise RessaError(f'{where}: field "messages" has {what}; a record is one image, one question, one answer')
-    named = [p[key] for p in images for key in ("image", "path", "url") if p.get(key) is not None]
-    return text, named[0] if named else None

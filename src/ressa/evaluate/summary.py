@@ -118,7 +118,7 @@ def read_answers(folder: str | Path) -> dict[str, str]:
     """{record id: answer} of an evaluated folder."""
     path = Path(folder) / "answers.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]  # of bytes: U+2028 ends no line
         return {str(line["id"]): str(line["answer"]) for line in lines}
     except OSError:
         raise RessaError(f"{folder}: no answers.jsonl there; name the --out folder of another evaluation") from None

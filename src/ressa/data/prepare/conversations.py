@@ -4,8 +4,9 @@
       "conversations": [{"from": "human", "value": "<image>\\nWhat are the colours of the bus?"},
                         {"from": "gpt", "value": "White and red."}, ...]}, ...]
 
-llava_v1_5_mix665k.json and all files of ShareGPT4V (Chen et al. 2023) have it. Each question with its answer becomes a
-record of its own, without those before it: a record is one question and one answer.
+llava_v1_5_mix665k.json and all files of ShareGPT4V (Chen et al. 2023) have it; so have many others with one object a
+line, `messages` or `role` and `content` (`ressa.data.chats`), or a picture in a list. Each question with its answer
+becomes a record of its own, without those before it: a record is one question and one answer.
 """
 
 from __future__ import annotations
@@ -14,41 +15,43 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ressa.data.images import shown
+from ressa.data.chats import Exchange, exchanges, turns
+from ressa.data.fields import FILM, MARK, OTHER_MEDIA, empty
 from ressa.data.prepare.items import Item, Said, Skip, number_or_text, objects, text
 from ressa.data.prepare.stream import entries
-from ressa.errors import RessaError
 
-PLACEHOLDER = "<image>"
+SEVERAL, FILMED, DISORDER = "several pictures", "a film or a sound", "turns out of order"
 
 
 def conversations(source: Path) -> Iterator[Item | Skip]:
     """A picture with the turns of one conversation. Raises RessaError for what is not in the format above."""
-    for raw, where in entries(source, "item", 'a list of {"image": ..., "conversations": [...]} objects'):
-        turns = objects(raw, "conversations", where)
-        if raw.get("image") is None:
+    form = 'a list of {"image": ..., "conversations": [...]} objects, or one of them a line'
+    for raw, where in entries(source, "item", form, lines=True):
+        key = "messages" if raw.get("conversations") is None and raw.get("messages") is not None else "conversations"
+        told = turns(objects(raw, key, where), where)
+        pairs = exchanges(told)
+        images = _images(raw)
+        if any(not empty(raw.get(media)) for media in OTHER_MEDIA) or any(FILM.search(turn.text) for turn in told):
+            yield Skip(FILMED, where)
+        elif len(images) > 1 or sum(len(turn.images) for turn in told) > 1:
+            yield Skip(SEVERAL, where)
+        elif pairs is None:
+            yield Skip(DISORDER, where)
+        elif not (images := images or [image for turn in told for image in turn.images if image is not None]):
             yield Skip("without a picture", where)
-            continue
-        name = text(raw, "image", where)
-        ident = number_or_text(raw, "id", where) if "id" in raw else None
-        said = _pairs(turns, ident, where)
-        if said is None:
-            yield Skip("turns out of order", where)
         else:
-            yield Item(name, ("file", name), said, where)
+            name = text({"image": images[0]}, "image", where)
+            yield Item(name, ("file", name), _said(pairs, raw, where), where)
 
 
-def _pairs(turns: list[Mapping[str, Any]], ident: str | None, where: str) -> tuple[Said, ...] | None:
-    """Questions with their answers; None where human and model do not take turns."""
-    speakers, told = [], []
-    for n, turn in enumerate(turns, 1):
-        at = f"{where}: turn {n}"
-        speaker = text(turn, "from", at)
-        if speaker not in ("human", "gpt"):
-            raise RessaError(f'{at}: field "from" must be human or gpt, not {shown(speaker)}')
-        speakers.append(speaker)
-        told.append(text(turn, "value", at).replace(PLACEHOLDER, "").strip())
-    if speakers != ["human", "gpt"] * (len(turns) // 2):
-        return None
-    pairs = zip(told[::2], told[1::2], strict=True)
-    return tuple(Said(answer, question, ident and f"{ident}-{n}") for n, (question, answer) in enumerate(pairs, 1))
+def _images(raw: Mapping[str, Any]) -> list[Any]:
+    """What `image` or `images` names, which may be a list of one."""
+    value = raw.get("image") if not empty(raw.get("image")) else raw.get("images")
+    listed = value if isinstance(value, list) else [value]
+    return [image for image in listed if not empty(image) and image != ""]
+
+
+def _said(pairs: list[Exchange], raw: Mapping[str, Any], where: str) -> tuple[Said, ...]:
+    ident = None if empty(raw.get("id")) else number_or_text(raw, "id", where)
+    plain = [(MARK.sub("", pair.question).strip(), pair.answer.strip()) for pair in pairs]
+    return tuple(Said(answer, question, ident and f"{ident}-{n}") for n, (question, answer) in enumerate(plain, 1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ressa.data.images import shown
+from ressa.data.parse import well_formed
 from ressa.errors import RessaError
 
 # ("file", name, other name...) below the folders or in the zips of --images, ("url", address),
@@ -49,7 +50,7 @@ def text(raw: Mapping[str, Any], key: str, where: str) -> str:
     value = field(raw, key, where)
     if not isinstance(value, str):
         raise RessaError(f'{where}: field "{key}" must be a text, not {shown(value)}')
-    return value.encode("utf-8", "replace").decode("utf-8").strip()  # JSON may hold halves of surrogate pairs
+    return well_formed(value).strip()
 
 
 def number_or_text(raw: Mapping[str, Any], key: str, where: str) -> str:
@@ -57,7 +58,7 @@ def number_or_text(raw: Mapping[str, Any], key: str, where: str) -> str:
     value = field(raw, key, where)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise RessaError(f'{where}: field "{key}" must be a number or a text, not {shown(value)}')
-    return str(value).strip()
+    return well_formed(str(value)).strip()
 
 
 def objects(raw: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:

@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ressa.data.images import FORMATS
-from ressa.data.prepare.unusable import DAMAGED, ENORMOUS, OTHER, Unusable
+from ressa.data.pixels import DEEP, NoRangeError, to_rgb, turn
+from ressa.data.prepare.unusable import DAMAGED, ENORMOUS, OTHER, RANGELESS, Unusable
 
-ORIENTATION = 0x0112  # the EXIF tag
 LOSSLESS = ("PNG", "GIF", "BMP", "TIFF", "PPM")
 SUFFIX = {"JPEG": ".jpg", "PNG": ".png"}
-MODES = {"CMYK": "cmyk", "YCCK": "cmyk", "L": "grey", "1": "grey", "P": "palette", "RGBA": "alpha", "LA": "alpha"}
+MODES = {
+    "CMYK": "cmyk",
+    "YCCK": "cmyk",
+    "L": "grey",
+    "1": "grey",
+    "P": "palette",
+    "RGBA": "alpha",
+    "LA": "alpha",
+    "RGB": "alpha",
+}
 SCALED = "scaled down"
 
 
@@ -45,6 +54,8 @@ def normalise(data: bytes, max_side: int | None = None) -> Made:
             return _encoded(image, kind, changes, max_side)
     except Unusable:
         raise
+    except NoRangeError as error:
+        raise Unusable(RANGELESS, str(error)) from None
     except UnidentifiedImageError:
         raise Unusable(OTHER, f"{len(data):,} bytes that begin with {data[:12]!r}") from None
     except Image.DecompressionBombError as error:  # of more than twice the limit Pillow does not tell the sides
@@ -64,9 +75,9 @@ def _changes(image: Image.Image, kind: str, max_side: int | None) -> tuple[str, 
     if kind != "JPEG" and getattr(image, "is_animated", False):
         found.append("animated")
         image.seek(0)
-    if image.mode != "RGB":
-        found.append(MODES.get(image.mode, f"mode {image.mode}"))
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    if image.mode != "RGB" or image.has_transparency_data:
+        found.append(MODES.get(image.mode, "deep" if image.mode in DEEP else f"mode {image.mode}"))
+    if turn(image) is not None:
         found.append("turned upright")
     if max_side is not None and max(image.size) > max_side:
         found.append(SCALED)
@@ -74,7 +85,7 @@ def _changes(image: Image.Image, kind: str, max_side: int | None) -> tuple[str, 
 
 
 def _encoded(image: Image.Image, kind: str, changes: tuple[str, ...], max_side: int | None) -> Made:
-    plain = ImageOps.exif_transpose(image).convert("RGB")
+    plain = to_rgb(image)
     if max_side is not None:
         plain.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     plain.info.clear()  # or Pillow would write what the original said of itself

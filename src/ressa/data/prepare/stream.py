@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import codecs
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import ijson
 
 from ressa.data.images import shown
+from ressa.data.parse import well_formed
 from ressa.errors import RessaError
 
 BLOCK = 1 << 16
 
 
-def entries(path: Path, prefix: str, form: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+def entries(path: Path, prefix: str, form: str, *, lines: bool = False) -> Iterator[tuple[Mapping[str, Any], str]]:
     """(object, where) of each object in the list at `prefix` ("item", "images.item").
 
     Args:
         form: what the file should look like, for the error.
+        lines: whether the file may hold one object a line instead of a list.
 
     Raises:
         RessaError: no such file, no JSON, no such list in it, or an entry that is no object.
     """
-    for n, (record, where) in enumerate(_events(path, "items", prefix, form), 1):
+    listed = not (lines and _begins_with_object(path))
+    for n, (record, where) in enumerate(_events(path, "items", prefix if listed else "", form, lines=not listed), 1):
         if not isinstance(record, Mapping):
             raise RessaError(f"{where}: record {n} must be an object in braces, not {shown(record)}")
         yield record, f"{where}: record {n}"
@@ -35,22 +40,30 @@ def named_entries(path: Path, form: str) -> Iterator[tuple[str, Mapping[str, Any
     for (name, record), where in _events(path, "kvitems", "", form):
         if not isinstance(record, Mapping):
             raise RessaError(f"{where}: record {shown(name)} must be an object in braces, not {shown(record)}")
-        yield name, record, f"{where}: record {shown(name)}"
+        yield well_formed(name), record, f"{where}: record {shown(name)}"
 
 
-def _events(path: Path, reader: str, prefix: str, form: str) -> Iterator[tuple[Any, str]]:
+def _begins_with_object(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(BLOCK).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+
+
+def _events(path: Path, reader: str, prefix: str, form: str, *, lines: bool = False) -> Iterator[tuple[Any, str]]:
     """What `ijson` finds. A file that it cannot read is read again, slowly near the fault, to say where that is."""
     if not path.is_file():
         raise RessaError(f"{path}: no such file; give {form}")
-    read, found = getattr(ijson, reader), 0
+    read, found = partial(getattr(ijson, reader), prefix=prefix, use_float=True, multiple_values=lines), 0
     try:
         with path.open("rb") as file:
+            file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
             try:
-                for entry in read(file, prefix, use_float=True, buf_size=BLOCK):
+                for entry in read(file, buf_size=BLOCK):
                     found += 1
                     yield entry, str(path)
-            except ijson.JSONError:
-                raise _fault(path, read, prefix, max(0, file.tell() - BLOCK)) from None
+            except (ijson.JSONError, ValueError):  # ValueError: a number of thousands of digits
+                raise _fault(path, read, max(0, file.tell() - BLOCK)) from None
             size = file.tell()
     except OSError as error:
         raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
@@ -70,15 +83,18 @@ class _Slowly:
         return block
 
 
-def _fault(path: Path, read: Any, prefix: str, start: int) -> RessaError:
+def _fault(path: Path, read: Callable[..., Iterator[Any]], start: int) -> RessaError:
     found, reason = 0, "it ends too early"
     with path.open("rb") as file:
         slow = _Slowly(file, start)
+        file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
         try:
-            for _ in read(slow, prefix, buf_size=BLOCK):
+            for _ in read(slow, buf_size=BLOCK):
                 found += 1
         except ijson.JSONError as error:
             reason = re.split(r"\n|\\n", str(error))[0].removeprefix("b'").removeprefix('b"')
+        except ValueError:
+            reason = "a number of more digits than can be read"
         return RessaError(
             f"{path}:{slow.lines}: malformed JSON after record {found}, at byte {file.tell():,} ({reason})"
         )

@@ -13,8 +13,10 @@ from typing import Any
 
 import datasets
 
+from ressa.data.columns import ImageCell, light_rows, undecoded
+from ressa.data.fields import as_text, empty
 from ressa.data.images import shown
-from ressa.data.prepare.items import Item, Place, Said, Skip, field
+from ressa.data.prepare.items import Item, Place, Said, Skip
 from ressa.data.tables import silent
 from ressa.errors import RessaError, unknown
 
@@ -37,10 +39,7 @@ def load(source: str, split: str) -> datasets.Dataset:
         if split not in table:
             raise unknown(f"split of {source}", split, [str(name) for name in table])
         table = table[split]
-    for column, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-    return table.with_format(None)
+    return undecoded(table)
 
 
 def _open(source: str) -> Any:
@@ -75,28 +74,32 @@ def mapping(table: datasets.Dataset, columns: str | None, name: str) -> dict[str
 
 def rows(table: datasets.Dataset, columns: Mapping[str, str], name: str) -> Iterator[Item | Skip]:
     """A picture a row. Raises RessaError naming row and column for what is no text."""
-    inside = isinstance(table.features[columns["image"]], datasets.Image)
-    texts = table.select_columns([c for key, c in columns.items() if key != "image" or not inside])
-    for n, row in enumerate(texts):
+    read = table.select_columns(list(dict.fromkeys(columns.values())))
+    for n, (row, _) in enumerate(light_rows(read, name, (columns["image"],))):
         where = f"{name}: row {n}"
         said = _captions(row, columns, where) if "caption" in columns else []
         if {"question", "answer"} <= set(columns):
             said.append(_question(row, columns, where))
-        if not inside and row[columns["image"]] is None:
+        value = row[columns["image"]]
+        images = value if isinstance(value, list) else [value]
+        if len(images) > 1:
+            yield Skip("several pictures", where)
+        elif all(map(empty, images)):
             yield Skip("without a picture", where)
-            continue
-        place: Place = ("row", n) if inside else _place(row, columns["image"], where)
-        yield Item(f"row {n}" if inside else str(place[1]), place, tuple(said), where)
+        elif isinstance(images[0], ImageCell):
+            yield Item(f"row {n}", ("row", n), tuple(said), where)
+        else:
+            place = _place(images[0], columns["image"], where)
+            yield Item(str(place[1]), place, tuple(said), where)
 
 
 def cell(table: datasets.Dataset, n: int, column: str) -> bytes | str | None:
     """The bytes of a picture, the path of its file, or None where there is none."""
-    value = table[n][column]
-    return None if value is None else value["path"] if value["bytes"] is None else value["bytes"]
+    at = (0,) if isinstance(table[n][column], list) else ()
+    return ImageCell(table, n, column, f"row {n}", at).held()
 
 
-def _place(row: Mapping[str, Any], column: str, where: str) -> Place:
-    value = field(row, column, where)
+def _place(value: object, column: str, where: str) -> Place:
     if not isinstance(value, str):
         raise RessaError(f'{where}: field "{column}" must be a picture, an address or a file name, not {shown(value)}')
     return ("url" if value.startswith(("http://", "https://")) else "file", value)
@@ -116,6 +119,7 @@ def _texts(row: Mapping[str, Any], column: str, where: str) -> list[str]:
     value = "" if row[column] is None else row[column]  # counted as an empty text
     listed = value if isinstance(value, list) else [value]
     plain = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in listed]
-    if not plain or not all(isinstance(entry, str | int | float) for entry in plain):
+    texts = [as_text(entry) for entry in plain]
+    if not plain or None in texts:
         raise RessaError(f'{where}: field "{column}" must be a text or a list of texts, not {shown(value)}')
-    return [str(entry).strip() for entry in plain]
+    return [text for text in texts if text is not None]

@@ -10,6 +10,7 @@ HEAVY = "too many bytes"
 OTHER = "not a picture"
 DAMAGED = "damaged"
 ENORMOUS = "enormous"
+RANGELESS = "no range"
 
 MOST_BYTES = 256 << 20  # of the file of one picture
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ressa.data.images import ImageFile, ImageFolder, decode, shown
+from ressa.data.images import ImageFile, ImageFolder, shown
+from ressa.data.parse import parse
 from ressa.errors import RessaError
 from ressa.evaluate.tasks.base import Source
 
@@ -58,15 +52,9 @@ def beside(source: Source, *patterns: str) -> Path:
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises RessaError with file, line and column."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return parse(path.read_bytes(), str(path), whole=True)
     except OSError as error:
         raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise RessaError(f"{path}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise RessaError(f"{path}:{error.lineno}: malformed JSON at column {error.colno} ({error.msg})") from None
-    except RecursionError:
-        raise RessaError(f"{path}: malformed JSON (nested too deeply)") from None
 
 
 def listed(path: Path, key: str) -> list[Row]:
@@ -89,16 +77,15 @@ def lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(text_lines(path), 1):
         where = f"{path}:{number}"
         if line.strip():
-            try:
-                raw = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RessaError(f"{where}: malformed JSON at column {error.colno} ({error.msg})") from None
-            yield an_object(raw, where), where
+            yield an_object(parse(line.encode(), where), where), where
 
 
 def text_lines(path: Path) -> list[str]:
+    """Lines end as files end them: other separators of Unicode, which `splitlines` knows too, stand inside JSON."""
     try:
-        return path.read_bytes().decode("utf-8-sig").splitlines()
+        return [
+            line.removesuffix("\r") for line in path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+        ]
     except OSError as error:
         raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -173,21 +160,3 @@ class Pictures:
             if (self.root / place / name).is_file():
                 return self.folder.find(f"{place}/{name}" if place else name, where)
         return self.folder.find(f"{self.places[-1]}/{name}" if self.places[-1] else name, where)
-
-
-@dataclass(frozen=True)
-class ImageText:
-    """A picture in base64, as MMBench ships them."""
-
-    text: str
-    where: str
-
-    def open(self) -> Image.Image:
-        try:
-            data = base64.b64decode(self.text, validate=True)
-        except ValueError:
-            raise RessaError(f'{self.where}: field "image" is not base64') from None
-        return decode(BytesIO(data), f'{self.where}: field "image"')
-
-    def identity(self) -> str:
-        return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()

@@ -69,9 +69,9 @@ def _tokens(source: Source, path: Path) -> Iterable[tuple[str, tuple[str, ...], 
 def _from_table(source: Source, column: str) -> Reading:
     samples = []
     for raw, where, pictures in tables.rows(source, ("image", column)):
-        if raw.get("split", source.split) == source.split and "image" in pictures:
+        if raw.get("split", source.split) == source.split:
             key = str(raw.get("filename") or raw.get("question_id") or where.rsplit(":", 1)[1])
-            samples.append(_sample(key, texts(raw, column, where), pictures["image"]))
+            samples.append(_sample(key, texts(raw, column, where), tables.picture(pictures, where)))
     return Reading(samples)
 
 

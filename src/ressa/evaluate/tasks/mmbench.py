@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ressa.data.embedded import ImageText
 from ressa.data.images import Picture, shown
 from ressa.data.records import Record
 from ressa.errors import RessaError
@@ -12,7 +13,7 @@ from ressa.evaluate.metrics.basic import each
 from ressa.evaluate.metrics.intervals import Measured
 from ressa.evaluate.tasks import common, tables
 from ressa.evaluate.tasks.base import Reading, Sample, Source, Task
-from ressa.evaluate.tasks.files import ImageText, find, ident, need, tsv
+from ressa.evaluate.tasks.files import find, ident, need, tsv
 
 LETTERS = "ABCD"
 ROTATED = 1_000_000  # the index of a question with rotated options is the original's plus a multiple of this
@@ -22,7 +23,7 @@ NO_ANSWER = "no answer in the file (the test split keeps its answers on the serv
 def read(source: Source) -> Reading:
     if tables.is_table(source):
         rows = list(tables.rows(source, ("index", "question", "A", "B", "answer", "image")))
-        return _reading([_sample(raw, where, p.get("image")) for raw, where, p in rows])
+        return _reading([_sample(raw, where, tables.picture(p, where)) for raw, where, p in rows])
     path = find(source, f"mmbench_{source.split}*.tsv", f"*{source.split.upper()}*.tsv", f"*{source.split}*.tsv")
     told = list(tsv(path, ("index", "question", "A", "B", "answer", "image")))
     cells = {raw["index"]: raw["image"] for raw, _ in told}

@@ -34,7 +34,8 @@ def read(source: Source) -> Reading:
         if len(pictures) > 1:
             left[SEVERAL] += 1
         else:
-            samples.append(_sample(raw, where, next(iter(pictures.values()), None)))
+            picture = tables.picture(pictures, where, next(iter(pictures), "image_1"))
+            samples.append(_sample(raw, where, picture))
     return Reading(samples, dict(left))
 
 

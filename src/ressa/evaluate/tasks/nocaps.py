@@ -32,7 +32,7 @@ def _from_table(source: Source) -> Reading:
     for raw, where, pictures in tables.rows(source, ("image", "annotations_captions")):
         key = str(raw.get("image_id", where.rsplit(":", 1)[1]))
         captions = texts(raw, "annotations_captions", where)
-        samples.append(_sample(key, captions, raw.get("image_domain"), pictures.get("image")))
+        samples.append(_sample(key, captions, raw.get("image_domain"), tables.picture(pictures, where)))
     return Reading(samples)
 
 

@@ -16,7 +16,9 @@ from ressa.evaluate.tasks.vqav2 import joined, sample
 def read(source: Source) -> Reading:
     if tables.is_table(source):
         rows = tables.rows(source, ("question", "answers", "image"))
-        return Reading([sample(raw, raw, where, where, pictures.get("image")) for raw, where, pictures in rows])
+        return Reading(
+            [sample(raw, raw, where, where, tables.picture(pictures, where)) for raw, where, pictures in rows]
+        )
     annotations = f"mscoco_{source.split}*_annotations.json"
     reading = joined(source, f"OpenEnded_mscoco_{source.split}*_questions.json", annotations)
     told = read_json(beside(source, annotations)).get("question_types")

@@ -21,8 +21,8 @@ def read(source: Source) -> Reading:
     """coco_pope_random.json, ..._popular.json and ..._adversarial.json: those that are there, or the one file named."""
     if tables.is_table(source):
         rows = tables.rows(source, ("question", "answer", "image"))
-        told = [_sample(raw, w, p.get("image"), "question", "answer", raw.get("category")) for raw, w, p in rows]
-        return Reading(told)
+        told = [(raw, w, tables.picture(p, w)) for raw, w, p in rows]
+        return Reading([_sample(raw, w, p, "question", "answer", raw.get("category")) for raw, w, p in told])
     root, pictures = folder(source), Pictures(source, "val2014")
     one = root / str(source.data) if not hasattr(source.data, "is_file") else source.data
     paths = [one] if one.is_file() else sorted(root.glob("*pope_*.json"))

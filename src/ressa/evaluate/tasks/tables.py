@@ -8,7 +8,9 @@ from typing import Any
 
 import datasets
 
-from ressa.data.images import ImageCell, Picture
+from ressa.data.columns import ImageCell, light_rows
+from ressa.data.fields import PICTURES, one
+from ressa.data.images import Picture
 from ressa.errors import RessaError
 from ressa.evaluate.tasks.base import Source
 
@@ -34,28 +36,21 @@ def rows(source: Source, columns: tuple[str, ...] = ()) -> Iterator[TableRow]:
         RessaError: no such dataset or split, or a column of `columns` is not there.
     """
     name = "dataset" if isinstance(source.data, datasets.Dataset | datasets.DatasetDict) else str(source.data)
-    table = _open(source, name).with_format(None)
+    table = _open(source, name)
     if missing := [column for column in columns if column not in table.column_names]:
         there = ", ".join(table.column_names)[:200]
         raise RessaError(f'{name}: column "{missing[0]}" is missing (there: {there})')
-    pictures = [c for c, feature in table.features.items() if isinstance(feature, datasets.Image)]
-    for column in pictures:
-        table = table.cast_column(column, datasets.Image(decode=False))
-    light, filled = table.remove_columns(pictures), {column: _filled(table, column) for column in pictures}
-    for row, raw in enumerate(light):
-        where = f"{name}:{row}"
-        yield raw, where, {c: ImageCell(table, row, c, where) for c in pictures if filled[c][row]}
+    for raw, where in light_rows(table, name, PICTURES):
+        told = {column: one(value, column, where) for column, value in raw.items()}
+        pictures: dict[str, Picture] = {c: value for c, value in told.items() if isinstance(value, ImageCell)}
+        yield {column: value for column, value in raw.items() if column not in pictures}, where, pictures
 
 
-def _filled(table: Any, column: str) -> list[bool]:
-    """For each row, whether it has a picture; reads no bytes into Python."""
-    return [
-        ok for batch in table.select_columns([column]).with_format("arrow").iter(1000) for ok in _valid(batch[column])
-    ]
-
-
-def _valid(column: Any) -> list[bool]:
-    return column.is_valid().to_pylist()
+def picture(pictures: Mapping[str, Picture], where: str, column: str = "image") -> Picture:
+    """The picture in a column. Raises RessaError if there is none: a model that sees nothing still answers."""
+    if column not in pictures:
+        raise RessaError(f'{where}: column "{column}" holds no picture (bytes, base64 or an Image); fill or remove it')
+    return pictures[column]
 
 
 def _open(source: Source, name: str) -> datasets.Dataset:

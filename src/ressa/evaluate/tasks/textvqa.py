@@ -12,7 +12,7 @@ def read(source: Source) -> Reading:
     """The model is shown no OCR tokens: it has to read for itself."""
     if tables.is_table(source):
         rows = tables.rows(source, ("question", "answers", "image"))
-        return Reading([_sample(raw, where, pictures.get("image")) for raw, where, pictures in rows])
+        return Reading([_sample(raw, where, tables.picture(pictures, where)) for raw, where, pictures in rows])
     path = find(source, f"TextVQA_*_{source.split}.json")
     pictures = Pictures(source, "train_images", "test_images")
     told = listed(path, "data")

@@ -17,7 +17,9 @@ def read(source: Source) -> Reading:
     """Questions and annotations of a split, joined by question_id."""
     if tables.is_table(source):
         rows = tables.rows(source, ("question", "answers", "image"))
-        return Reading([sample(raw, raw, where, where, pictures.get("image")) for raw, where, pictures in rows])
+        return Reading(
+            [sample(raw, raw, where, where, tables.picture(pictures, where)) for raw, where, pictures in rows]
+        )
     return joined(
         source, f"v2_OpenEnded_mscoco_{source.split}*_questions.json", f"v2_mscoco_{source.split}*_annotations.json"
     )
