@@ -32,7 +32,7 @@ class NoRangeError(ValueError):
 
 
 def turn(image: Image.Image) -> Image.Transpose | None:
-    """How the picture is turned upright, as its EXIF says; None if it is, or if its EXIF is damaged.
+    """How a picture, once it is loaded, is turned upright, as its EXIF says; None if it is, or if that is damaged.
 
     `ImageOps.exif_transpose` also writes the EXIF anew, which fails for tags that no one needs here.
     """

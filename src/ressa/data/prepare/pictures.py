@@ -47,8 +47,8 @@ def normalise(data: bytes, max_side: int | None = None) -> Made:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with previews behind it
             _refuse_enormous(image)
-            changes = _changes(image, kind, max_side)
             image.load()  # damaged files are found out here
+            changes = _changes(image, kind, max_side)
             if not changes and kind in SUFFIX:
                 return Made(data, SUFFIX[kind], ())
             return _encoded(image, kind, changes, max_side)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import ijson
 
 from ressa.data.images import shown
-from ressa.data.parse import well_formed
+from ressa.data.parse import parse, well_formed
 from ressa.errors import RessaError
 
 BLOCK = 1 << 16
@@ -28,8 +28,10 @@ def entries(path: Path, prefix: str, form: str, *, lines: bool = False) -> Itera
     Raises:
         RessaError: no such file, no JSON, no such list in it, or an entry that is no object.
     """
-    listed = not (lines and _begins_with_object(path))
-    for n, (record, where) in enumerate(_events(path, "items", prefix if listed else "", form, lines=not listed), 1):
+    if lines and _begins_with_object(path):
+        yield from _lines(path)
+        return
+    for n, (record, where) in enumerate(_events(path, "items", prefix, form), 1):
         if not isinstance(record, Mapping):
             raise RessaError(f"{where}: record {n} must be an object in braces, not {shown(record)}")
         yield record, f"{where}: record {n}"
@@ -50,11 +52,21 @@ def _begins_with_object(path: Path) -> bool:
         return file.read(BLOCK).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
-def _events(path: Path, reader: str, prefix: str, form: str, *, lines: bool = False) -> Iterator[tuple[Any, str]]:
+def _lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    with path.open("rb") as file:
+        for n, line in enumerate(file, 1):
+            if line.strip():
+                record = parse(line, f"{path}:{n}")
+                if not isinstance(record, Mapping):
+                    raise RessaError(f"{path}:{n}: a record must be an object in braces, not {shown(record)}")
+                yield record, f"{path}:{n}"
+
+
+def _events(path: Path, reader: str, prefix: str, form: str) -> Iterator[tuple[Any, str]]:
     """What `ijson` finds. A file that it cannot read is read again, slowly near the fault, to say where that is."""
     if not path.is_file():
         raise RessaError(f"{path}: no such file; give {form}")
-    read, found = partial(getattr(ijson, reader), prefix=prefix, use_float=True, multiple_values=lines), 0
+    read, found = partial(getattr(ijson, reader), prefix=prefix, use_float=True), 0
     try:
         with path.open("rb") as file:
             file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
