@@ -20,6 +20,7 @@ OTHER_MEDIA = ("video", "videos", "video_path", "audio", "audios", "audio_path")
 OWN = {"id", "kind", "question", "answer", "answers", "caption", "prefix", "text", "messages", "conversations"}
 SUFFIX = re.compile(r"\.(png|jpe?g|jpe|webp|gif|bmp|tiff?|ppm|pgm|heic|avif|mp4|avi|mov|mkv|webm)$", re.IGNORECASE)
 ABOUT_MEDIA = re.compile(r"image|img|pictures?(_|$)|photo|video|audio", re.IGNORECASE)
+DEEPEST = 9  # levels of lists and objects that are looked into
 FURTHER = re.compile(r"(image|img|picture|photo)s?_?\d+")  # image_2
 # <image> (LLaVA), <image 1> (MMMU), <|image_1|> (Phi-3), <ImageHere> (InternLM), <img>1.png</img> (Qwen-VL)
 MARK = re.compile(r"<(?:image(?:[ _]\d+)?|\|image(?:_\d+)?\||ImageHere)>|<img>[^<]*</img>")
@@ -62,10 +63,11 @@ def one(value: Any, key: str, where: str) -> Any:
     return value[0] if value else None
 
 
-def empty(value: Any) -> bool:
+def empty(value: Any, depth: int = 0) -> bool:
     """Whether a field says nothing: null, NaN (a table's null), no, zero, and lists and objects of nothing else."""
     if isinstance(value, list | tuple | Mapping):
-        return all(map(empty, value.values() if isinstance(value, Mapping) else value))
+        inner = value.values() if isinstance(value, Mapping) else value
+        return depth < DEEPEST and all(empty(entry, depth + 1) for entry in inner)
     return value is None or (isinstance(value, int | float) and (not value or value != value))
 
 
@@ -117,7 +119,7 @@ def _ends_as_media(value: object) -> bool:
 
 def _is_media(value: object) -> bool:
     if isinstance(value, list | tuple):
-        return any(_is_media(entry) for entry in value if not isinstance(entry, str))
+        return any(_is_media(entry) for entry in value if not isinstance(entry, str | list | tuple))
     if isinstance(value, Mapping):
         return any(key in (*PICTURES, "bytes") and not empty(entry) for key, entry in value.items())
     return hasattr(value, "open") or _ends_as_media(value)

@@ -21,6 +21,7 @@ from PIL import Image
 from ressa.data.pixels import to_rgb
 from ressa.errors import RessaError
 
+LFS = b"version https://git-lfs"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: Pillow would run Ghostscript on it
 
 
@@ -85,7 +86,19 @@ def decode(source: Path | BytesIO, what: str) -> Image.Image:
         raise RessaError(f"{what} is larger than {limit} pixels; scale it down or remove the record") from None
     except Exception as error:  # decoders of damaged files raise whatever their parsing ran into
         reason = (str(error).splitlines() or [""])[0].replace(str(source), "it") or type(error).__name__
+        if _head(source).startswith(LFS):
+            reason = "it is a pointer of Git LFS, not yet the picture: git lfs pull"
         raise RessaError(f"{what} cannot be read ({reason}); replace the file or remove the record") from None
+
+
+def _head(source: Path | BytesIO) -> bytes:
+    if isinstance(source, BytesIO):
+        return source.getvalue()[: len(LFS)]
+    try:
+        with source.open("rb") as file:
+            return file.read(len(LFS))
+    except OSError:
+        return b""
 
 
 @dataclass
@@ -148,5 +161,8 @@ class ImageFolder:
 
 def shown(value: object, limit: int = 80) -> str:
     """A value of the user's data, on one line, in quotes, at most `limit` characters long."""
-    text = " ".join(str(value).split())
+    try:
+        text = " ".join(str(value).split())
+    except RecursionError:  # JSON of thousands of brackets
+        text = f"{type(value).__name__} nested too deeply"
     return f"'{text if len(text) <= limit else text[: limit - 1] + '…'}'"

@@ -106,5 +106,5 @@ def _caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], where: str
     try:
         told = (file.read(LONGEST) if file else b"").decode("utf-8")
         return told.strip() if kind == "txt" else text(json.loads(told), "caption", where)
-    except (ValueError, AttributeError):  # not UTF-8, no JSON, no object
+    except (ValueError, AttributeError, RecursionError):  # not UTF-8, no JSON, no object
         raise RessaError(f"{where}: its .{kind} cannot be read; it must be UTF-8 text or a JSON object") from None
