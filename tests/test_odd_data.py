@@ -89,10 +89,11 @@ def test_labels_and_numbers_of_a_table_are_prepared_as_texts(tmp_path):
 
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_pictures_of_any_column_are_seen_by_a_benchmark(kind, tmp_path):
-    told = {"question_id": [1, 2], "question": ["?", "?"], "answers": [["a"], ["b"]], "image": COLUMNS[kind](PNG)}
+    told = {"question_id": [1, 2], "question": ["?", "?"], "answers": [["a", "c"], ["b"]], "image": COLUMNS[kind](PNG)}
     pq.write_table(pa.table(told), tmp_path / "validation.parquet")
     samples = tasks.get("textvqa").read(Source(tmp_path, "val")).samples
     assert [s.record.open_image().tobytes() for s in samples] == [official.photo(1).tobytes()] * 2
+    assert samples[0].record.answers == ("a", "c")
 
 
 @pytest.mark.parametrize("name", ["textvqa", "vqav2", "pope", "nocaps", "coco", "mmbench"])

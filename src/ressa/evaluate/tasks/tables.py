@@ -41,9 +41,13 @@ def rows(source: Source, columns: tuple[str, ...] = ()) -> Iterator[TableRow]:
         there = ", ".join(table.column_names)[:200]
         raise RessaError(f'{name}: column "{missing[0]}" is missing (there: {there})')
     for raw, where in light_rows(table, name, PICTURES):
-        told = {column: one(value, column, where) for column, value in raw.items()}
-        pictures: dict[str, Picture] = {c: value for c, value in told.items() if isinstance(value, ImageCell)}
-        yield {column: value for column, value in raw.items() if column not in pictures}, where, pictures
+        seen = {column: value for column, value in raw.items() if _shows(value)}
+        pictures = {column: one(value, column, where) for column, value in seen.items()}
+        yield {column: value for column, value in raw.items() if column not in seen}, where, pictures
+
+
+def _shows(value: Any) -> bool:
+    return isinstance(value, ImageCell) or (isinstance(value, list) and any(map(_shows, value)))
 
 
 def picture(pictures: Mapping[str, Picture], where: str, column: str = "image") -> Picture:
