@@ -119,6 +119,13 @@ def test_marks_of_pictures_are_taken_away_or_refused_where_there_is_none(mark, f
     assert "marks a picture" in read(folder)
 
 
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+def test_a_system_message_beside_a_chat_is_read_too(key, folder):
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "red"}]
+    (folder / "train.jsonl").write_text(json.dumps({key: "Be brief.", "messages": chat}))
+    assert read(folder)[0].question == "Be brief.\n\n?"
+
+
 def test_a_picture_shown_in_a_later_question_is_not_seen_before_it(folder):
     part = [{"type": "image", "image": "1.png"}, {"type": "text", "text": "And this?"}]
     words = ["Hello", "Hi", part, "red"]

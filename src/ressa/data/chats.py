@@ -4,11 +4,13 @@
     [{"role": "user", "content": [{"type": "image", "path": "1.png"}, {"type": "text", "text": "What is it?"}]},
      {"role": "assistant", "content": "An owl."}]
 
-A system message is put in front of each question, as chat templates without a system role do.
+A system message, in the chat or beside it ("system", "system_prompt"), is put in front of each question, as chat
+templates without a system role do.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +58,16 @@ def turns(messages: Sequence[Mapping[str, Any]], where: str) -> list[Turn]:
     return told
 
 
+def beside(raw: Mapping[str, Any]) -> list[Turn]:
+    """The system message that a record has beside its chat, if any."""
+    texts = [raw[key] for key in ("system", "system_prompt") if isinstance(raw.get(key), str) and raw[key].strip()]
+    return [Turn("system", text) for text in texts[:1]]
+
+
 def exchanges(told: Sequence[Turn]) -> list[Exchange] | None:
     """Questions with their answers; None where user and assistant do not take turns."""
-    system = told[0].text.strip() if told and told[0].speaker == "system" else ""
-    rest = told[1:] if told and told[0].speaker == "system" else told
+    rest = list(itertools.dropwhile(lambda turn: turn.speaker == "system", told))
+    system = "\n\n".join(turn.text.strip() for turn in told[: len(told) - len(rest)])
     if not rest or [turn.speaker for turn in rest] != ["human", "gpt"] * (len(rest) // 2):
         return None
     pairs = zip(rest[::2], rest[1::2], strict=True)

@@ -66,17 +66,17 @@ def light_rows(table: datasets.Dataset, name: str, texts: tuple[str, ...] = ()) 
     """
     table = undecoded(table)
     heavy = {column: _held(table, column) for column, feature in table.features.items() if is_picture(feature)}
+    inner = {c: feature for c, feature in table.features.items() if c not in heavy and _has_more(feature)}
     for row, raw in enumerate(_without(table, list(heavy))):
         where = f"{name}:{row}"
-        told: dict[str, Any] = {}
-        for column, feature in table.features.items():
-            if column in heavy:
-                told[column] = _cells(ImageCell(table, row, column, where), heavy[column][row])
-                continue
-            value = named(feature, raw[column])
-            if column in texts and isinstance(value, str) and is_embedded(value):
-                value = ImageCell(table, row, column, where)
-            told[column] = _lifted(value, feature, ImageCell(table, row, column, where))
+        told = dict(raw)
+        for column, held in heavy.items():
+            told[column] = _cells(ImageCell(table, row, column, where), held[row])
+        for column, feature in inner.items():
+            told[column] = _lifted(named(feature, raw[column]), feature, ImageCell(table, row, column, where))
+        for column in texts:
+            if isinstance(told.get(column), str) and is_embedded(told[column]):
+                told[column] = ImageCell(table, row, column, where)
         yield told, where
 
 
@@ -117,6 +117,14 @@ def _plain(feature: Any) -> Any:
         plain = _plain(feature.feature)
         return feature if plain == feature.feature else type(feature)(plain)
     return {key: _plain(value) for key, value in feature.items()} if isinstance(feature, dict) else feature
+
+
+def _has_more(feature: Any) -> bool:
+    """Whether labels or pictures stand somewhere in it."""
+    if isinstance(feature, LISTS):
+        return _has_more(feature.feature)
+    inside = isinstance(feature, dict) and any(map(_has_more, feature.values()))
+    return inside or isinstance(feature, datasets.ClassLabel) or is_picture(feature)
 
 
 def _without(table: datasets.Dataset, columns: list[str]) -> Iterator[Mapping[str, Any]]:

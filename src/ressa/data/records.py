@@ -25,7 +25,7 @@ from typing import Any
 
 from PIL import Image
 
-from ressa.data.chats import exchanges, turns
+from ressa.data.chats import beside, exchanges, turns
 from ressa.data.embedded import ImageText, is_embedded
 from ressa.data.fields import as_text, picture, unmarked
 from ressa.data.images import ImageFolder, Picture, shown
@@ -200,7 +200,7 @@ def _chat(raw: Mapping[str, Any], key: str, plain: Record, where: str, find: Fin
     at, messages = f'{where}: field "{key}"', raw[key]
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
         raise RessaError(f'{at} must be a list of {{"role", "content"}} objects')
-    told = turns(messages, at)
+    told = [*beside(raw), *turns(messages, at)]
     pairs = exchanges(told)
     if pairs is None:
         raise RessaError(f"{at} must be user and assistant in turn, not {shown([turn.speaker for turn in told])}")
@@ -211,7 +211,8 @@ def _chat(raw: Mapping[str, Any], key: str, plain: Record, where: str, find: Fin
     if shows and named is None:
         raise RessaError(f'{at} marks a picture, but the record has none; name it in the part or in "image"')
     image = None if named is None else find(named, where)
-    first = (shows[0][0] - (len(told) % 2)) // 2 if shows and shows[0][1] is not None else 0
+    leading = len(told) - 2 * len(pairs)  # system messages
+    first = (shows[0][0] - leading) // 2 if shows and shows[0][1] is not None else 0
     records = []
     for n, pair in enumerate(pairs):
         seen = image if n >= first else None

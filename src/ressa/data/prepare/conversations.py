@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ressa.data.chats import Exchange, exchanges, turns
+from ressa.data.chats import Exchange, beside, exchanges, turns
 from ressa.data.fields import FILM, MARK, OTHER_MEDIA, empty
 from ressa.data.prepare.items import Item, Said, Skip, number_or_text, objects, text
 from ressa.data.prepare.stream import entries
@@ -28,7 +28,7 @@ def conversations(source: Path) -> Iterator[Item | Skip]:
     form = 'a list of {"image": ..., "conversations": [...]} objects, or one of them a line'
     for raw, where in entries(source, "item", form, lines=True):
         key = "messages" if raw.get("conversations") is None and raw.get("messages") is not None else "conversations"
-        told = turns(objects(raw, key, where), where)
+        told = [*beside(raw), *turns(objects(raw, key, where), where)]
         pairs = exchanges(told)
         images = _images(raw)
         if any(not empty(raw.get(media)) for media in OTHER_MEDIA) or any(FILM.search(turn.text) for turn in told):
