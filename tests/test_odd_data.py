@@ -21,7 +21,7 @@ from ressa.errors import RessaError
 from ressa.evaluate import tasks
 from ressa.evaluate.summary import read_answers
 from ressa.evaluate.tasks.base import Source
-from ressa.evaluate.tasks.files import read_json
+from ressa.evaluate.tasks.files import Pictures, read_json
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -59,6 +59,15 @@ def test_pictures_of_any_column_are_prepared(kind, tmp_path):
     told = prepare("dataset", str(tmp_path / "mine.parquet"), tmp_path / "out")
     assert told["records"] == {"train": 2}
     assert read_records(tmp_path / "out")[1].image.path.read_bytes() == PNG
+
+
+def test_base64_that_is_damaged_is_counted_and_named(tmp_path):
+    text = base64.b64encode(official.encoded(Image.effect_noise((90, 90), 50), "PNG")).decode()
+    table = pa.table({"image": [text, text[:5000] + "!" + text[5000:]], "caption": ["one", "two"]})
+    pq.write_table(table, tmp_path / "mine.parquet")
+    assert prepare("dataset", str(tmp_path / "mine.parquet"), tmp_path / "out")["unusable"] == {"damaged": 1}
+    with pytest.raises(RessaError, match='field "image" is not base64'):
+        read_records(tmp_path / "mine.parquet")[1].open_image()
 
 
 def test_rows_with_several_pictures_or_none_are_skipped_and_counted(tmp_path):
@@ -197,8 +206,13 @@ def test_names_are_found_as_windows_and_macos_spell_them(tmp_path):
     official.put(tmp_path / unicodedata.normalize("NFD", name), PNG)
     for spelt in (name, unicodedata.normalize("NFD", name), name.replace("/", "\\")):
         assert read_records(asked(tmp_path, image=spelt))[0].open_image().size == (48, 32)
+        told = {"image": spelt, "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "red"}]}
+        source, out = official.dump(tmp_path / "mix.json", [told]), tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        assert prepare("llava-mix", str(source), out, images=[str(tmp_path)])["pictures"]["made"] == 1
+        assert Pictures(Source(tmp_path, "test")).find(spelt, "x").open().size == (48, 32)
     for spelt in ("sub\\..\\..\\x.png", "C:\\x.png", "\\x.png", "sub/CAFÉ.png", "sub/caf%C3%A9.png"):
-        assert "does not exist" in (told := refusal(asked(tmp_path, image=spelt))) or "leaves the data folder" in told
+        told = refusal(asked(tmp_path, image=spelt))
+        assert "does not exist" in told or "leaves the data folder" in told
 
 
 def test_a_pointer_of_git_lfs_is_told_from_a_damaged_picture(tmp_path):

@@ -36,6 +36,9 @@ class ImageCell:
     at: tuple[str | int, ...] = ()
     path: str | None = None  # where the cell holds no bytes
 
+    def __str__(self) -> str:
+        return f"bytes in column {self.column}"
+
     def open(self) -> Image.Image:
         held = self.held()
         return decode(Path(held) if isinstance(held, str) else BytesIO(held), f"{self.where}: image")

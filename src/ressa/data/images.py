@@ -101,6 +101,14 @@ def _head(source: Path | BytesIO) -> bytes:
         return b""
 
 
+def spellings(name: str) -> tuple[str, ...]:
+    """`name`, and as other systems would have written it: Windows with `\\`, macOS with its accents taken apart."""
+    if name.isascii() and "\\" not in name:
+        return (name,)
+    plain = name.replace("\\", "/")
+    return tuple(dict.fromkeys((name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))))
+
+
 @dataclass
 class ImageFolder:
     """Finds pictures below `root`. One lstat per name; directories are resolved once."""
@@ -120,12 +128,11 @@ class ImageFolder:
         return ImageFile(self._found[name], where)
 
     def _spelt(self, name: str) -> str:
-        """`name` as the disk has it: Windows writes `\\` between folders, and macOS takes accents apart."""
-        if name.isascii() and "\\" not in name:
+        """`name` as the disk has it."""
+        named = spellings(name)
+        if len(named) == 1 or "\0" in name:
             return name
-        plain = name.replace("\\", "/")
-        spellings = (name, plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
-        return next((s for s in spellings if "\0" not in s and os.path.lexists(os.path.join(self.root, s))), name)
+        return next((spelt for spelt in named if os.path.lexists(os.path.join(self.root, spelt))), name)
 
     def _resolve(self, name: str, what: str) -> str:
         if "://" in name:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ressa.data.images import spellings
 from ressa.data.prepare.download import fetch, pool
 from ressa.data.prepare.items import Place
 from ressa.data.prepare.unusable import ABSENT, DAMAGED, HEAVY, MOST_BYTES, Unusable
@@ -60,13 +61,19 @@ class Places:
         for name in names:
             if os.path.isabs(name) or ".." in re.split(r"[/\\]", name) or "\0" in name:
                 raise Unusable(ABSENT, f"{name} leads out of the folders of pictures")
-            for root in self.roots:
-                if isinstance(root, zipfile.ZipFile):
-                    if name in root.NameToInfo:
-                        return _member(root, name)
-                elif (root / name).is_file():
-                    return _whole(root / name)
+            for spelt in spellings(name):
+                if (found := self._in_roots(spelt)) is not None:
+                    return found
         raise Unusable(ABSENT, f"no {' or '.join(names)} in what --images names")
+
+    def _in_roots(self, name: str) -> bytes | None:
+        for root in self.roots:
+            if isinstance(root, zipfile.ZipFile):
+                if name in root.NameToInfo:
+                    return _member(root, name)
+            elif (root / name).is_file():
+                return _whole(root / name)
+        return None
 
 
 def _root(entry: str) -> Path | zipfile.ZipFile:

@@ -13,10 +13,11 @@ from typing import Any
 
 import datasets
 
-from ressa.data.columns import ImageCell, light_rows, undecoded
+from ressa.data.columns import LISTS, ImageCell, light_rows, undecoded
 from ressa.data.fields import as_text, empty
 from ressa.data.images import shown
 from ressa.data.prepare.items import Item, Place, Said, Skip
+from ressa.data.prepare.unusable import DAMAGED, Unusable
 from ressa.data.tables import silent
 from ressa.errors import RessaError, unknown
 
@@ -93,10 +94,13 @@ def rows(table: datasets.Dataset, columns: Mapping[str, str], name: str) -> Iter
             yield Item(str(place[1]), place, tuple(said), where)
 
 
-def cell(table: datasets.Dataset, n: int, column: str) -> bytes | str | None:
-    """The bytes of a picture, the path of its file, or None where there is none."""
-    at = (0,) if isinstance(table[n][column], list) else ()
-    return ImageCell(table, n, column, f"row {n}", at).held()
+def cell(table: datasets.Dataset, n: int, column: str) -> bytes | str:
+    """The bytes of a picture, or the path of its file. Raises Unusable for base64 that is damaged."""
+    at = (0,) if isinstance(table.features[column], LISTS) else ()
+    try:
+        return ImageCell(table, n, column, f"row {n}", at).held()
+    except RessaError as error:
+        raise Unusable(DAMAGED, str(error)) from None
 
 
 def _place(value: object, column: str, where: str) -> Place:

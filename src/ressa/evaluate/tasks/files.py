@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ressa.data.images import ImageFile, ImageFolder, shown
+from ressa.data.images import ImageFile, ImageFolder, shown, spellings
 from ressa.data.parse import parse
 from ressa.errors import RessaError
 from ressa.evaluate.tasks.base import Source
@@ -157,6 +157,6 @@ class Pictures:
     def find(self, name: str, where: str) -> ImageFile:
         """The picture `name`, in the first of the places that has it. Raises RessaError as `ImageFolder.find`."""
         for place in self.places:
-            if (self.root / place / name).is_file():
+            if any((self.root / place / spelt).is_file() for spelt in spellings(name) if "\0" not in spelt):
                 return self.folder.find(f"{place}/{name}" if place else name, where)
         return self.folder.find(f"{self.places[-1]}/{name}" if self.places[-1] else name, where)
