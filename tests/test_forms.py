@@ -119,6 +119,16 @@ def test_marks_of_pictures_are_taken_away_or_refused_where_there_is_none(mark, f
     assert "marks a picture" in read(folder)
 
 
+def test_a_mark_behind_a_system_message_or_with_nothing_else_is_refused_too(folder):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image>\nWhat?"}]
+    chat += [{"role": "assistant", "content": "red"}]
+    (folder / "train.jsonl").write_text(json.dumps({"messages": chat}))
+    assert "marks a picture" in read(folder)
+    for told in ({"question": "<image>", "answer": "red"}, {"caption": "<image>"}):
+        (folder / "train.jsonl").write_text(json.dumps({"image": "1.png", **told}))
+        assert "no text besides the mark" in read(folder)
+
+
 @pytest.mark.parametrize("key", ["system", "system_prompt"])
 def test_a_system_message_beside_a_chat_is_read_too(key, folder):
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "red"}]

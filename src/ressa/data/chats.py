@@ -36,10 +36,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer."""
+    """A question and its answer, with the system message of the chat."""
 
     question: str
     answer: str
+    system: str = ""
+
+    def asked(self, question: str) -> str:
+        """`question`, this one without the mark of a picture, behind the system message."""
+        return f"{self.system}\n\n{question}".strip()
 
 
 def turns(messages: Sequence[Mapping[str, Any]], where: str) -> list[Turn]:
@@ -71,7 +76,7 @@ def exchanges(told: Sequence[Turn]) -> list[Exchange] | None:
     if not rest or [turn.speaker for turn in rest] != ["human", "gpt"] * (len(rest) // 2):
         return None
     pairs = zip(rest[::2], rest[1::2], strict=True)
-    return [Exchange(f"{system}\n\n{q.text}" if system else q.text, a.text) for q, a in pairs]
+    return [Exchange(q.text, a.text, system) for q, a in pairs]
 
 
 def _turn(speaker: str, content: object, what: str) -> Turn:

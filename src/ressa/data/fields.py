@@ -91,7 +91,7 @@ def unmarked(text: str, seen: bool, what: str) -> str:
         seen: whether there is a picture; without one, a placeholder inside a text is a part of it ("the tag <image>").
 
     Raises:
-        RessaError: a placeholder at either end and no picture, or several of them.
+        RessaError: a placeholder at either end and no picture, several of them, or nothing else.
     """
     if FILM.search(text):
         raise RessaError(f"{what} marks a film or a sound; only pictures are read")
@@ -99,7 +99,11 @@ def unmarked(text: str, seen: bool, what: str) -> str:
         raise RessaError(f'{what} marks a picture, but the record has none; name it in "image" or remove the mark')
     if seen and (marks := len(MARK.findall(text))) > 1:
         raise RessaError(f"{what} marks {marks} pictures; a record is one image, one question, one answer")
-    return MARK.sub("", text).strip() if seen else text
+    if not seen:
+        return text
+    if not (left := MARK.sub("", text).strip()):
+        raise RessaError(f"{what} has no text besides the mark of its picture")
+    return left
 
 
 def _check_alone(raw: Mapping[str, Any], found: Mapping[str, object], where: str) -> None:

@@ -122,7 +122,7 @@ def finder(folder: ImageFolder | None) -> Find:
 
 def _converted(path: Path) -> str:
     """The command that makes records of LLaVA's conversations, where a folder has them."""
-    for file in sorted(path.glob("*.json")):
+    for file in (file for file in sorted(path.glob("*.json")) if file.is_file()):
         with file.open("rb") as opened:
             if b'"conversations"' in opened.read(1 << 16):
                 return f"; {file.name} has conversations: ressa data llava-mix {file} OUT --images {path}"
@@ -216,11 +216,11 @@ def _chat(raw: Mapping[str, Any], key: str, plain: Record, where: str, find: Fin
     records = []
     for n, pair in enumerate(pairs):
         seen = image if n >= first else None
-        question, answer = unmarked(pair.question, seen is not None, at), pair.answer.strip()
-        if not question.strip() or not answer:
+        question, answer = unmarked(pair.question, seen is not None, at).strip(), pair.answer.strip()
+        if not question or not answer:
             raise RessaError(f"{at} has a message without text; a record is one image, one question, one answer")
         ident = plain.id if len(pairs) == 1 else f"{plain.id}-{n + 1}"
-        records.append(replace(plain, id=ident, question=question.strip(), answers=(answer,), image=seen))
+        records.append(replace(plain, id=ident, question=pair.asked(question), answers=(answer,), image=seen))
     return records
 
 

@@ -53,5 +53,8 @@ def _images(raw: Mapping[str, Any]) -> list[Any]:
 
 def _said(pairs: list[Exchange], raw: Mapping[str, Any], where: str) -> tuple[Said, ...]:
     ident = None if empty(raw.get("id")) else number_or_text(raw, "id", where)
-    plain = [(MARK.sub("", pair.question).strip(), pair.answer.strip()) for pair in pairs]
-    return tuple(Said(answer, question, ident and f"{ident}-{n}") for n, (question, answer) in enumerate(plain, 1))
+    plain = [(pair, MARK.sub("", pair.question).strip()) for pair in pairs]
+    return tuple(
+        Said(pair.answer.strip(), question and pair.asked(question), ident and f"{ident}-{n}")
+        for n, (pair, question) in enumerate(plain, 1)
+    )
