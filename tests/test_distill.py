@@ -9,19 +9,10 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from ressa.data.prompts import encode, is_encoder_decoder
+from ressa.calibration.logits import decoder_inputs, logits_at, targets
+from ressa.data.prompts import IGNORED, encode, is_encoder_decoder
 from ressa.data.records import Record, read_records
-from ressa.repair.distill import (
-    IGNORE,
-    answer_cross_entropy,
-    answer_kl,
-    decoder_inputs,
-    logits_at,
-    paper_kl,
-    targets,
-    top_kl,
-    top_words,
-)
+from ressa.repair.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl, top_words
 from ressa.repair.teacher import Said
 from ressa.repair.trainer import Objective
 
@@ -52,7 +43,7 @@ def chosen(model, batch):
     if crossing:
         inputs["decoder_input_ids"] = decoder_inputs(labels, start=0, pad=0)
     wanted = targets(labels, encoder_decoder=crossing)
-    return inputs, wanted != IGNORE, wanted[wanted != IGNORE]
+    return inputs, wanted != IGNORED, wanted[wanted != IGNORED]
 
 
 def test_the_chosen_logits_are_those_of_the_whole_forward(family):
@@ -86,7 +77,7 @@ def test_padding_changes_neither_loss(llava_folder, tiny_data):
     losses = []
     for longer in ([], [Record(id="long", question="How many? " * 9, answers=("x",), image=record.image)]):
         batch = encode(processor, [record, *longer], model.config, answers=True)
-        batch["labels"][1:] = IGNORE
+        batch["labels"][1:] = IGNORED
         inputs, positions, wanted = chosen(model, batch)
         with torch.no_grad():
             logits = logits_at(model, inputs, positions)
@@ -162,13 +153,13 @@ def test_the_paper_kl_is_batchmean_over_every_position():
 
 def test_positions_without_an_answer_do_not_count_in_the_cross_entropy():
     student, _ = distributions()
-    wanted = torch.tensor([3, IGNORE, 4, IGNORE, IGNORE, 5])
+    wanted = torch.tensor([3, IGNORED, 4, IGNORED, IGNORED, 5])
     torch.testing.assert_close(answer_cross_entropy(student, wanted), functional.cross_entropy(student, wanted))
-    assert answer_cross_entropy(student, torch.full((6,), IGNORE)) == 0
+    assert answer_cross_entropy(student, torch.full((6,), IGNORED)) == 0
 
 
 @pytest.mark.parametrize("crossing", [False, True])
 def test_targets_stand_where_their_logits_are(crossing):
-    labels = torch.tensor([[IGNORE, 5, 6, IGNORE]])
-    expected = [[IGNORE, 5, 6, IGNORE]] if crossing else [[5, 6, IGNORE, IGNORE]]
+    labels = torch.tensor([[IGNORED, 5, 6, IGNORED]])
+    expected = [[IGNORED, 5, 6, IGNORED]] if crossing else [[5, 6, IGNORED, IGNORED]]
     assert targets(labels, encoder_decoder=crossing).tolist() == expected

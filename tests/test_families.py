@@ -40,6 +40,7 @@ def examine(model_type: str, root: Path, data: Path) -> list[str]:
     case = proof.build(model_type, root / "dense", data)
     parts = proof.inspect(case)["parts"]
     proof.walk_changes_nothing(case)
+    proof.answers(case)
     pruned = proof.prune(case, root / "2of4", "wanda", "2:4")
     proof.prune(case, root / "half", "sparsegpt", "50%")
     proof.repair(case, root / "2of4", root / "repaired")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from ressa import machine
-from ressa.data.prompts import encode
+from ressa.data.prompts import IGNORED, encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.model.folder import write_folder
@@ -22,7 +22,7 @@ from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.repair import repair
-from ressa.repair.distill import IGNORE, answer_kl, logits_at, targets
+from ressa.repair.distill import answer_kl
 from ressa.repair.settings import Settings
 from ressa.repair.trainer import last_checkpoint
 
@@ -97,7 +97,7 @@ def assert_same_zeros(before: Path, after: Path) -> None:
 def kl_to_dense(folder: Path, dense: Path, data: Path) -> float:
     (model, processor), teacher = load(folder), load(dense)[0]
     batch = encode(processor, read_records(data), model.config, answers=True)
-    positions = targets(batch.pop("labels"), encoder_decoder=False) != IGNORE
+    positions = targets(batch.pop("labels"), encoder_decoder=False) != IGNORED
     with torch.no_grad():
         return float(answer_kl(logits_at(model, batch, positions), logits_at(teacher, batch, positions)))
 

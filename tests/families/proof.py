@@ -23,6 +23,8 @@ from families.batches import batches
 from families.shrink import pico_config
 from families.specials import SPECIALS
 from ressa.calibration.walk import walk
+from ressa.data.prompts import IGNORED, is_encoder_decoder
+from ressa.evaluate.divergence import answer_log_probs
 from ressa.model.folder import patterns_of, verify, write_folder
 from ressa.model.structure import structure
 
@@ -94,6 +96,20 @@ def walk_changes_nothing(case: Case) -> None:
     for _ in walk(model, structure(model).blocks(), case.inputs, outputs=outputs):
         pass
     assert all(torch.equal(walked.logits, plain) for walked, plain in zip(outputs, case.logits, strict=True))
+
+
+def answers(case: Case) -> None:
+    """The likelihood of reference answers, for which only their logits are computed, is that of a plain forward."""
+    model, batch, logits_BTV = reload(case.folder), case.inputs[0], case.logits[0]
+    labels_BT = batch["labels"]
+    if not is_encoder_decoder(model.config):  # where the model joins a picture to its text, the text comes last
+        labels_BT, logits_BTV = labels_BT[:, 1:], logits_BTV[:, -labels_BT.shape[1] : -1]
+    mask_BT = labels_BT != IGNORED
+    with torch.no_grad():
+        logp_NV, labels_N, counts = answer_log_probs(model, dict(batch))
+    assert counts == mask_BT.sum(1).tolist()
+    assert labels_N.tolist() == labels_BT[mask_BT].tolist()
+    torch.testing.assert_close(logp_NV, logits_BTV[mask_BT].log_softmax(-1), rtol=0, atol=1e-4)
 
 
 def prune(case: Case, out: Path, method: str, sparsity: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from ressa.data.prompts import IGNORED, encode, is_encoder_decoder, shortest_first, to_device
+from ressa.calibration.logits import decoder_ids, forced, logits_at
+from ressa.data.prompts import IGNORED, encode, shortest_first, to_device
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.evaluate import parallel
@@ -83,12 +84,7 @@ def _batch_sums(model: Any, dense: Any | None, batch: dict[str, torch.Tensor]) -
 def answer_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Log-probabilities (N, V) at the N positions that predict an answer token, those tokens (N), and their number for
     each row of the batch."""
-    batch = to_device(batch, model)
-    labels_BT = batch["labels"]
-    if is_encoder_decoder(model.config):
-        logits_BTV = model(**batch).logits
-    else:  # without labels, so that the model computes no loss of its own
-        logits_BTV = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
-        labels_BT = labels_BT[:, 1:]
-    mask_BT = labels_BT != IGNORED
-    return logits_BTV[mask_BT].float().log_softmax(-1), labels_BT[mask_BT], mask_BT.sum(1).tolist()
+    inputs, targets_BT = forced(to_device(batch, model), decoder_ids(model.config))
+    mask_BT = targets_BT != IGNORED
+    logits_NV = logits_at(model, inputs, mask_BT)
+    return logits_NV.float().log_softmax(-1), targets_BT[mask_BT], mask_BT.sum(1).tolist()

@@ -6,85 +6,22 @@ on the answer tokens only, averaged over tokens, in float32. RESSA (arXiv 2404.0
 released code sums the KL over every position, prompt and padding too, divides by the batch and leaves T^2 out:
 `paper_kl`.
 
-Shapes: B batch, T tokens (of the decoder), N chosen positions of the whole batch, V vocabulary, D width.
+Shapes: N chosen positions of the whole batch, V vocabulary, K of its words.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from ressa.calibration.tokens import JOINED
-
-IGNORE = -100  # label of a position that is not an answer token; transformers' own convention
-
-
-def targets(labels_BT: Tensor, *, encoder_decoder: bool) -> Tensor:
-    """The token that the logits at each position must predict, IGNORE where that is no answer token, (B, T).
-
-    The labels of a decoder-only model stand beside its inputs, so the logits at t answer for the label at t + 1; those
-    of an encoder-decoder are its outputs already.
-
-    >>> targets(torch.tensor([[-100, -100, 7, 8]]), encoder_decoder=False).tolist()
-    [[-100, 7, 8, -100]]
-    """
-    if encoder_decoder:
-        return labels_BT
-    return torch.cat([labels_BT[:, 1:], torch.full_like(labels_BT[:, :1], IGNORE)], dim=1)
-
-
-def decoder_inputs(labels_BT: Tensor, start: int, pad: int) -> Tensor:
-    """What an encoder-decoder reads while it writes the labels: the start token, then all labels but the last.
-
-    >>> decoder_inputs(torch.tensor([[7, 8, -100]]), start=0, pad=0).tolist()
-    [[0, 7, 8]]
-    """
-    shifted = torch.cat([torch.full_like(labels_BT[:, :1], start), labels_BT[:, :-1]], dim=1)
-    return shifted.masked_fill(shifted == IGNORE, pad)
-
-
-def logits_at(model: nn.Module, inputs: dict[str, Any], positions_BT: Tensor) -> Tensor:
-    """Logits of `model(**inputs)` at the true positions, batch by batch in order, (N, V).
-
-    The positions are picked in front of the output head, in every architecture: a full (B, T, V) of logits is by far
-    the largest tensor of a step, and most of it would be prompt.
-
-    Raises:
-        RuntimeError: the head was not entered exactly once with one hidden state for each position.
-    """
-    entered = 0
-
-    def pick(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal entered
-        entered += 1
-        hidden_BTD, *rest = args
-        chosen_BT = positions_BT.to(hidden_BTD.device)
-        if in_front:
-            chosen_BT = nn.functional.pad(chosen_BT, (hidden_BTD.shape[1] - chosen_BT.shape[1], 0))
-        # as one sequence: some models go on to index their logits by batch and position
-        return (hidden_BTD[chosen_BT][None], *rest)
-
-    owner: Any = getattr(model, "module", model)  # as torch wraps a model it distributes
-    in_front = JOINED.get(owner.config.model_type) == "before"
-    if owner.get_output_embeddings() is None:  # BLIP keeps its head within its decoder and does not name it
-        return model(**inputs, use_cache=False, return_dict=True).logits[positions_BT]
-    handle = owner.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
-        logits_1NV = model(**inputs, use_cache=False, return_dict=True).logits
-    finally:
-        handle.remove()
-    if entered != 1:
-        raise RuntimeError(f"{type(model).__name__} entered its output head {entered} times in one forward")
-    return logits_1NV.squeeze(0)
+from ressa.data.prompts import IGNORED
 
 
 def answer_cross_entropy(logits_NV: Tensor, targets_N: Tensor, count: Tensor | float | None = None) -> Tensor:
-    """Sum over the tokens that are not IGNORE, divided by `count` (default: their number), float32; 0 without any."""
-    answers = (targets_N != IGNORE).sum().clamp(min=1) if count is None else count
-    return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORE, reduction="sum") / answers
+    """Sum over the tokens that are not IGNORED, divided by `count` (default: their number), float32; 0 without any."""
+    answers = (targets_N != IGNORED).sum().clamp(min=1) if count is None else count
+    return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum") / answers
 
 
 def answer_kl(

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from ressa.calibration.logits import decoder_ids
 from ressa.calibration.samples import samples as batches_of
-from ressa.data.prompts import encode, is_encoder_decoder
+from ressa.data.prompts import encode
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.machine import Machine, decide, found
@@ -79,7 +80,7 @@ class Run:
         settings = self.settings
         assert settings.kl_weight is not None
         assert settings.temperature is not None
-        return Objective(settings.kl_weight, settings.temperature, settings.paper, _crossing(config))
+        return Objective(settings.kl_weight, settings.temperature, settings.paper, decoder_ids(config))
 
     def live(self, model: PreTrainedModel, device: Any, compute: torch.dtype) -> Teacher:
         hidden, connector = bool(self.settings.hidden_weight), bool(self.settings.connector_weight)
@@ -205,17 +206,3 @@ class Run:
         history = [{keys[k]: v for k, v in e.items() if k in keys} for e in trainer.state.log_history if "loss" in e]
         told: dict[str, Any] = {"steps": steps, "samples": len(self.records), "processes": self.processes.num_processes}
         return told | {"trained_parameters": student.trained, "history": history}
-
-
-def _crossing(config: Any) -> tuple[int, int] | None:
-    """(decoder start id, pad id) of an encoder-decoder, None for a decoder-only model."""
-    if not is_encoder_decoder(config):
-        return None
-    told = [config, *(getattr(config, name) for name in ("text_config", "decoder") if hasattr(config, name))]
-    found = []
-    for names in (("decoder_start_token_id", "bos_token_id"), ("pad_token_id",)):
-        ids = [getattr(one, name, None) for name in names for one in told]
-        if not (known := [number for number in ids if isinstance(number, int)]):
-            raise RessaError(f"the model's config has no {names[0]}: an encoder-decoder needs one to be trained")
-        found.append(known[0])
-    return found[0], found[1]

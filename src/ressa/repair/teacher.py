@@ -28,13 +28,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from ressa.calibration.logits import logits_at
 from ressa.calibration.outputs import outputs_of
-from ressa.data.prompts import encode, is_encoder_decoder, shortest_first
+from ressa.data.prompts import IGNORED, encode, is_encoder_decoder, shortest_first
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.model.load import resolve
 from ressa.model.structure import Block
-from ressa.repair.distill import logits_at, top_words
+from ressa.repair.distill import top_words
 from ressa.repair.hidden import Outputs, connector_end, streams
 
 ABOUT = "about.json"
@@ -197,7 +198,7 @@ def _rows(outputs: Sequence[Tensor], block: Block, batch: dict[str, Tensor], con
     if block.part != "language":
         return list(y)
     decoder = block.stack == "decoder" and is_encoder_decoder(config)
-    mask_BT = batch["labels"] != -100 if decoder else batch["attention_mask"].bool()
+    mask_BT = batch["labels"] != IGNORED if decoder else batch["attention_mask"].bool()
     if mask_BT.shape != y.shape[:2]:
         raise RessaError(f"{block.name} has other tokens than its text: its outputs cannot be cached; use no cache")
     return [row[mask] for row, mask in zip(y, mask_BT, strict=True)]

@@ -18,19 +18,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from ressa.calibration.logits import forced, logits_at
 from ressa.calibration.outputs import outputs_of
+from ressa.data.prompts import IGNORED
 from ressa.errors import RessaError, unknown
 from ressa.machine import Machine
-from ressa.repair.distill import (
-    IGNORE,
-    answer_cross_entropy,
-    answer_kl,
-    decoder_inputs,
-    logits_at,
-    paper_kl,
-    targets,
-    top_kl,
-)
+from ressa.repair.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl
 from ressa.repair.hidden import connector_end, hidden_loss, streams
 from ressa.repair.settings import Settings
 from ressa.repair.teacher import Said, Teacher, said
@@ -56,17 +49,15 @@ class Objective:
 
     def asking(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         """A batch with `labels` -> what the forward takes, and the positions whose logits count, (B, T)."""
-        inputs, targets_BT = dict(batch), self._targets(batch)
-        labels_BT = inputs.pop("labels")
-        if self.crossing:
-            inputs["decoder_input_ids"] = decoder_inputs(labels_BT, *self.crossing)
-        return inputs, torch.ones_like(targets_BT, dtype=torch.bool) if self.paper else targets_BT != IGNORE
+        inputs, targets_BT = forced(batch, self.crossing)
+        return inputs, torch.ones_like(targets_BT, dtype=torch.bool) if self.paper else targets_BT != IGNORED
 
     def loss(
         self, student_NV: Tensor, told: Said | None, batch: dict[str, Any], positions_BT: Tensor, count: Any = None
     ) -> Tensor:
         """`count` is what token sums are divided by instead of the number of this batch's answer tokens."""
-        loss = (1 - self.kl_weight) * answer_cross_entropy(student_NV, self._targets(batch)[positions_BT], count)
+        targets_BT = forced(batch, self.crossing)[1]
+        loss = (1 - self.kl_weight) * answer_cross_entropy(student_NV, targets_BT[positions_BT], count)
         if told is None or not self.kl_weight:
             return loss
         if told.logits_NV is None:
@@ -78,9 +69,6 @@ class Objective:
         else:
             kl = answer_kl(student_NV, told.logits_NV, self.temperature, count)
         return loss + self.kl_weight * kl
-
-    def _targets(self, batch: dict[str, Any]) -> Tensor:
-        return targets(batch["labels"], encoder_decoder=self.crossing is not None)
 
 
 class Adaptation(Trainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ressa.data.images import Picture
@@ -24,7 +25,7 @@ def read(source: Source) -> Reading:
         told = [(raw, w, tables.picture(p, w)) for raw, w, p in rows]
         return Reading([_sample(raw, w, p, "question", "answer", raw.get("category")) for raw, w, p in told])
     root, pictures = folder(source), Pictures(source, "val2014")
-    one = root / str(source.data) if not hasattr(source.data, "is_file") else source.data
+    one = Path(source.data)
     paths = [one] if one.is_file() else sorted(root.glob("*pope_*.json"))
     if not paths:
         raise RessaError(f"{root}: no coco_pope_random.json, ..._popular.json or ..._adversarial.json there")
