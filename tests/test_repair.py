@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from ressa import machine
+from ressa.calibration.logits import logits_at, targets
 from ressa.data.prompts import IGNORED, encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError

@@ -56,33 +56,19 @@ def build(cls: type[Any], told: Any, where: str) -> Any:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`, where that loses nothing."""
-    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    section = next((option for option in options if option in SECTIONS.values()), None)
+    """`value` as `kind`, where that loses nothing; a section of a recipe is a mapping."""
+    section = next((option for option in options(kind) if option in SECTIONS.values()), None)
     if value is None and section:
         raise RessaError(f"{where}: has nothing in it; write {{}} for its defaults, or leave the line out")
-    if value is None and type(None) not in options:
-        raise RessaError(f"{where}: has no value")
-    if value is None or type(value) in options:
-        return value
-    if section:
+    if section and type(value) is not section:
         return build(section, value, where)
-    if type(value) in (int, float) and str in options:
-        return str(value)  # sparsity: 0.5
-    if type(value) is int and float in options:
-        return float(value)
-    names = " or ".join(WORDS[option] for option in options if option in WORDS)
-    raise RessaError(f"{where}: {value!r} is not {names}")
+    return as_kind(kind, value, where)
 
 
 def _check(made: Any, where: str) -> None:
     """What a type cannot say: patterns, names and numbers out of range."""
     for f in fields(made):
-        value, place = getattr(made, f.name), f"{where}: {f.name}"
-        if type(value) in (int, float):
-            _limits(value, f.metadata, place)
-        if isinstance(value, str) and f.metadata["among"] and value not in f.metadata["among"]:
-            raise RessaError(f"{where}: {unknown(f.name, value, f.metadata['among'])}")
+        within(getattr(made, f.name), f.metadata, f"{where}: {f.name}")
     if isinstance(made, Evaluate) and made.task not in TASKS:
         raise RessaError(f"{where}: {unknown('task', made.task, TASKS)}")
     if isinstance(made, Prune):
@@ -98,20 +84,6 @@ def _check(made: Any, where: str) -> None:
                     parse(text)
         with _told_from(where):
             Request.of(made)
-
-
-def _limits(value: float, limits: Mapping[str, Any], where: str) -> None:
-    above, least, most = limits["above"], limits["least"], limits["most"]
-    if least is None and isinstance(value, int):
-        least = 1
-    if not math.isfinite(value):
-        raise RessaError(f"{where}: {value} is no number that can be used")
-    if above is not None and not value > above:
-        raise RessaError(f"{where}: {value} must be above {above}")
-    if least is not None and not value >= least:
-        raise RessaError(f"{where}: {value} must be at least {least}")
-    if most is not None and not value <= most:
-        raise RessaError(f"{where}: {value} must be at most {most}")
 
 
 @contextmanager

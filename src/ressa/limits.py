@@ -1,0 +1,76 @@
+"""Every value of a setting within its kind and its limits: one check, for recipes, the command line and Python."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from numbers import Integral, Real
+from os import PathLike, fspath
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ressa.errors import RessaError, unknown
+from ressa.settings import Recipe
+
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def check(cls: type[Any], told: Mapping[str, Any], where: str) -> None:
+    """Raises RessaError, one line that begins with `where`, for an entry of `told` that a setting of `cls` of the same
+    name may not be. Entries that `cls` does not know are left to others; a `seed` is the one of `Recipe`.
+    """
+    for owner in (cls, Recipe):
+        kinds = get_type_hints(owner)
+        for f in fields(owner):
+            if f.name in told and (owner is cls or f.name == "seed"):
+                place = f"{where}: {f.name}"
+                within(as_kind(kinds[f.name], _spelled(told[f.name]), place), f.metadata, place)
+
+
+def options(kind: Any) -> tuple[Any, ...]:
+    """The kinds in `int | None`; of a bare kind itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def as_kind(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`, where that loses nothing. Raises RessaError that names `where`."""
+    known = options(kind)
+    if value is None and type(None) not in known:
+        raise RessaError(f"{where}: has no value")
+    if value is None or type(value) in known:
+        return value
+    if type(value) in (int, float) and str in known:
+        return str(value)  # sparsity: 0.5
+    if type(value) is int and float in known:
+        return float(value)
+    names = " or ".join(WORDS[option] for option in known if option in WORDS)
+    raise RessaError(f"{where}: {value!r} is not {names}")
+
+
+def within(value: Any, limits: Mapping[str, Any], where: str) -> None:
+    """Raises RessaError that names `where` for a name that is not `among` the known ones, or a number out of range."""
+    if isinstance(value, str) and limits["among"] and value not in limits["among"]:
+        raise RessaError(f"{where}: {unknown(where.rpartition(': ')[2], value, limits['among'])}")
+    if type(value) not in (int, float):
+        return
+    above, least, most = limits["above"], limits["least"], limits["most"]
+    if least is None and isinstance(value, int):
+        least = 1
+    if not math.isfinite(value):
+        raise RessaError(f"{where}: {value} is no number that can be used")
+    if above is not None and not value > above:
+        raise RessaError(f"{where}: {value} must be above {above}")
+    if least is not None and not value >= least:
+        raise RessaError(f"{where}: {value} must be at least {least}")
+    if most is not None and not value <= most:
+        raise RessaError(f"{where}: {value} must be at most {most}")
+
+
+def _spelled(value: Any) -> Any:
+    """What Python callers may write otherwise than YAML: a path, a number of numpy or torch."""
+    if isinstance(value, PathLike):
+        return str(fspath(value))
+    if isinstance(value, bool | int | float | str):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
