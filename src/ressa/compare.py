@@ -8,16 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ressa import methods as registry
 from ressa.calibration.samples import samples as draw
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.evaluate.blocks import block_errors
-from ressa.evaluate.score import evaluate, write_atomic
+from ressa.evaluate.score import evaluate, questions, write_atomic
+from ressa.limits import check as check_values
 from ressa.model.folder import read_manifest
 from ressa.model.load import load_to_ask, resolve
-from ressa.provenance import forget_peak
 from ressa.prune import prune
+from ressa.recipe import checked
 from ressa.run import Progress, Stage, carry_out, dtype_key
 from ressa.settings import Evaluate, Prune, Runtime
 
@@ -56,24 +56,27 @@ def compare(
     Raises:
         RessaError: an unknown method, and what `prune` and `evaluate` refuse.
     """
-    settings, asked, out = settings or Prune(), asked or Evaluate(), Path(out)
-    if not methods or len(set(methods)) < len(methods):
+    asked, out = checked(asked or Evaluate(), "compare"), Path(out)
+    if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
         raise RessaError("name at least one method, and each of them once")
-    for method in methods:
-        registry.get(method)
+    each = {method: checked(replace(settings or Prune(), method=method), "compare") for method in methods}
+    settings = each[methods[0]]
+    check_values(Prune, {"seed": seed}, "compare")
+    if asked.task != "folder":
+        raise RessaError(f"compare scores exact match on records of your own: leave task '{asked.task}' out")
 
     def check() -> None:
         resolve(model)
-        for split in (settings.split, asked.split or "test"):
-            read_records(data, split)
+        read_records(data, settings.split)
+        questions(data, **asdict(asked))
 
     common = {"model": str(model), "data": str(data), "seed": seed} | dtype_key(runtime)
     where: dict[str, Any] = asdict(runtime or Runtime())
     dense = _scores("dense", str(model), out, common, asked, None, where)
     plan = [dense]
-    for method in methods:
+    for method, section in each.items():
         plan += [
-            _pruned(out / method, replace(settings, method=method), common, where),
+            _pruned(out / method, section, common, where),
             _scores(method, str(out / method), out, common, asked, str(model), where),
             _blocks(method, out, common, asked, where),
         ]
@@ -90,11 +93,10 @@ def compare(
 
 def _pruned(folder: Path, section: Prune, common: dict[str, Any], where: dict[str, Any]) -> Stage:
     def make(progress: Progress | None) -> None:
-        forget_peak()
         source: dict[str, Any] = {"data": common["data"], "seed": common["seed"]}
         prune(common["model"], folder, progress=progress, **source, **where, **asdict(section))
 
-    return Stage(f"prune {section.method}", folder / "ressa.json", (), common | asdict(section), make)
+    return Stage(f"prune {section.method}", folder / "ressa.json", (), common | asdict(section), make, fresh=True)
 
 
 def _scores(

@@ -6,8 +6,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import fields
-from numbers import Integral, Real
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ressa.errors import RessaError, unknown
@@ -24,8 +23,8 @@ def check(cls: type[Any], told: Mapping[str, Any], where: str) -> None:
         kinds = get_type_hints(owner)
         for f in fields(owner):
             if f.name in told and (owner is cls or f.name == "seed"):
-                place = f"{where}: {f.name}"
-                within(as_kind(kinds[f.name], _spelled(told[f.name]), place), f.metadata, place)
+                value = as_kind(kinds[f.name], told[f.name], f"{where}: {f.name}")
+                within(f.name, value, f.metadata, where)
 
 
 def options(kind: Any) -> tuple[Any, ...]:
@@ -35,7 +34,7 @@ def options(kind: Any) -> tuple[Any, ...]:
 
 def as_kind(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`, where that loses nothing. Raises RessaError that names `where`."""
-    known = options(kind)
+    known, value = options(kind), _spelled(value)
     if value is None and type(None) not in known:
         raise RessaError(f"{where}: has no value")
     if value is None or type(value) in known:
@@ -48,13 +47,13 @@ def as_kind(kind: Any, value: Any, where: str) -> Any:
     raise RessaError(f"{where}: {value!r} is not {names}")
 
 
-def within(value: Any, limits: Mapping[str, Any], where: str) -> None:
-    """Raises RessaError that names `where` for a name that is not `among` the known ones, or a number out of range."""
+def within(name: str, value: Any, limits: Mapping[str, Any], where: str) -> None:
+    """Raises RessaError that names `where` for a word that is not `among` the known ones, or a number out of range."""
     if isinstance(value, str) and limits["among"] and value not in limits["among"]:
-        raise RessaError(f"{where}: {unknown(where.rpartition(': ')[2], value, limits['among'])}")
+        raise RessaError(f"{where}: {unknown(name, value, limits['among'])}")
     if type(value) not in (int, float):
         return
-    above, least, most = limits["above"], limits["least"], limits["most"]
+    where, above, least, most = f"{where}: {name}", limits["above"], limits["least"], limits["most"]
     if least is None and isinstance(value, int):
         least = 1
     if not math.isfinite(value):
@@ -68,9 +67,7 @@ def within(value: Any, limits: Mapping[str, Any], where: str) -> None:
 
 
 def _spelled(value: Any) -> Any:
-    """What Python callers may write otherwise than YAML: a path, a number of numpy or torch."""
+    """What Python callers may write otherwise than YAML: a path, a float of numpy."""
     if isinstance(value, PathLike):
-        return str(fspath(value))
-    if isinstance(value, bool | int | float | str):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value
+        return str(value)
+    return float(value) if isinstance(value, float) else value

@@ -19,20 +19,19 @@ from ressa.allocation.request import Request, Sparsity
 from ressa.blocks import by_inputs, by_weights, prune_block
 from ressa.calibration.samples import drawn
 from ressa.calibration.tokens import check_counts
-from ressa.calibration.walk import PROPAGATE, Progress
+from ressa.calibration.walk import Progress
 from ressa.data.records import Record, read_records
-from ressa.errors import RessaError, unknown
-from ressa.inputs import Gram
+from ressa.errors import RessaError
+from ressa.limits import check
 from ressa.machine import Machine
 from ressa.model.folder import check_output, refuse_adapter, write_folder
 from ressa.model.load import auto_class, load, machine_for, read_config
 from ressa.model.precision import cast_back, dtypes_of
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
-from ressa.provenance import peak_memory, plain, versions
+from ressa.provenance import forget_peak, peak_memory, plain, versions
 from ressa.resume import digest_of, finished_blocks, stamp
-
-ORDERS = ("block", "layer")
+from ressa.settings import Prune
 
 
 def prune(
@@ -99,20 +98,16 @@ def prune(
     Raises:
         RessaError: one line; before weights are loaded where that is possible. Nothing is written then.
     """
-    arguments = {name: plain(value) for name, value in locals().items() if name not in ("out", "progress")}
+    arguments = {name: value for name, value in locals().items() if name not in ("out", "progress")}
     started = time.perf_counter()
-    run = methods.get(method, damp=damp)
+    forget_peak()
+    check(Prune, arguments, "prune")
+    arguments = {name: plain(value) for name, value in arguments.items()}
+    run = methods.get(method, seed=seed, damp=damp)
+    methods.check_moving(method, asymmetric)
     request = Request.of(arguments)
     saved = read_allocation(allocation) if request.from_file else None
     counts = check_counts(token_weights)
-    if propagate not in PROPAGATE:
-        raise unknown("propagate", propagate, PROPAGATE)
-    if order not in ORDERS:
-        raise unknown("order", order, ORDERS)
-    if asymmetric and not issubclass(run.needs or object, Gram):
-        raise RessaError(f"asymmetric moves weights, which method '{method}' leaves as they are: use admm")
-    if samples < 1 or batch_size < 1:
-        raise RessaError(f"samples ({samples}) and batch size ({batch_size}) must be at least 1")
     if run.needs and data is None:
         raise RessaError(f"method '{method}' looks at the inputs of layers: name the data to calibrate on")
     if request.needs_data and data is None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
 from ressa.errors import RessaError, unknown
+from ressa.limits import as_kind, options, within
 from ressa.settings import TASKS, Evaluate, Prune, Recipe, Repair, Runtime
 
 SECTIONS = {"prune": Prune, "repair": Repair, "evaluate": Evaluate, "runtime": Runtime}
-WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -55,20 +53,25 @@ def build(cls: type[Any], told: Any, where: str) -> Any:
     return made
 
 
+def checked(made: Any, where: str) -> Any:
+    """The same object, every value in it checked: Python makes one without asking. Raises RessaError as `build`."""
+    return build(type(made), {f.name: told for f in fields(made) if (told := getattr(made, f.name)) is not None}, where)
+
+
 def _value(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`, where that loses nothing; a section of a recipe is a mapping."""
     section = next((option for option in options(kind) if option in SECTIONS.values()), None)
     if value is None and section:
         raise RessaError(f"{where}: has nothing in it; write {{}} for its defaults, or leave the line out")
-    if section and type(value) is not section:
-        return build(section, value, where)
+    if section:
+        return checked(value, where) if type(value) is section else build(section, value, where)
     return as_kind(kind, value, where)
 
 
 def _check(made: Any, where: str) -> None:
     """What a type cannot say: patterns, names and numbers out of range."""
     for f in fields(made):
-        within(getattr(made, f.name), f.metadata, f"{where}: {f.name}")
+        within(f.name, getattr(made, f.name), f.metadata, where)
     if isinstance(made, Evaluate) and made.task not in TASKS:
         raise RessaError(f"{where}: {unknown('task', made.task, TASKS)}")
     if isinstance(made, Prune):
@@ -78,6 +81,7 @@ def _check(made: Any, where: str) -> None:
 
         with _told_from(where):
             methods.get(made.method, damp=made.damp)
+            methods.check_moving(made.method, made.asymmetric)
         for name in ("sparsity", "vision", "connector", "language", "total"):
             if (text := getattr(made, name)) is not None:
                 with _told_from(where if name == "sparsity" else f"{where}: {name}"):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from ressa.data.emoji import SPLITS
 from ressa.data.emoji import write as write_emoji
 from ressa.data.records import read_records
 from ressa.errors import RessaError, unknown
-from ressa.evaluate.score import evaluate, write_atomic
+from ressa.evaluate.score import evaluate, questions, task_of, write_atomic
+from ressa.folders import check_output, tidy_parents
 from ressa.model.load import resolve
 from ressa.prune import prune
-from ressa.recipe import write_recipe
+from ressa.recipe import checked, write_recipe
+from ressa.repair.settings import Settings
 from ressa.repair.train import repair
+from ressa.repair.trainer import check_reports
 from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
 
 Progress = Callable[[int, int, str], None]
@@ -32,7 +36,8 @@ Progress = Callable[[int, int, str], None]
 class Stage:
     """One step of a run: the stages it builds on, its settings, and the call that makes its folder.
 
-    `proof` is the file of the folder that is written last: where it stands, the stage is finished.
+    `proof` is the file of the folder that is written last: where it stands, the stage is finished. A `fresh` one is
+    written to a new folder only; others go on in theirs.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Stage:
     after: tuple[str, ...]
     settings: dict[str, Any]
     make: Callable[[Progress | None], Any]
+    fresh: bool = False
 
     @property
     def folder(self) -> Path:
@@ -60,6 +66,7 @@ def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> di
         RessaError: anything wrong with the recipe's values, or folders that other settings made. Where it can be told
             before the first stage, it is.
     """
+    recipe = checked(recipe, "recipe")
     out, plan = Path(recipe.out), stages(recipe)
     seconds = carry_out(plan, out, progress, check=lambda: _check(recipe))
     write_atomic(out / "recipe.yaml", write_recipe(recipe))
@@ -80,21 +87,60 @@ def carry_out(
     """Makes every stage of `plan` that is not finished yet, after `check`; returns {stage: seconds it took}.
 
     Raises:
-        RessaError: folders that other settings made, before anything is done.
+        RessaError: folders that other settings made or that stand in the way, before anything is done.
     """
-    ledger, keys = _read(out / "run.json"), _keys(plan)
+    ledger, keys = _ledger(out, plan), _keys(plan)
     changed = [stage for stage in plan if ledger.get(stage.name, {}).get("key") not in (None, keys[stage.name])]
     if in_the_way := [str(stage.folder) for stage in changed if stage.folder.exists()]:
         raise RessaError(f"{', '.join(in_the_way)}: made with other settings; name another `out`, or delete this first")
     todo = [stage for stage in plan if stage.name not in ledger or stage in changed or not stage.proof.is_file()]
+    for stage in todo:
+        if stage.fresh:
+            check_output(stage.folder)
     if todo:
         check()
     for stage in todo:
         started = time.perf_counter()
-        stage.make(progress(stage.name) if progress else None)
+        with _begun(stage, keys[stage.name], ledger, out):
+            stage.make(progress(stage.name) if progress else None)
         ledger[stage.name] = {"key": keys[stage.name], "seconds": round(time.perf_counter() - started, 2)}
-        write_atomic(out / "run.json", json.dumps(ledger, indent=2) + "\n")
+        _write(ledger, out)
     return {stage.name: ledger[stage.name]["seconds"] for stage in plan}
+
+
+def _ledger(out: Path, plan: list[Stage]) -> dict[str, Any]:
+    """{stage: {"key", "seconds"}} of finished stages. A stage that a kill kept from being written down is finished if
+    its proof stands, which is as old as it took; one that was only begun is left out."""
+    ledger = _read(out / "run.json")
+    for stage in plan:
+        begun = ledger.get(stage.name, {}).get("begun")
+        if begun is not None and stage.proof.is_file():
+            seconds = round(max(0.0, stage.proof.stat().st_mtime - begun), 2)
+            ledger[stage.name] = {"key": ledger[stage.name]["key"], "seconds": seconds}
+        elif begun is not None:
+            del ledger[stage.name]
+    return ledger
+
+
+@contextmanager
+def _begun(stage: Stage, key: str, ledger: dict[str, Any], out: Path) -> Iterator[None]:
+    """Until the stage is written down as finished, the ledger says that it was begun, and when: so that a kill in
+    between loses nothing. A proof that stands before is not this stage's, and a stage that fails leaves no note."""
+    with tidy_parents(out / "run.json"):
+        if stage.proof.is_file():
+            yield
+            return
+        _write(ledger | {stage.name: {"key": key, "begun": time.time()}}, out)
+        try:
+            yield
+        except BaseException:
+            if not stage.proof.is_file():
+                _write(ledger, out) if ledger else (out / "run.json").unlink(missing_ok=True)
+            raise
+
+
+def _write(ledger: dict[str, Any], out: Path) -> None:
+    write_atomic(out / "run.json", json.dumps(ledger, indent=2) + "\n")
 
 
 def models(recipe: Recipe) -> dict[str, str]:
@@ -125,7 +171,7 @@ def _data_stage(recipe: Recipe) -> Stage:
     def make(progress: Progress | None) -> None:
         write_emoji(data_of(recipe), seed=recipe.seed, progress=progress)
 
-    return Stage("data", Path(recipe.out) / "data" / "README.txt", (), {"seed": recipe.seed}, make)
+    return Stage("data", Path(recipe.out) / "data" / "README.txt", (), {"seed": recipe.seed}, make, fresh=True)
 
 
 def dtype_key(runtime: Runtime | None) -> dict[str, str]:
@@ -144,7 +190,7 @@ def _prune_stage(recipe: Recipe, section: Prune) -> Stage:
         source: dict[str, Any] = {"data": data_of(recipe), "seed": recipe.seed, "progress": progress}
         prune(recipe.model, out, **source, **_where(recipe), **asdict(section))
 
-    return Stage("prune", out / "ressa.json", ("data",), _common(recipe) | asdict(section), make)
+    return Stage("prune", out / "ressa.json", ("data",), _common(recipe) | asdict(section), make, fresh=True)
 
 
 def _repair_stage(recipe: Recipe, section: Repair) -> Stage:
@@ -154,7 +200,7 @@ def _repair_stage(recipe: Recipe, section: Repair) -> Stage:
         source: dict[str, Any] = {"teacher": recipe.model, "data": data_of(recipe), "seed": recipe.seed}
         repair(pruned, out, progress=progress, **source, **_where(recipe), **asdict(section))
 
-    return Stage("repair", out / "ressa.json", ("data", "prune"), _common(recipe) | asdict(section), make)
+    return Stage("repair", out / "ressa.json", ("data", "prune"), _common(recipe) | asdict(section), make, fresh=True)
 
 
 def _score_stage(recipe: Recipe, section: Evaluate, name: str, model: str) -> Stage:
@@ -188,15 +234,28 @@ def _check(recipe: Recipe) -> None:
     if recipe.repair and not recipe.prune:
         raise RessaError("the recipe repairs what it does not prune: add a prune section")
     resolve(recipe.model)
-    asked = recipe.evaluate if recipe.evaluate and recipe.evaluate.task == "folder" else None
-    splits = [section.split or "test" for section in (recipe.prune, recipe.repair, asked) if section]
-    if recipe.evaluate and recipe.evaluate.task != "folder" and recipe.data == "emoji":
-        raise RessaError(f"the emoji scenes have no files of {recipe.evaluate.task}: name its folder as `data`")
+    if recipe.repair:
+        Settings.complete_from(asdict(recipe.repair) | {"seed": recipe.seed})
+        check_reports(recipe.repair.report_to)
+    splits = [section.split for section in (recipe.prune, recipe.repair) if section]
+    if recipe.evaluate:
+        splits += _check_questions(recipe, recipe.evaluate)
     for split in dict.fromkeys(splits):
         if recipe.data != "emoji":
             read_records(recipe.data, split)
         elif split.removesuffix("_captions") not in SPLITS:
             raise unknown("split", split, SPLITS)
+
+
+def _check_questions(recipe: Recipe, section: Evaluate) -> list[str]:
+    """Which splits of scenes that are still to be drawn are asked; what is there already is read as it will be."""
+    if recipe.data != "emoji":
+        questions(recipe.data, **asdict(section))
+        return []
+    if section.task != "folder":
+        raise RessaError(f"the emoji scenes have no files of {section.task}: name its folder as `data`")
+    task_of(asdict(section))
+    return [section.split or "test"]
 
 
 def _read(path: Path) -> dict[str, Any]:

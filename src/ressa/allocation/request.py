@@ -6,19 +6,21 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ressa import allocation as allocations
-from ressa.errors import RessaError, unknown
+from ressa.errors import RessaError
 from ressa.model.structure import PARTS, PartName
 from ressa.patterns import Group, NofM, Pattern, parse
 
 Sparsity = str | float
 DEFAULT = "2:4"
-GROUPS = ("row", "matrix", "part", "model")
 BUDGETS = ("part", "model")
 
 
 @dataclass(frozen=True)
 class Request:
-    """The settings of `prune` that say where zeros may go. Raises RessaError, one line, if they contradict."""
+    """The settings of `prune` that say where zeros may go, each of them checked by itself (`ressa.limits`).
+
+    Raises RessaError, one line, if they contradict.
+    """
 
     method: str = "admm"
     sparsity: Sparsity = DEFAULT
@@ -33,14 +35,8 @@ class Request:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        if self.group is not None and self.group not in GROUPS:
-            raise unknown("group", str(self.group), GROUPS)
-        if self.budget is not None and self.budget not in BUDGETS:
-            raise unknown("budget", str(self.budget), BUDGETS)
         for written in (self.sparsity, *(self.sparsity_of(part) for part in PARTS)):
             parse(written)
-        if self.keep_dense < 0:
-            raise RessaError(f"keep_dense ({self.keep_dense}) must be at least 0")
         if self.from_file:
             self._check_file()
             return
@@ -96,6 +92,9 @@ class Request:
 
     def _check_group(self) -> None:
         if self.group not in BUDGETS:
+            shares = [part for part in PARTS if not isinstance(parse(self.sparsity_of(part)), NofM)]
+            if self.group and self.total is None and not any(parse(self.sparsity_of(part)).sparsity for part in shares):
+                raise RessaError(f"group '{self.group}' says what competes in a share (50%), not in N:M: leave it out")
             return
         if self.method.partition("+")[0] != "magnitude":
             raise RessaError(
@@ -110,8 +109,6 @@ class Request:
         entry = allocations.get(self.name)
         if self.spread is not None and entry.spread is None:
             raise RessaError(f"allocation '{self.name}' has no setting 'spread': leave it out")
-        if self.spread is not None and not 0 <= self.spread <= 1:
-            raise RessaError(f"spread ({self.spread}) must be between 0 and 1")
         if self.budget is not None and self.name == "uniform":
             raise RessaError("allocation 'uniform' has no budget to share out: choose another, or leave budget out")
         if self.keep_dense and not self.plain:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ressa.recipe import build
+from ressa.recipe import checked
 from ressa.settings import SEEDS
 
 Model = Annotated[str, typer.Argument(help="A model folder, a hub name, or `demo` for the model ressa carries.")]
@@ -25,7 +25,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.
 def with_settings(command: Callable[..., None], without: str = "") -> Callable[..., None]:
     """Gives a command an option for every field (but one) of each parameter that is a class of settings.
 
-    The command gets them as one checked object each.
+    The command gets them as one checked object each; `without` one field (of which a verb takes several), the verb
+    checks them together.
     """
     own = reflection.signature(command, eval_str=True).parameters.values()
     classes: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
@@ -33,7 +34,9 @@ def with_settings(command: Callable[..., None], without: str = "") -> Callable[.
 
     def wrapper(**given: Any) -> None:
         values = {name: {field: given.pop(field) for field in names[name]} for name in classes}
-        command(**given, **{name: build(cls, values[name], command.__name__) for name, cls in classes.items()})
+        made = {name: cls(**values[name]) for name, cls in classes.items()}
+        whole = {name: checked(one, command.__name__) for name, one in made.items() if not hasattr(one, without)}
+        command(**given, **made | whole)
 
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name not in classes]

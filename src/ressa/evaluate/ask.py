@@ -9,7 +9,7 @@ from typing import Any
 
 from ressa.data.prompts import prompt_text
 from ressa.data.records import Record
-from ressa.errors import RessaError, unknown
+from ressa.errors import RessaError
 from ressa.evaluate import retrieve
 from ressa.evaluate.cache import Progress
 from ressa.evaluate.choose import SETTINGS, choices
@@ -18,7 +18,7 @@ from ressa.evaluate.tasks.base import Sample, Task, asked, candidates, check_tem
 from ressa.evaluate.tasks.common import ANSWER
 from ressa.evaluate.tasks.retrieval import queries
 
-WAYS = ("likelihood", "generation")
+WRITTEN = ("max_new_tokens", "num_beams", "min_new_tokens", "length_penalty")  # settings of generation
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,22 @@ class Wishes:
 
     def check(self, task: Task) -> None:
         """RessaError for what no model could be asked."""
-        numbers = (self.batch_size, self.max_new_tokens, self.min_new_tokens, self.num_beams)
-        if any(number is not None and number < 1 for number in numbers):
-            raise RessaError("batch size, beams, longest and shortest answer must each be at least 1")
         if self.prompt is not None:
             check_template(self.prompt)
-        if self.choices is not None and self.choices not in WAYS:
-            raise unknown("way to choose", self.choices, WAYS)
+        if task.mode == "retrieval":
+            self.refuse_generation(f"{task.name} ranks")
         if self.choices is not None and task.mode != "choice":
             raise RessaError(f"choices: {task.name} is no multiple choice")
 
     def how(self, task: Task, kind: str) -> Generation:
         """The task's way to generate for a family of models, with what the user wants otherwise."""
-        names = ("max_new_tokens", "num_beams", "min_new_tokens", "length_penalty")
-        return replace(task.how[kind], **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+        return replace(task.how[kind], **{n: getattr(self, n) for n in WRITTEN if getattr(self, n) is not None})
+
+    def refuse_generation(self, what: str) -> None:
+        """RessaError for a setting of generation where nothing is generated."""
+        for name in WRITTEN:
+            if getattr(self, name) is not None:
+                raise RessaError(f"{name}: {what} by likelihood and writes no answer: leave it out")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def ask(
     way = wishes.choices or ("generation" if shown == "chat" else "likelihood")
     ranked = [i for i, s in enumerate(samples) if s.choices and way == "likelihood"]
     written = sorted(set(range(len(samples))) - set(ranked))
+    if not written:
+        wishes.refuse_generation(f"{task.name} chooses")
     if ranked:
         options = [candidates(samples[i], shown, _template(task, samples[i], shown, wishes.prompt)) for i in ranked]
         mine = [records[i] for i in ranked]

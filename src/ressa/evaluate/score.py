@@ -6,8 +6,8 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from ressa.evaluate import matching, parallel, summary, tasks
 from ressa.evaluate.ask import Asked, Wishes, ask
 from ressa.evaluate.cache import Progress
 from ressa.evaluate.divergence import answer_sums
-from ressa.evaluate.tasks.base import Sample, Source, Task
+from ressa.evaluate.tasks.base import Reading, Sample, Source, Task
+from ressa.evaluate.tasks.retrieval import queries
+from ressa.limits import check
 from ressa.machine import Machine
 from ressa.model.folder import check_writable
-from ressa.model.load import load_to_ask
+from ressa.model.load import load_to_ask, read_config
+from ressa.settings import Evaluate
 
 Model = str | Path | tuple[Any, Any]
 
@@ -80,21 +83,13 @@ def evaluate(
     Raises:
         RessaError: anything wrong with the data, the models, the output folder or a number.
     """
-    started = time.monotonic()
-    known = tasks.get(task)
-    wanted = Wishes(prompt, choices, max_new_tokens, num_beams, min_new_tokens, length_penalty, batch_size=batch_size)
-    wanted.check(known)
-    if limit is not None and limit < 1:
-        raise RessaError("limit must be at least 1")
-    source = Source(data, split or known.split, Path(images) if images else None)
-    reading = known.read(source)
-    samples = _chosen(reading.samples, limit, grey)
-    if not samples:
-        raise RessaError(f"{data}: nothing to ask in {source.split} ({dict(reading.left_out) or 'it is empty'})")
-    _check_ids(samples, data)
-    folder = _writable(out)
+    given, started = dict(locals()), time.monotonic()
+    known, wanted, source, reading = questions(**given)
+    samples, folder = reading.samples, _writable(out)
     if versus is not None:
-        summary.read_answers(versus)
+        summary.answers_to(queries(samples) if known.mode == "retrieval" else samples, versus)
+    if against is not None:
+        _check_vocabularies(model, against)
     measuring = against is not None or perplexity
     where = (device, dtype)
     net, processor, chosen = _matcher(model, known, measuring, *where) or _loaded(model, *where)
@@ -115,6 +110,37 @@ def evaluate(
         write_atomic(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     parallel.close()
     return scores | {"answers": {s.record.id: said for s, said in zip(asked.samples, asked.answers, strict=True)}}
+
+
+def task_of(given: Mapping[str, Any]) -> tuple[Task, Wishes]:
+    """The task and what is wanted otherwise than it has it. Raises RessaError for settings that cannot be."""
+    check(Evaluate, given, "evaluate")
+    known = tasks.get(given["task"])
+    wanted = Wishes(**{f.name: given[f.name] for f in fields(Wishes)})
+    wanted.check(known)
+    if given["images"] is not None and known.name == "folder":
+        raise RessaError("images: records of your own say themselves where their pictures are; leave it out")
+    return known, wanted
+
+
+def questions(data: Any, grey: bool = False, **given: Any) -> tuple[Task, Wishes, Source, Reading]:
+    """The task, what is wanted otherwise, where it was read, and what is asked of that; `given` as `evaluate` takes it.
+    No model is looked at.
+
+    Raises:
+        RessaError: as `evaluate`, for all that can be told without a model.
+    """
+    known, wanted = task_of(given)
+    if data is None:
+        raise RessaError("evaluate: needs data, where the records or the task's files are")
+    images = given["images"]
+    source = Source(data, given["split"] or known.split, Path(images) if images else None)
+    reading = known.read(source)
+    samples = _chosen(reading.samples, given["limit"], grey)
+    if not samples:
+        raise RessaError(f"{data}: nothing to ask in {source.split} ({dict(reading.left_out) or 'it is empty'})")
+    _check_ids(samples, data)
+    return known, wanted, source, replace(reading, samples=samples)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -191,6 +217,19 @@ def _loaded(model: Model, device: str, dtype: str) -> tuple[Any, Any, Machine]:
     if isinstance(model, tuple):
         return *model, Machine(model[0].device, model[0].dtype, model[0].dtype)
     return load_to_ask(model, parallel.device_of(device), dtype)
+
+
+def _check_vocabularies(model: Model, dense: Model) -> None:
+    """Refuse, from the configs alone, two models whose words cannot be compared."""
+    sizes = []
+    for one in (model, dense):
+        config = one[0].config if isinstance(one, tuple) else read_config(one)
+        sizes.append(getattr(config.get_text_config(), "vocab_size", None))
+    if sizes[0] != sizes[1]:
+        raise RessaError(
+            f"the two models have different vocabularies ({sizes[0]} and {sizes[1]} words); compare a model with its "
+            "own original"
+        )
 
 
 def _name(model: Model) -> str:

@@ -101,7 +101,18 @@ def versus(task: Task, samples: Sequence[Sample], measured: dict[str, Measured],
     """Each metric beside that of another model's answers, which an evaluation of the same task left in `folder`.
 
     Raises:
-        RessaError: no answers.jsonl there, or it does not answer these very samples.
+        RessaError: as `answers_to`.
+    """
+    other = task.measure(samples, answers_to(samples, folder))
+    pairs = {name: (m, other[name]) for name, m in measured.items() if m.fixed is None and name in other}
+    return {"folder": str(folder)} | {name: compared(a, b) for name, (a, b) in pairs.items()}
+
+
+def answers_to(samples: Sequence[Sample], folder: str | Path) -> list[str]:
+    """What an evaluated folder answers to these samples.
+
+    Raises:
+        RessaError: no answers.jsonl there, or it does not answer all of them.
     """
     theirs = read_answers(folder)
     if missing := [s.record.id for s in samples if s.record.id not in theirs]:
@@ -109,9 +120,7 @@ def versus(task: Task, samples: Sequence[Sample], measured: dict[str, Measured],
             f"{folder}: has no answer to record '{missing[0]}' and {len(missing) - 1} more; evaluate both models on "
             "the same task, data and limit"
         )
-    other = task.measure(samples, [theirs[s.record.id] for s in samples])
-    pairs = {name: (m, other[name]) for name, m in measured.items() if m.fixed is None and name in other}
-    return {"folder": str(folder)} | {name: compared(a, b) for name, (a, b) in pairs.items()}
+    return [theirs[s.record.id] for s in samples]
 
 
 def read_answers(folder: str | Path) -> dict[str, str]:

@@ -36,10 +36,11 @@ METHODS: dict[str, Method] = {
 REFIT = "+refit"  # after a method's name: its zeros, and for them the best weights
 
 
-def get(name: str, **settings: Any) -> Method:
+def get(name: str, seed: int | None = None, **settings: Any) -> Method:
     """The method called `name`, with those of its `settings` fixed that are not None; RessaError for unknown ones.
 
-    "wanda+refit" is Wanda's zeros with the least-squares answer for them; so with any other.
+    "wanda+refit" is Wanda's zeros with the least-squares answer for them; so with any other. `seed` is told to a method
+    that draws by lot; to others it is nothing.
 
     >>> get("sparsegpt", damp=0.1).needs.__name__, get("wanda+refit").needs.__name__
     ('Gram', 'Gram')
@@ -47,11 +48,28 @@ def get(name: str, **settings: Any) -> Method:
     first = name.removesuffix(REFIT)
     if first not in METHODS:
         raise unknown("method", first, METHODS)
-    method = METHODS[first] if first == name else _refitted(METHODS[first])
+    method = METHODS[first]
+    if seed is not None and "seed" in _settings(method):
+        method = _fixed(method, seed=seed)
+    method = method if first == name else _refitted(method)
     given = {key: value for key, value in settings.items() if value is not None}
-    for key in given.keys() - inspect.signature(method).parameters.keys():
+    for key in given.keys() - _settings(method):
         raise RessaError(f"method '{name}' has no setting '{key}': leave it out")
-    return cast(Method, update_wrapper(partial(method, **given), method)) if given else method
+    return _fixed(method, **given) if given else method
+
+
+def check_moving(name: str, asymmetric: float) -> None:
+    """Raises RessaError if weights are to be aimed anew (`asymmetric`) for a method that moves none."""
+    if asymmetric and not issubclass(get(name).needs or object, Gram):
+        raise RessaError(f"asymmetric moves weights, which method '{name}' leaves as they are: use admm")
+
+
+def _settings(method: Method) -> set[str]:
+    return set(inspect.signature(method).parameters)
+
+
+def _fixed(method: Method, **given: Any) -> Method:
+    return cast(Method, update_wrapper(partial(method, **given), method))
 
 
 def _refitted(method: Method) -> Method:

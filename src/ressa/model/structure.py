@@ -18,6 +18,7 @@ from ressa.model.matrix import AsLinear, Convolution, fused_experts, is_patch_em
 from ressa.model.roots import PartName, Root, Stack, below, find_roots, home
 
 PARTS: tuple[PartName, ...] = ("vision", "connector", "language")  # in the order of the forward pass
+BY_DEFAULT: tuple[PartName, ...] = ("vision", "language")  # pruned unless told otherwise
 ORDER: tuple[PartName, ...] = ("vision", "audio", "connector", "language")  # sound is told of and never pruned
 
 

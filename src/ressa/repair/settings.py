@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from ressa.errors import RessaError, unknown
+from ressa.limits import check
 from ressa.model.structure import PARTS
+from ressa.settings import Repair
 
-ADAPTERS = ("sparse-lora", "lora", "ste", "masked-ft")
 # What stands for None. The second is what RESSA's released code does: facts in docs/repair.md
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "ressa": {
@@ -42,6 +44,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "train_connector": False,
     },
 }
+UPDATES = (  # settings of low-rank updates
+    *("rank", "vision_rank", "connector_rank", "language_rank"),
+    *("alpha", "vision_alpha", "connector_alpha", "language_alpha", "dropout"),
+)
 MASKED_LR = 2e-4  # of masked-ft: whole weights move, not the small factors of an update
 
 
@@ -84,14 +90,10 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.adapter not in ADAPTERS:
-            raise unknown("adapter", self.adapter, ADAPTERS)
-        if self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES)
+        check(Repair, vars(self), "repair")
         for part in self.trained_parts:
             if part not in PARTS:
                 raise unknown("part", part, PARTS)
-        self._check_numbers()
         if self.steps == 0 and not self.reconstruct:
             raise RessaError("repair: steps is 0, which leaves nothing to do without reconstruct")
         if self.teacher_cache and self.objective == "paper":
@@ -104,23 +106,23 @@ class Settings:
                     f"repair: teacher_device '{self.teacher_device}' is no device, as cpu and cuda:1 are"
                 ) from None
 
-    def _check_numbers(self) -> None:
-        positive = "samples batch_size accumulate lr rank vision_rank connector_rank language_rank alpha vision_alpha "
-        positive += "connector_alpha language_alpha temperature reconstruct_lr top_k"
-        shares = ("kl_weight", "warmup")
-        least = ("steps", "clip", "hidden_weight", "connector_weight", "reconstruct")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value is None:
-                continue
-            if f.name in positive.split() and not value > 0:
-                raise RessaError(f"repair: {f.name} is {value}, but must be greater than 0")
-            if f.name in shares and not 0 <= value <= 1:
-                raise RessaError(f"repair: {f.name} is {value}, but must be between 0 and 1")
-            if f.name in least and not value >= 0:
-                raise RessaError(f"repair: {f.name} is {value}, but must be at least 0")
-        if not 0 <= self.dropout < 1:
-            raise RessaError(f"repair: dropout is {self.dropout}, but must be at least 0 and below 1")
+    @classmethod
+    def complete_from(cls, given: Mapping[str, Any]) -> Settings:
+        """From the entries of the same names, with the objective's defaults.
+
+        Raises:
+            RessaError: what cannot be, and what would have no effect.
+        """
+        told = cls(**{f.name: given[f.name] for f in fields(cls)})
+        if told.adapter == "masked-ft" and (idle := [name for name in UPDATES if getattr(told, name)]):
+            raise RessaError(f"repair: masked-ft trains the weights themselves, without updates: leave {idle[0]} out")
+        whole = told.complete
+        for name in ("teacher_device", "teacher_cache"):
+            if getattr(whole, name) and not whole.needs_teacher:
+                raise RessaError(f"repair: no loss looks at the dense model: leave {name} out")
+        if whole.teacher_cache and whole.steps == 0:
+            raise RessaError("repair: reconstruction reads no cache of the teacher: leave teacher_cache out, or train")
+        return whole
 
     @property
     def complete(self) -> Settings:

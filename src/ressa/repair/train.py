@@ -9,11 +9,10 @@ one writes.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,20 @@ from transformers import set_seed
 from ressa.calibration.samples import drawn
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
+from ressa.limits import check
 from ressa.machine import AUTO
 from ressa.model.folder import check_output, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
 from ressa.model.precision import dtypes_of
 from ressa.patterns import Pattern
-from ressa.provenance import peak_memory, plain, versions
+from ressa.provenance import forget_peak, peak_memory, plain, versions
 from ressa.repair.settings import Settings
 from ressa.repair.stages import Run, Where
 from ressa.repair.student import Student, part_from_lora, pruned_matrices, unwrap, wrap
 from ressa.repair.trainer import Progress, check_reports
 from ressa.resume import digest_of, stamp
+from ressa.settings import Repair
 
 
 def repair(
@@ -106,12 +107,16 @@ def repair(
     Raises:
         RessaError: one line; before weights are loaded where that is possible.
     """
-    given = {name: plain(value) for name, value in locals().items() if name not in ("out", "progress")}
-    settings = Settings(**{field.name: given[field.name] for field in fields(Settings)}).complete
+    given = {name: value for name, value in locals().items() if name not in ("out", "progress")}
     out, started = Path(out), time.perf_counter()
+    forget_peak()
     where = Where(device, _dtype(dtype, bf16))
-    if "tensorboard" in check_reports(report_to):  # its own default lies in the folder of checkpoints, which goes
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"{out}.logs")
+    check(Repair, given, "repair")
+    if checkpoint_every < 1:
+        raise RessaError(f"repair: checkpoint_every: {checkpoint_every} must be at least 1")
+    given = {name: plain(value) for name, value in given.items()}
+    settings = Settings.complete_from(given)
+    check_reports(report_to)
     check_output(out)
     refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
@@ -132,7 +137,8 @@ def repair(
         if settings.steps != 0:
             set_seed(seed)  # A of every adapter is drawn
             student = wrap(model, matrices, settings, dtypes)
-            log |= run.train(student, processor, cache, work, checkpoint_every, report_to, chosen)
+            with logs_beside(out):
+                log |= run.train(student, processor, cache, work, checkpoint_every, report_to, chosen)
     finally:
         if processes.is_main_process and not Run.begun(work):
             shutil.rmtree(work, ignore_errors=True)  # nothing to go on from

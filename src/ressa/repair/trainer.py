@@ -6,7 +6,9 @@ Only the loss and what a checkpoint holds are ours: a checkpoint has the trained
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +31,7 @@ from ressa.repair.settings import Settings
 from ressa.repair.teacher import Said, Teacher, said
 
 WEIGHTS = "trained.safetensors"
+LOGS = "TENSORBOARD_LOGGING_DIR"
 STATE = "trainer_state.json"  # Trainer's own name; the last file it writes into a checkpoint
 CACHED = "teacher"  # key of a batch under which the cache's tensors come
 
@@ -224,6 +227,20 @@ def check_reports(report_to: str) -> list[str]:
         if name != "none" and name not in get_available_reporting_integrations():
             raise RessaError(f"report_to {name}: its package is not installed: pip install {name}")
     return names
+
+
+@contextmanager
+def logs_beside(out: Path) -> Iterator[None]:
+    """TensorBoard's files lie in `out`.logs, unless the user says where: Trainer's own default is the folder of
+    checkpoints, which goes. The variable is Trainer's only way to be told, and is put back for the next run."""
+    if LOGS in os.environ:
+        yield
+        return
+    os.environ[LOGS] = f"{out}.logs"
+    try:
+        yield
+    finally:
+        os.environ.pop(LOGS, None)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

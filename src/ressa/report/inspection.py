@@ -8,16 +8,17 @@ from typing import Any
 
 from ressa.errors import RessaError
 from ressa.model.load import load
-from ressa.model.structure import Part, structure
+from ressa.model.structure import BY_DEFAULT, PARTS, Part, structure
 from ressa.patterns import parse
-from ressa.report.table import plain
+from ressa.report.table import plain, when
 
 
 def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
     """What `model` is made of, and what pruning it to `sparsity` would touch.
 
     Returns:
-        {"parts": {name: {modules, parameters, blocks, linears, weights, zeros, pruned_by_default}},
+        {"parts": {name: {modules, parameters, blocks, linears, weights, zeros, pruned_by_default,
+         can_be_pruned}},
          "kept": {module name: why it is never pruned}, "unfit": {linear name: why the pattern does not fit it}}
     """
     pattern = parse(sparsity)
@@ -42,7 +43,8 @@ def _part(part: Part) -> dict[str, Any]:
         "linears": len(weights),
         "weights": sum(w.numel() for w in weights),
         "zeros": sum(int((w == 0).sum()) for w in weights),
-        "pruned_by_default": part.name != "connector",
+        "pruned_by_default": part.name in BY_DEFAULT,
+        "can_be_pruned": part.name in PARTS,
     }
 
 
@@ -55,7 +57,7 @@ def tables(told: dict[str, Any]) -> list[Any]:
     for name, p in told["parts"].items():
         share = f"{p['zeros'] / p['weights']:.1%}" if p["weights"] else ""
         counts = [f"{p[key]:,}" for key in ("parameters", "blocks", "linears", "weights")]
-        parts.add_row(name, *counts, share, "pruned" if p["pruned_by_default"] else "if asked")
+        parts.add_row(name, *counts, share, when(p))
     reasons = plain("not pruned")
     for header in ("why", "how many", "for example"):
         reasons.add_column(header, overflow="fold")

@@ -14,9 +14,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ressa.data.prompts import is_encoder_decoder
 from ressa.errors import RessaError
+from ressa.limits import as_kind
 from ressa.methods import METHODS
 from ressa.model.load import auto_class, first, read_config
-from ressa.model.structure import Structure, structure
+from ressa.model.structure import BY_DEFAULT, PARTS, Structure, structure
 from ressa.patterns import Pattern, parse
 from ressa.report.costs import (
     WIDE,
@@ -30,7 +31,6 @@ from ressa.report.costs import (
     shape_of,
 )
 
-PRUNED = ("vision", "language")
 STORED = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}  # bytes a prunable weight; int8 leaves the others in bfloat16
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 WORDS, PATCHES = 64, 1024  # of text beside a picture; of a picture whose size the config does not tell
@@ -80,8 +80,9 @@ def plan(
     Raises:
         RessaError: no such model, a config of no known model, a value out of range.
     """
-    _positive(samples=samples, batch_size=batch_size, tokens=tokens, patches=patches)
-    _positive(answers=answers, steps=steps, rank=rank, gflops=gflops)
+    counts = {"samples": samples, "batch_size": batch_size, "tokens": tokens, "patches": patches}
+    _positive(int, **counts, answers=answers, steps=steps, rank=rank)
+    _positive(float, gflops=gflops)
     limit, pattern = None if memory is None else to_bytes(memory), parse(sparsity)
     config = _config(model)
     width = _dtype(config).itemsize  # before a model is made of it, which sets it
@@ -130,8 +131,9 @@ def to_bytes(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def _positive(**told: float | None) -> None:
+def _positive(kind: type[int] | type[float], **told: float | None) -> None:
     for name, value in told.items():
+        value = as_kind(kind | None, value, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise RessaError(f"{name} is {value}, but must be greater than 0")
 
@@ -151,7 +153,7 @@ def _dtype(config: PreTrainedConfig) -> torch.dtype:
 
 
 def _sizes(net: PreTrainedModel, parts: Structure, width: int) -> _Sizes:
-    blocks = [block for block in parts.blocks(PRUNED) if block.linears]
+    blocks = [block for block in parts.blocks(BY_DEFAULT) if block.linears]
     vectors = sum(p.numel() for block in blocks for p in block.module.parameters() if p.ndim == 1)
     connector, head = parts.parts.get("connector"), net.get_output_embeddings()
     text = net.config.get_text_config()
@@ -173,14 +175,15 @@ def _part(part: Any, sizes: _Sizes) -> dict[str, Any]:
         "prunable": weights,
         "share": weights / sizes.parameters,
         "linears": sum(len(block.linears) for block in part.blocks),
-        "pruned_by_default": part.name in PRUNED,
+        "pruned_by_default": part.name in BY_DEFAULT,
+        "can_be_pruned": part.name in PARTS,
     }
 
 
 def _disk(parts: Structure, parameters: int, pattern: Pattern) -> dict[str, dict[str, float]]:
     """Bytes by dtype, dense and as values with a bitmask (a kept weight's own bytes, and one bit for every weight)."""
     pruned = 0
-    for block in parts.blocks(PRUNED):
+    for block in parts.blocks(BY_DEFAULT):
         for name, linear in block.linears.items():
             try:
                 pattern.check(linear.weight.shape, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ressa.report.plan import words
-from ressa.report.table import plain
+from ressa.report.table import plain, when
 
 
 def tables(told: dict[str, Any]) -> list[Any]:
@@ -31,7 +31,7 @@ def _parts(told: dict[str, Any]) -> Any:
     table = _table(title, "part", "parameters", "linears", "weights in them", "of the model", told["sparsity"])
     for name, part in told["parts"].items():
         counts = (f"{part[key]:,}" for key in ("parameters", "linears", "prunable"))
-        table.add_row(name, *counts, f"{part['share']:.1%}", "pruned" if part["pruned_by_default"] else "if asked")
+        table.add_row(name, *counts, f"{part['share']:.1%}", when(part))
     return table
 
 

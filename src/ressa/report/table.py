@@ -18,6 +18,11 @@ def plain(title: str) -> Table:
     return Table(title=Text(title), title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
 
 
+def when(part: dict[str, Any]) -> str:
+    """Whether a part is pruned, for people: sound never is."""
+    return "pruned" if part["pruned_by_default"] else "if asked" if part["can_be_pruned"] else "never"
+
+
 def summary(result: dict[str, Any]) -> Table:
     """One row a model of a run (what `run` returned): scores, zeros of each part, weights kept, size, time."""
     table = plain(result["out"])

@@ -25,6 +25,8 @@ def read(source: Source) -> Reading:
         told = [(raw, w, tables.picture(p, w)) for raw, w, p in rows]
         return Reading([_sample(raw, w, p, "question", "answer", raw.get("category")) for raw, w, p in told])
     root, pictures = folder(source), Pictures(source, "val2014")
+    if source.split != TASK.split:
+        raise RessaError(f"{root}: POPE's files have no splits: leave split ('{source.split}') out")
     one = Path(source.data)
     paths = [one] if one.is_file() else sorted(root.glob("*pope_*.json"))
     if not paths:

@@ -36,6 +36,8 @@ def rows(source: Source, columns: tuple[str, ...] = ()) -> Iterator[TableRow]:
         RessaError: no such dataset or split, or a column of `columns` is not there.
     """
     name = "dataset" if isinstance(source.data, datasets.Dataset | datasets.DatasetDict) else str(source.data)
+    if source.images is not None:
+        raise RessaError(f"images: {name} has its pictures within its rows; leave it out")
     table = _open(source, name)
     if missing := [column for column in columns if column not in table.column_names]:
         there = ", ".join(table.column_names)[:200]
