@@ -247,11 +247,16 @@ def test_nothing_to_train_is_refused(run):
     [
         ({"adapter": "lore"}, "did you mean 'lora'"),
         ({"objective": "papers"}, "did you mean 'paper'"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": 1.0}, "dropout: 1.0 must be at most 0.99"),
         ({"report_to": "tensorbord"}, "did you mean 'tensorboard'"),
         ({"steps": 0}, "nothing to do without reconstruct"),
         ({"teacher_device": "gpu0"}, "teacher_device 'gpu0' is no device"),
         ({"objective": "paper", "teacher_cache": "x"}, "counts padding"),
+        ({"adapter": "masked-ft", "rank": 4}, "without updates: leave rank out"),
+        ({"adapter": "masked-ft", "dropout": 0.1}, "without updates: leave dropout out"),
+        ({"kl_weight": 0.0, "hidden_weight": 0.0, "teacher_cache": "x"}, "no loss looks.*leave teacher_cache out"),
+        ({"kl_weight": 0.0, "hidden_weight": 0.0, "teacher_device": "cpu"}, "no loss looks.*leave teacher_device out"),
+        ({"steps": 0, "reconstruct": 1, "teacher_cache": "x"}, "reconstruction reads no cache"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_read(changes, message, tmp_path):

@@ -466,7 +466,7 @@ EARLY = {
     "file and part": ({"allocation": "a.json", "vision": "0"}, "leave vision out"),
     "no data": (HALF | {"allocation": "owl", "method": "magnitude", "data": None}, "allocation 'owl' looks at how"),
     "uniform spread": (HALF | {"spread": 0.1}, "allocation 'uniform' has no setting 'spread'"),
-    "spread": (HALF | {"allocation": "owl", "spread": 2.0}, r"spread \(2\.0\)"),
+    "spread": (HALF | {"allocation": "owl", "spread": 2.0}, "spread: 2.0 must be at most 1"),
     "uniform budget": (HALF | {"budget": "model"}, "allocation 'uniform' has no budget"),
     "unknown budget": (HALF | {"allocation": "owl", "budget": "parts"}, "unknown budget 'parts': did you mean 'part'"),
     "unlike parts": (HALF | {"allocation": "owl", "budget": "model", "vision": "40%"}, "one sparsity for all parts"),
@@ -477,7 +477,7 @@ EARLY = {
     "no total": ({"total": "0"}, "total 0 leaves nothing to prune"),
     "total and dense": ({"total": "50%", "keep_dense": 1}, "leave one of them out"),
     "owl and dense": (HALF | {"allocation": "owl", "keep_dense": 1}, "leave one of them out"),
-    "less than none": ({"keep_dense": -1}, r"keep_dense \(-1\)"),
+    "less than none": ({"keep_dense": -1}, "keep_dense: -1 must be at least 0"),
     "group of wanda": (
         HALF | {"method": "wanda", "group": "model"},
         "for method magnitude: with 'wanda' say allocation",

@@ -153,7 +153,7 @@ EARLY = {
     "unknown propagate": ({"propagate": "densely"}, "unknown propagate 'densely'"),
     "unknown token": ({"token_weights": {"img": 1}}, "unknown kind of token 'img'"),
     "damping nothing": ({"method": "wanda", "damp": 0.1}, "method 'wanda' has no setting 'damp'"),
-    "no samples": ({"samples": 0}, r"samples \(0\)"),
+    "no samples": ({"samples": 0}, "prune: samples: 0 must be at least 1"),
     "no data": ({"data": None}, "method 'admm' looks at the inputs of layers: name the data"),
     "absent data": ({"data": "absent/data"}, "absent/data: no such data folder"),
     "absent split": ({"split": "tests"}, r"no tests\.jsonl"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ressa.errors import RessaError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # told without the name of a file
 
 
 def check_output(out: str | Path) -> None:
@@ -47,9 +50,23 @@ def partial(path: Path) -> Iterator[Path]:
             folder.mkdir(parents=True)
             yield folder
         except OSError as error:
-            raise RessaError(f"{path}: cannot be written ({error.strerror or error})") from None
+            raise not_written(path, folder, error) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def not_written(path: Path, folder: Path, error: OSError) -> RessaError:
+    """What to say of an error while `folder` was filled for `path`: that it cannot be written, or what else failed,
+    for that may be a file that was read, or a connection."""
+    if error.errno in FULL or (isinstance(error.filename, str | os.PathLike) and _meets(Path(error.filename), folder)):
+        return RessaError(f"{path}: cannot be written ({error.strerror or error})")
+    return RessaError(f"{path}: not written, for something else failed: {str(error) or type(error).__name__}")
+
+
+def _meets(named: Path, folder: Path) -> bool:
+    """Whether `named` is in the folder, or one that it stands in."""
+    named, folder = named.absolute(), folder.absolute()
+    return named.is_relative_to(folder) or folder.is_relative_to(named)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ressa.cli import data as data_commands
-from ressa.cli.options import Data, Json, MaybeData, Model, Out, Seed, with_settings
+from ressa.cli.options import Data, Json, MaybeData, Model, Out, Seed, told_apart, with_settings
 from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import RessaError
 from ressa.recipe import read_recipe
@@ -185,7 +185,9 @@ def evaluate(
     if lmms is not None:
         from ressa.evaluate.lmms import evaluate as by_lmms
 
-        by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=settings.batch_size, device=runtime.device)
+        given = told_apart("model", "lmms", "out", "limit", "batch_size", "device", refused="--lmms")
+        size = settings.batch_size if "batch_size" in given else None
+        by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=size, device=runtime.device)
         return
     from ressa.evaluate.parallel import rank
     from ressa.evaluate.score import evaluate as verb
@@ -273,5 +275,7 @@ def _run(recipe: Recipe) -> None:
     console.print(summary(result))
     if recipe.evaluate:
         console.print(by_kind(result["scores"]))
+        if recipe.evaluate.task != "folder":
+            return  # a benchmark's pictures are in files of its own
         if path := picture(result, data_of(recipe), recipe.evaluate.split or "test", Path(recipe.out) / "answers.png"):
             print(f"picture: {path}")

@@ -27,6 +27,8 @@ CLASSES = {
     "gemma3": "gemma3",
 }
 ANY = "huggingface"
+ONE = {"llava_hf": "1"}  # the only batch size that these take
+BATCH = 32  # of the others, unless told
 REFUSED = {"blip-2": "lmms-eval has no class for BLIP-2; ressa's own tasks do"}
 NEEDED = "lmms-eval is not installed: pip install 'ressa[lmms]'"
 
@@ -37,7 +39,7 @@ def evaluate(
     *,
     out: str | Path | None = None,
     limit: int | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     device: str = AUTO,
 ) -> None:
     """Run lmms-eval on a model folder; its tables go to the terminal, its files to `out`/lmms.
@@ -59,13 +61,13 @@ def command(
     *,
     out: str | Path | None = None,
     limit: int | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     device: str = AUTO,
 ) -> list[str]:
     """The words of the command line that evaluates `model` on `tasks` (lmms-eval's own names, with commas).
 
     Raises:
-        RessaError: no task named, or a model that lmms-eval has no class for.
+        RessaError: no task named, or a model or batch size that lmms-eval has no class for.
     """
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
@@ -78,7 +80,9 @@ def command(
     if "," in resolve(model):
         raise RessaError(f"{model}: lmms-eval cannot read a path with a comma; rename the folder")
     words = [sys.executable, "-m", "lmms_eval", "--model", chosen, "--model_args", arguments]
-    words += ["--tasks", ",".join(names), "--batch_size", str(1 if chosen == "llava_hf" else batch_size)]
-    words += ["--device", device]
+    size = str(batch_size or ONE.get(chosen, BATCH))
+    if size != ONE.get(chosen, size):
+        raise RessaError(f"{model}: lmms-eval's {chosen} takes batches of {ONE[chosen]} only: leave --batch-size out")
+    words += ["--tasks", ",".join(names), "--batch_size", size, "--device", device]
     words += ["--limit", str(limit)] if limit is not None else []
     return words + (["--output_path", str(Path(out) / "lmms"), "--log_samples"] if out is not None else [])

@@ -35,7 +35,7 @@ from ressa.provenance import forget_peak, peak_memory, plain, versions
 from ressa.repair.settings import Settings
 from ressa.repair.stages import Run, Where
 from ressa.repair.student import Student, part_from_lora, pruned_matrices, unwrap, wrap
-from ressa.repair.trainer import Progress, check_reports
+from ressa.repair.trainer import Progress, check_reports, logs_beside
 from ressa.resume import digest_of, stamp
 from ressa.settings import Repair
 

@@ -33,7 +33,7 @@ from ressa.data.prepare.places import Cell, Places
 from ressa.data.prepare.vg import vg
 from ressa.data.prepare.work import make_pictures
 from ressa.errors import RessaError, unknown
-from ressa.folders import check_output, sync
+from ressa.folders import check_output, not_written, sync
 
 Read = Callable[[Path], Iterator[Item | Skip]]
 
@@ -177,8 +177,10 @@ def _plan(partial: Path, manifest: Mapping[str, Any], identity: list[Any]) -> It
             left.unlink()
         _check_same(partial, plan.settings_of(db), [manifest, identity])
         yield db
-    except (OSError, sqlite3.Error) as error:
-        raise RessaError(f"{partial}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    except OSError as error:
+        raise not_written(partial, partial, error) from None
+    except sqlite3.Error as error:
+        raise RessaError(f"{partial}: cannot be written ({error})") from None
     finally:
         there = False
         if db is not None:
