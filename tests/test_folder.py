@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from ressa.errors import RessaError
+from ressa.folders import partial
 from ressa.model.folder import check_output, patterns_of, read_manifest, verify, write_folder, zeros
 from ressa.model.load import load
 from ressa.model.structure import structure
@@ -101,6 +102,31 @@ def test_nothing_is_left_when_writing_fails(llava, tmp_path, monkeypatch):
     with pytest.raises(RessaError, match="cannot be written"):
         write_folder(tmp_path / "new" / "out", model, processor, MANIFEST)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "out: cannot be written (No space left on device)"),
+        (OSError("connection reset"), "out: not written, for something else failed: connection reset"),
+        (
+            FileNotFoundError(2, "No such file", "/data/owl.jpg"),
+            "something else failed: [Errno 2] No such file: '/data/",
+        ),
+        (ConnectionError(), "something else failed: ConnectionError"),
+    ],
+)
+def test_what_failed_while_a_folder_was_written_is_told_as_it_is(error, told, tmp_path):
+    with pytest.raises(RessaError) as refusal, partial(tmp_path / "out"):
+        raise error
+    assert told in str(refusal.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_will_not_take_a_file_is_told_of_as_such(tmp_path):
+    with pytest.raises(RessaError, match=r"out: cannot be written \(No such file or directory\)"):
+        with partial(tmp_path / "out") as folder:
+            (folder / "absent" / "file").write_text("")
 
 
 def test_the_manifest_is_written_last_and_the_folder_appears_with_one_rename(llava, tmp_path, monkeypatch):

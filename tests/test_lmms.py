@@ -19,7 +19,7 @@ def config(folder, **told):
 
 
 def test_the_same_folder_is_given_to_lmms_eval(llava_folder, tmp_path):
-    words = lmms.command(llava_folder, "mme, vqav2_val", out=tmp_path / "out", limit=8, batch_size=4, device="cuda")
+    words = lmms.command(llava_folder, "mme, vqav2_val", out=tmp_path / "out", limit=8, device="cuda")
     assert words[:3] == [sys.executable, "-m", "lmms_eval"]
     told = dict(zip(words[3::2], words[4::2], strict=False))
     assert told["--model"] == "llava_hf"
@@ -76,3 +76,35 @@ def test_data_is_needed_unless_lmms_eval_brings_its_own(llava_folder, monkeypatc
     with pytest.raises(SystemExit):
         cli.main()
     assert "evaluate: needs --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--task", "pope"], "--task"),
+        (["--task", "folder"], "--task"),  # the default, but asked for
+        (["--against", "demo"], "--against"),
+        (["--versus", "scores"], "--versus"),
+        (["--grey"], "--grey"),
+        (["--data", "data"], "--data"),
+        (["--split", "val"], "--split"),
+        (["--perplexity"], "--perplexity"),
+        (["--num-beams", "2"], "--num-beams"),
+        (["--json"], "--json"),
+    ],
+)
+def test_an_option_that_lmms_eval_would_not_get_is_refused(words, named, llava_folder, monkeypatch, capsys):
+    monkeypatch.setattr(lmms, "find_spec", lambda name: pytest.fail("asked"))
+    monkeypatch.setattr(sys, "argv", ["ressa", "evaluate", str(llava_folder), "--lmms", "mme", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"ressa: {named} has no effect with --lmms: leave one of them out\n"
+
+
+def test_a_batch_size_that_lmms_eval_would_not_use_is_refused(llava_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ressa", "evaluate", str(llava_folder), "--lmms", "mme", "--batch-size", "4"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "llava_hf takes batches of 1 only: leave --batch-size out" in capsys.readouterr().err
+    assert "32" in lmms.command(config(tmp_path / "m", model_type="idefics2"), "mme")

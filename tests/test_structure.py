@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -22,6 +24,8 @@ from families.specials import SPECIALS
 from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.model.structure import structure
+from ressa.report.inspection import _part
+from ressa.report.table import when
 
 # linears per part: vision, connector, language
 COUNTS = {
@@ -207,6 +211,13 @@ def test_an_audio_tower_is_told_of_and_never_pruned():
     assert plan.parts["audio"].parameters
     assert not plan.parts["audio"].blocks
     assert "hears sound" in plan.kept["model.audio_tower.layers.0.fc1"]
+    told = {name: _part(replace(part, blocks=())) for name, part in plan.parts.items()}
+    assert {name: when(part) for name, part in told.items()} == {
+        "vision": "pruned",
+        "audio": "never",
+        "connector": "if asked",
+        "language": "pruned",
+    }
 
 
 def test_layers_of_two_kinds_in_one_list_are_its_blocks():

@@ -153,6 +153,28 @@ def test_pope_counts_yes_and_no_in_each_of_its_three_files(mini, ressa_evaluate)
 
 
 @needs_demo
+def test_pope_given_one_file_by_a_relative_path_asks_that_one(mini, ressa_evaluate, monkeypatch):
+    monkeypatch.chdir(mini("pope").parent)
+    scores, rows, _ = ressa_evaluate("pope", Path("pope") / "coco_pope_popular.json", *PLAIN)
+    assert list(rows) == ["popular-1", "popular-2"]
+    assert set(scores["by_kind"]) == {"popular"}
+
+
+@needs_demo
+def test_a_recipe_of_a_benchmark_ends_in_its_tables(mini, tmp_path, monkeypatch, capsys):
+    pope = {"task": "pope", "prompt": "{question}", "limit": 2}
+    told = {"model": "demo", "data": str(mini("pope")), "out": str(tmp_path / "out"), "evaluate": pope}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(told), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["ressa", "run", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (ended.value.code or 0) == 0, printed.err
+    assert "f1 by kind of question" in printed.out
+    assert not (tmp_path / "out" / "answers.png").exists()
+
+
+@needs_demo
 @pytest.mark.parametrize("name", ["scienceqa", "mmbench", "mmmu"])
 @pytest.mark.parametrize("way", ["likelihood", "generation"])
 def test_multiple_choice_by_likelihood_and_by_generation(name, way, mini, ressa_evaluate):
@@ -495,3 +517,27 @@ def test_what_is_no_table_is_no_hub_name_either():
 
 if __name__ == "__main__":
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("pope", {"split": "dev"}, r"POPE's files have no splits: leave split \('dev'\) out"),
+        ("flickr30k-retrieval", {"num_beams": 2}, "num_beams: flickr30k-retrieval ranks by likelihood"),
+        (
+            "scienceqa",
+            {"choices": "likelihood", "max_new_tokens": 4},
+            "max_new_tokens: scienceqa chooses by likelihood",
+        ),
+    ],
+)
+def test_what_a_task_would_not_heed_is_refused(name, options, told, mini, llava_folder):
+    with pytest.raises(RessaError, match=told):
+        score.evaluate(llava_folder, data=mini(name), task=name, **options)
+
+
+def test_images_beside_a_table_are_refused(drawn, tmp_path, llava_folder):
+    table = datasets.Dataset.from_dict({"question": ["?"], "answer": ["yes"], "image": [None], "question_id": ["1"]})
+    table = table.cast_column("image", datasets.Image())
+    with pytest.raises(RessaError, match="images: dataset has its pictures within its rows"):
+        score.evaluate(llava_folder, data=table, task="pope", images=tmp_path)

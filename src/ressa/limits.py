@@ -44,7 +44,8 @@ def as_kind(kind: Any, value: Any, where: str) -> Any:
     if type(value) is int and float in known:
         return float(value)
     names = " or ".join(WORDS[option] for option in known if option in WORDS)
-    raise RessaError(f"{where}: {value!r} is not {names}")
+    shown = " ".join(repr(value).split())  # that of an array has many lines
+    raise RessaError(f"{where}: {shown if len(shown) < 80 else f'{shown[:80]} ...'} is not {names}")
 
 
 def within(name: str, value: Any, limits: Mapping[str, Any], where: str) -> None:

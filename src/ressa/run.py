@@ -105,6 +105,8 @@ def carry_out(
             stage.make(progress(stage.name) if progress else None)
         ledger[stage.name] = {"key": keys[stage.name], "seconds": round(time.perf_counter() - started, 2)}
         _write(ledger, out)
+    if ledger != _read(out / "run.json"):
+        _write(ledger, out)  # all that was missing was a note
     return {stage.name: ledger[stage.name]["seconds"] for stage in plan}
 
 

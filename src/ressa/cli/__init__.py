@@ -159,6 +159,7 @@ def repair(
 @app.command()
 @with_settings
 def evaluate(
+    context: typer.Context,
     model: Model,
     settings: Evaluate,
     runtime: Runtime,
@@ -185,7 +186,7 @@ def evaluate(
     if lmms is not None:
         from ressa.evaluate.lmms import evaluate as by_lmms
 
-        given = told_apart("model", "lmms", "out", "limit", "batch_size", "device", refused="--lmms")
+        given = told_apart(context, "model", "lmms", "out", "limit", "batch_size", "device", refused="--lmms")
         size = settings.batch_size if "batch_size" in given else None
         by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=size, device=runtime.device)
         return

@@ -8,9 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-import click
 import typer
-from click.core import ParameterSource
 
 from ressa.errors import RessaError
 from ressa.recipe import checked
@@ -25,11 +23,10 @@ Seed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Draws the samples, th
 Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 
 
-def told_apart(*known: str, refused: str) -> set[str]:
+def told_apart(context: typer.Context, *known: str, refused: str) -> set[str]:
     """The options that the user gave to this command. RessaError if `refused` can honour only the `known` ones."""
-    context = click.get_current_context()
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source is ParameterSource.COMMANDLINE}
+    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
     for parameter in context.command.params:
         if parameter.name in given - set(known):
             raise RessaError(f"{parameter.opts[0]} has no effect with {refused}: leave one of them out")

@@ -1,0 +1,200 @@
+"""The limits of settings hold for whoever calls: a recipe, the command line, or a verb from Python; and in time."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+import ressa
+from ressa.compare import compare
+from ressa.errors import RessaError
+from ressa.limits import check
+from ressa.recipe import build
+from ressa.report.plan import plan
+from ressa.settings import Evaluate, Prune, Recipe, Repair
+
+SECTIONS = [Prune, Repair, Evaluate]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_loaded(monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    for name in ("prune", "repair", "evaluate"):
+        assert getattr(ressa, name)
+    for name in ("prune", "repair.train", "evaluate.score", "compare"):
+        monkeypatch.setattr(sys.modules[f"ressa.{name}"], "load", load)
+
+
+def refused(call) -> str:
+    with pytest.raises(RessaError) as told:
+        call()
+    line = str(told.value)
+    assert "\n" not in line
+    return line
+
+
+def beyond(f) -> list:
+    """Values that a setting may not be, each just out of its limits or of another kind."""
+    limits, found = f.metadata, [[], object()]
+    for bound, step in ((limits["least"], -1), (limits["most"], 1), (limits["above"], 0)):
+        found += [] if bound is None else [bound + step]
+    return found + (["nonsense"] if limits["among"] else [])
+
+
+@pytest.mark.parametrize("cls", SECTIONS, ids=lambda cls: cls.__name__)
+def test_every_value_that_a_recipe_refuses_is_refused_from_python_in_the_same_words(cls):
+    for f in fields(cls):
+        for value in beyond(f):
+            mine, theirs = (
+                refused(lambda how=how, value=value, f=f: how(cls, {f.name: value}, "here")) for how in (check, build)
+            )
+            assert mine == theirs
+            assert mine.startswith("here: ")
+            assert f.name in mine
+
+
+PYTHON = {
+    "beyond one": ({"asymmetric": 7.0}, "prune: asymmetric: 7.0 must be at most 1"),
+    "negative damp": ({"damp": -3}, "prune: damp: -3.0 must be at least 0"),
+    "no number": ({"damp": float("nan")}, "prune: damp: nan is no number that can be used"),
+    "infinite": ({"method": "sparsegpt", "damp": float("inf")}, "prune: damp: inf is no number"),
+    "text for a number": ({"samples": "8"}, "prune: samples: '8' is not a whole number"),
+    "half a sample": ({"samples": 1.5}, "prune: samples: 1.5 is not a whole number"),
+    "no sparsity": ({"sparsity": None}, "prune: sparsity: has no value"),
+    "a list": ({"sparsity": [2, 4]}, r"prune: sparsity: \[2, 4\] is not a text"),
+    "unknown order": ({"order": "blocks"}, "prune: unknown order 'blocks': did you mean 'block'"),
+    "a seed below 0": ({"seed": -1}, "prune: seed: -1 must be at least 0"),
+    "a seed beyond numpy": ({"seed": 2**32}, "prune: seed: 4294967296 must be at most 4294967295"),
+    "number for a switch": ({"patch_embedding": 1}, "prune: patch_embedding: 1 is not true or false"),
+    "asymmetric wanda": ({"method": "wanda", "asymmetric": 0.5}, "which method 'wanda' leaves as they are"),
+    "a group of N:M": ({"sparsity": "2:4", "group": "matrix"}, r"in a share \(50%\), not in N:M: leave it out"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "told"), PYTHON.values(), ids=PYTHON.keys())
+def test_prune_refuses_from_python(wrong, told, llava_folder, tiny_data, tmp_path):
+    with pytest.raises(RessaError, match=told):
+        ressa.prune(llava_folder, tmp_path / "out", data=tiny_data, **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_python_may_write_otherwise_than_yaml_is_taken():
+    check(Prune, {"sparsity": 0.5, "damp": 1, "spread": numpy.float64(0.1), "allocation": Path("a.json")}, "here")
+
+
+EVALUATE = {
+    "beams": ({"num_beams": 0}, "evaluate: num_beams: 0 must be at least 1"),
+    "kind": ({"batch_size": 2.5}, "evaluate: batch_size: 2.5 is not a whole number"),
+    "way": ({"choices": "guess", "task": "mmbench"}, "evaluate: unknown choices 'guess'"),
+    "switch": ({"perplexity": "yes"}, "evaluate: perplexity: 'yes' is not true or false"),
+    "no data": ({"data": None}, "evaluate: needs data"),
+    "images of records": ({"images": "somewhere"}, "say themselves where their pictures are"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "told"), EVALUATE.values(), ids=EVALUATE.keys())
+def test_evaluate_refuses_from_python(wrong, told, llava_folder, tiny_data, tmp_path):
+    with pytest.raises(RessaError, match=told):
+        ressa.evaluate(llava_folder, **{"data": tiny_data, "out": tmp_path / "out"} | wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_vocabulary_is_refused_from_the_configs(llava_folder, causal_lm_folder, tiny_data, tmp_path):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(causal_lm_folder)
+    config.vocab_size += 8
+    config.save_pretrained(tmp_path / "other")
+    line = refused(lambda: ressa.evaluate(causal_lm_folder, data=tiny_data, against=tmp_path / "other"))
+    assert "different vocabularies" in line
+
+
+def test_answers_to_compare_with_that_are_of_other_records_are_refused_first(llava_folder, tiny_data, tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"id": "test-1", "answer": "red"}\n', encoding="utf-8")
+    line = refused(lambda: ressa.evaluate(llava_folder, data=tiny_data, versus=tmp_path))
+    assert "has no answer to record 'test-2' and 6 more" in line
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            {"settings": Prune(damp=0.1), "methods": ["sparsegpt", "wanda"]},
+            "compare: method 'wanda' has no setting 'damp'",
+        ),
+        ({"settings": Prune(asymmetric=1.0), "methods": ["admm", "ria"]}, "compare: asymmetric moves weights"),
+        ({"settings": Prune(samples=0)}, "compare: samples: 0 must be at least 1"),
+        ({"settings": Prune(sparsity="50%", group="part"), "methods": ["magnitude", "wanda"]}, "for method magnitude"),
+        ({"asked": Evaluate(limit=0)}, "compare: limit: 0 must be at least 1"),
+        ({"asked": Evaluate(task="vqav2")}, "leave task 'vqav2' out"),
+        ({"asked": Evaluate(prompt="{nonsense}")}, "prompt: may hold"),
+        ({"methods": "wanda"}, "at least one method"),
+        ({"seed": -1}, "compare: seed: -1 must be at least 0"),
+    ],
+)
+def test_compare_refuses_before_anything_is_evaluated(wrong, told, llava_folder, tiny_data, tmp_path):
+    with pytest.raises(RessaError, match=told):
+        compare(llava_folder, tmp_path / "out", **{"data": tiny_data, "methods": ["wanda"]} | wrong)
+    assert not list(tmp_path.iterdir())
+
+
+RUN = {
+    "limit of prune": ({"prune": Prune(damp=-3)}, "recipe: prune: damp: -3.0 must be at least 0"),
+    "limit of repair": ({"repair": Repair(kl_weight=2)}, "recipe: repair: kl_weight: 2.0 must be at most 1"),
+    "kind": ({"evaluate": Evaluate(limit="5")}, "recipe: evaluate: limit: '5' is not a whole number"),
+    "asymmetric": ({"prune": Prune(method="ria", asymmetric=0.1)}, "recipe: prune: asymmetric moves weights"),
+    "nothing to repair": ({"repair": Repair(steps=0)}, "nothing to do without reconstruct"),
+    "parts": ({"repair": Repair(parts="speech")}, "unknown part 'speech'"),
+    "reports": ({"repair": Repair(report_to="tensorbord")}, "did you mean 'tensorboard'"),
+    "choices": ({"evaluate": Evaluate(choices="likelihood")}, "choices: folder is no multiple choice"),
+    "images": ({"evaluate": Evaluate(images="somewhere")}, "say themselves where their pictures are"),
+    "benchmark": ({"evaluate": Evaluate(task="gqa")}, "no testdev_questions|no testdev"),
+    "beams": (
+        {"evaluate": Evaluate(task="flickr30k-retrieval", num_beams=2)},
+        "num_beams: flickr30k-retrieval ranks by likelihood",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "told"), RUN.values(), ids=RUN.keys())
+def test_run_refuses_before_its_first_stage_what_a_later_one_would(wrong, told, llava_folder, tiny_data, tmp_path):
+    whole = Recipe(str(llava_folder), str(tiny_data), str(tmp_path / "out"), 0, Prune(), Repair(), Evaluate())
+    with pytest.raises(RessaError, match=told):
+        ressa.run(replace(whole, **wrong))
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_refuses_before_its_first_stage_a_folder_that_stands_in_the_way(llava_folder, tiny_data, tmp_path):
+    (tmp_path / "repaired").mkdir()
+    (tmp_path / "repaired" / "kept.txt").write_text("kept")
+    recipe = Recipe(str(llava_folder), str(tiny_data), str(tmp_path), 0, Prune(), Repair())
+    assert "repaired: the output folder is not empty" in refused(lambda: ressa.run(recipe))
+    assert [path.name for path in tmp_path.iterdir()] == ["repaired"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"samples": 2.5}, "samples: 2.5 is not a whole number"),
+        ({"steps": "10"}, "steps: '10' is not a whole number"),
+        ({"gflops": "fast"}, "gflops: 'fast' is not a number"),
+        ({"rank": 0}, "rank is 0, but must be greater than 0"),
+    ],
+)
+def test_a_plan_refuses_from_python(wrong, told):
+    with pytest.raises(RessaError, match=told):
+        plan("demo", **wrong)
+
+
+def test_what_is_no_number_at_all_is_shown_in_one_short_line(llava_folder, tiny_data, tmp_path):
+    line = refused(lambda: ressa.prune(llava_folder, tmp_path / "out", data=tiny_data, samples=torch.ones(99, 2)))
+    assert re.search(r"prune: samples: tensor\(\[\[1\., 1\.\], .* \.\.\. is not a whole number", line)
+    assert len(line) < 150
