@@ -124,9 +124,12 @@ def test_what_failed_while_a_folder_was_written_is_told_as_it_is(error, told, tm
 
 
 def test_a_folder_that_will_not_take_a_file_is_told_of_as_such(tmp_path):
-    with pytest.raises(RessaError, match=r"out: cannot be written \(No such file or directory\)"):
+    def write() -> None:
         with partial(tmp_path / "out") as folder:
             (folder / "absent" / "file").write_text("")
+
+    with pytest.raises(RessaError, match=r"out: cannot be written \(No such file or directory\)"):
+        write()
 
 
 def test_the_manifest_is_written_last_and_the_folder_appears_with_one_rename(llava, tmp_path, monkeypatch):

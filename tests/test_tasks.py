@@ -527,7 +527,7 @@ if __name__ == "__main__":
         (
             "scienceqa",
             {"choices": "likelihood", "max_new_tokens": 4},
-            "max_new_tokens: scienceqa chooses by likelihood",
+            "max_new_tokens: scienceqa chooses by",
         ),
     ],
 )

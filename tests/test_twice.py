@@ -35,8 +35,8 @@ def ledger(recipe: Recipe) -> dict:
     return json.loads(Path(recipe.out, "run.json").read_text(encoding="utf-8"))
 
 
-def kill_before_it_is_written_down(monkeypatch, stage: str):
-    """As a kill between the folder and the ledger: nothing that the process would still do is done."""
+def killed(recipe: Recipe, stage: str, monkeypatch) -> None:
+    """A kill between the stage's folder and the ledger: nothing that the process would still do is done."""
     real = run.__globals__["_write"]
 
     def write(told, out):
@@ -44,7 +44,10 @@ def kill_before_it_is_written_down(monkeypatch, stage: str):
             raise KeyboardInterrupt
         real(told, out)
 
-    monkeypatch.setitem(run.__globals__, "_write", write)
+    with monkeypatch.context() as patch:
+        patch.setitem(run.__globals__, "_write", write)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
 
 
 # ---- a run that was killed -------------------------------------------------------------------------------------------
@@ -52,9 +55,7 @@ def kill_before_it_is_written_down(monkeypatch, stage: str):
 
 @pytest.mark.parametrize("stage", ["prune", "repair"])
 def test_a_run_killed_between_a_folder_and_the_ledger_goes_on_behind_it(recipe, stage, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        kill_before_it_is_written_down(patch, stage)
-        run(recipe)
+    killed(recipe, stage, monkeypatch)
     folder = Path(recipe.out, {"prune": "pruned", "repair": "repaired"}[stage])
     made = (folder / "ressa.json").stat().st_mtime_ns
     result = run(recipe)
@@ -65,9 +66,7 @@ def test_a_run_killed_between_a_folder_and_the_ledger_goes_on_behind_it(recipe, 
 
 
 def test_what_a_killed_run_made_is_not_taken_for_what_other_settings_would_make(recipe, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        kill_before_it_is_written_down(patch, "prune")
-        run(recipe)
+    killed(recipe, "prune", monkeypatch)
     with pytest.raises(RessaError, match="pruned: made with other settings"):
         run(replace(recipe, prune=Prune(method="random")))
 
