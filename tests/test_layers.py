@@ -49,7 +49,7 @@ MAY = {
     "settings": set(),
     "limits": {"errors", "settings"},
     "recipe": {"errors", "allocation", "limits", "methods", "patterns", "settings"},
-    "run": {"errors", "data", "folders", "model", "recipe", "settings", "prune", "repair", "evaluate"},
+    "run": {"errors", "data", "folders", "limits", "model", "recipe", "settings", "prune", "repair", "evaluate"},
     "compare": {
         "errors",
         "calibration",

@@ -74,6 +74,9 @@ PYTHON = {
     "a seed below 0": ({"seed": -1}, "prune: seed: -1 must be at least 0"),
     "a seed beyond numpy": ({"seed": 2**32}, "prune: seed: 4294967296 must be at most 4294967295"),
     "number for a switch": ({"patch_embedding": 1}, "prune: patch_embedding: 1 is not true or false"),
+    "token weights": ({"token_weights": {"image": "x"}}, "the weight of image tokens is x"),
+    "no token weights": ({"token_weights": [1]}, "token_weights: is no mapping"),
+    "no file": ({"allocation": 5}, "prune: allocation: 5 is not a text"),
     "asymmetric wanda": ({"method": "wanda", "asymmetric": 0.5}, "which method 'wanda' leaves as they are"),
     "a group of N:M": ({"sparsity": "2:4", "group": "matrix"}, r"in a share \(50%\), not in N:M: leave it out"),
 }
@@ -96,6 +99,15 @@ EVALUATE = {
     "way": ({"choices": "guess", "task": "mmbench"}, "evaluate: unknown choices 'guess'"),
     "switch": ({"perplexity": "yes"}, "evaluate: perplexity: 'yes' is not true or false"),
     "no data": ({"data": None}, "evaluate: needs data"),
+    "penalty without beams": ({"length_penalty": -1.0}, "length_penalty: weighs beams .* add num_beams"),
+    "longer than it may be": ({"min_new_tokens": 5, "max_new_tokens": 2}, "5 is more than max_new_tokens, 2"),
+    "a number for a text": ({"prompt": 5}, "evaluate: prompt: 5 is not a text"),
+    "grey": ({"grey": "yes"}, "evaluate: grey: 'yes' is not true or false"),
+    "a bare model": ({"against": object()}, "against: <object .* is neither a text nor a path"),
+    "half a model": ({"against": (1,)}, r"against: a loaded one is a pair, \(model, processor\)"),
+    "no folder": ({"out": 5}, "evaluate: out: 5 is neither a text nor a path"),
+    "other answers": ({"versus": 5}, "evaluate: versus: 5 is neither a text nor a path"),
+    "no data of a task": ({"data": 5, "task": "vqav2"}, "data: expected a folder, .* not int"),
     "images of records": ({"images": "somewhere"}, "say themselves where their pictures are"),
 }
 
@@ -136,6 +148,7 @@ def test_answers_to_compare_with_that_are_of_other_records_are_refused_first(lla
         ({"asked": Evaluate(limit=0)}, "compare: limit: 0 must be at least 1"),
         ({"asked": Evaluate(task="vqav2")}, "leave task 'vqav2' out"),
         ({"asked": Evaluate(prompt="{nonsense}")}, "prompt: may hold"),
+        ({"settings": {"damp": 1}}, r"compare: \{'damp': 1\} is no Prune: make one"),
         ({"methods": "wanda"}, "at least one method"),
         ({"seed": -1}, "compare: seed: -1 must be at least 0"),
     ],
@@ -170,6 +183,19 @@ def test_run_refuses_before_its_first_stage_what_a_later_one_would(wrong, told, 
     with pytest.raises(RessaError, match=told):
         ressa.run(replace(whole, **wrong))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_recipe_and_no_model_is_refused(tmp_path):
+    assert "run: 'recipe.yaml' is no Recipe" in refused(lambda: ressa.run("recipe.yaml"))
+    assert "prune: model: 5 is neither" in refused(lambda: ressa.prune(5, tmp_path / "out"))
+    assert "repair: teacher: None is" in refused(lambda: ressa.repair("a", tmp_path, teacher=None, data="b"))
+    assert "inspect: model: None is neither" in refused(lambda: ressa.inspect(None))
+    assert "inspect: model: None is neither" in refused(lambda: plan(None))
+
+
+def test_a_teachers_cache_that_cannot_be_a_folder_is_refused_first(llava_folder, tiny_data, tmp_path):
+    told = {"teacher": llava_folder, "data": tiny_data, "teacher_cache": __file__}
+    assert "is a file; name a folder" in refused(lambda: ressa.repair(llava_folder, tmp_path / "out", **told))
 
 
 def test_run_refuses_before_its_first_stage_a_folder_that_stands_in_the_way(llava_folder, tiny_data, tmp_path):

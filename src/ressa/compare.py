@@ -14,6 +14,7 @@ from ressa.errors import RessaError
 from ressa.evaluate.blocks import block_errors
 from ressa.evaluate.score import evaluate, questions, write_atomic
 from ressa.limits import check as check_values
+from ressa.limits import check_instance, check_paths
 from ressa.model.folder import read_manifest
 from ressa.model.load import load_to_ask, resolve
 from ressa.prune import prune
@@ -56,10 +57,14 @@ def compare(
     Raises:
         RessaError: an unknown method, and what `prune` and `evaluate` refuse.
     """
-    asked, out = checked(asked or Evaluate(), "compare"), Path(out)
+    settings, asked = settings or Prune(), asked or Evaluate()
+    check_paths("compare", model=model, out=out)
+    check_instance(Prune, settings, "compare")
+    check_instance(Evaluate, asked, "compare")
+    asked, out = checked(asked, "compare"), Path(out)
     if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
         raise RessaError("name at least one method, and each of them once")
-    each = {method: checked(replace(settings or Prune(), method=method), "compare") for method in methods}
+    each = {method: checked(replace(settings, method=method), "compare") for method in methods}
     settings = each[methods[0]]
     check_values(Prune, {"seed": seed}, "compare")
     if asked.task != "folder":

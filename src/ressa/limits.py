@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ressa.errors import RessaError, unknown
 from ressa.settings import Recipe
 
+SHARES = ("sparsity", "vision", "connector", "language", "total")  # texts that may be written as numbers
 WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -23,8 +24,23 @@ def check(cls: type[Any], told: Mapping[str, Any], where: str) -> None:
         kinds = get_type_hints(owner)
         for f in fields(owner):
             if f.name in told and (owner is cls or f.name == "seed"):
-                value = as_kind(kinds[f.name], told[f.name], f"{where}: {f.name}")
-                within(f.name, value, f.metadata, where)
+                kind, value, place = kinds[f.name], told[f.name], f"{where}: {f.name}"
+                if str in options(kind) and f.name not in SHARES and isinstance(value, int | float):
+                    raise _other_kind(kind, value, place)  # a recipe makes a text of it, a verb gets it as it is
+                within(f.name, as_kind(kind, value, place), f.metadata, where)
+
+
+def check_paths(where: str, **told: Any) -> None:
+    """Raises RessaError for an argument that is no text and no path."""
+    for name, value in told.items():
+        if not isinstance(value, str | PathLike):
+            raise RessaError(f"{where}: {name}: {_shown(value)} is neither a text nor a path")
+
+
+def check_instance(cls: type[Any], value: Any, where: str) -> None:
+    """Raises RessaError for what is no object of a class of `settings`."""
+    if not isinstance(value, cls):
+        raise RessaError(f"{where}: {_shown(value)} is no {cls.__name__}: make one, ressa.settings.{cls.__name__}(...)")
 
 
 def options(kind: Any) -> tuple[Any, ...]:
@@ -43,9 +59,7 @@ def as_kind(kind: Any, value: Any, where: str) -> Any:
         return str(value)  # sparsity: 0.5
     if type(value) is int and float in known:
         return float(value)
-    names = " or ".join(WORDS[option] for option in known if option in WORDS)
-    shown = " ".join(repr(value).split())  # that of an array has many lines
-    raise RessaError(f"{where}: {shown if len(shown) < 80 else f'{shown[:80]} ...'} is not {names}")
+    raise _other_kind(kind, value, where)
 
 
 def within(name: str, value: Any, limits: Mapping[str, Any], where: str) -> None:
@@ -65,6 +79,17 @@ def within(name: str, value: Any, limits: Mapping[str, Any], where: str) -> None
         raise RessaError(f"{where}: {value} must be at least {least}")
     if most is not None and not value <= most:
         raise RessaError(f"{where}: {value} must be at most {most}")
+
+
+def _other_kind(kind: Any, value: Any, where: str) -> RessaError:
+    names = " or ".join(WORDS[option] for option in options(kind) if option in WORDS)
+    return RessaError(f"{where}: {_shown(value)} is not {names}")
+
+
+def _shown(value: Any) -> str:
+    """On one short line: an array has many."""
+    text = " ".join(repr(value).split())
+    return text if len(text) < 80 else f"{text[:80]} ..."
 
 
 def _spelled(value: Any) -> Any:

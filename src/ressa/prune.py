@@ -22,7 +22,7 @@ from ressa.calibration.tokens import check_counts
 from ressa.calibration.walk import Progress
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.limits import check
+from ressa.limits import check, check_paths
 from ressa.machine import Machine
 from ressa.model.folder import check_output, refuse_adapter, write_folder
 from ressa.model.load import auto_class, load, machine_for, read_config
@@ -101,6 +101,7 @@ def prune(
     arguments = {name: value for name, value in locals().items() if name not in ("out", "progress")}
     started = time.perf_counter()
     forget_peak()
+    check_paths("prune", model=model, out=out)
     check(Prune, arguments, "prune")
     arguments = {name: plain(value) for name, value in arguments.items()}
     run = methods.get(method, seed=seed, damp=damp)

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from ressa.errors import RessaError, unknown
-from ressa.limits import as_kind, options, within
+from ressa.limits import SHARES, as_kind, options, within
 from ressa.settings import TASKS, Evaluate, Prune, Recipe, Repair, Runtime
 
 SECTIONS = {"prune": Prune, "repair": Repair, "evaluate": Evaluate, "runtime": Runtime}
@@ -82,7 +82,7 @@ def _check(made: Any, where: str) -> None:
         with _told_from(where):
             methods.get(made.method, damp=made.damp)
             methods.check_moving(made.method, made.asymmetric)
-        for name in ("sparsity", "vision", "connector", "language", "total"):
+        for name in SHARES:
             if (text := getattr(made, name)) is not None:
                 with _told_from(where if name == "sparsity" else f"{where}: {name}"):
                     parse(text)

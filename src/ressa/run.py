@@ -21,6 +21,7 @@ from ressa.data.records import read_records
 from ressa.errors import RessaError, unknown
 from ressa.evaluate.score import evaluate, questions, task_of, write_atomic
 from ressa.folders import check_output, tidy_parents
+from ressa.limits import check_instance
 from ressa.model.load import resolve
 from ressa.prune import prune
 from ressa.recipe import checked, write_recipe
@@ -66,6 +67,7 @@ def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> di
         RessaError: anything wrong with the recipe's values, or folders that other settings made. Where it can be told
             before the first stage, it is.
     """
+    check_instance(Recipe, recipe, "run")
     recipe = checked(recipe, "recipe")
     out, plan = Path(recipe.out), stages(recipe)
     seconds = carry_out(plan, out, progress, check=lambda: _check(recipe))

@@ -138,10 +138,12 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
 def check_counts(counts: Mapping[str, float] | None) -> dict[str, float]:
     """`counts` with 1 for what it leaves out. Raises RessaError for an unknown kind of token or a negative count."""
     full = dict.fromkeys(KINDS, 1.0)
+    if not isinstance(counts, Mapping | None):
+        raise RessaError(f"token_weights: is no mapping of {', '.join(KINDS)} to numbers")
     for kind, count in (counts or {}).items():
         if kind not in full:
             raise unknown("kind of token", kind, KINDS)
-        if not 0 <= count < float("inf"):
+        if not isinstance(count, int | float) or not 0 <= count < float("inf"):
             raise RessaError(f"the weight of {kind} tokens is {count}: give a number of at least 0")
         full[kind] = float(count)
     if not any(full.values()):

@@ -41,10 +41,21 @@ class Wishes:
             self.refuse_generation(f"{task.name} ranks")
         if self.choices is not None and task.mode != "choice":
             raise RessaError(f"choices: {task.name} is no multiple choice")
+        why = [self.contradiction(self.how(task, kind)) for kind in task.how]
+        if all(why):
+            raise RessaError(why[0])
 
     def how(self, task: Task, kind: str) -> Generation:
         """The task's way to generate for a family of models, with what the user wants otherwise."""
         return replace(task.how[kind], **{n: getattr(self, n) for n in WRITTEN if getattr(self, n) is not None})
+
+    def contradiction(self, how: Generation) -> str:
+        """Why what the user wants would have no effect on this way to generate; "" if it has."""
+        if self.length_penalty is not None and how.num_beams == 1:
+            return "length_penalty: weighs beams against one another: add num_beams, or leave it out"
+        if self.min_new_tokens is not None and self.min_new_tokens > how.max_new_tokens:
+            return f"min_new_tokens: {self.min_new_tokens} is more than max_new_tokens, {how.max_new_tokens}"
+        return ""
 
     def refuse_generation(self, what: str) -> None:
         """RessaError for a setting of generation where nothing is generated."""
@@ -83,6 +94,8 @@ def ask(
         told = retrieve.settings_of(net)
         return Asked(found, [s.record for s in found], [str(rank) for rank in ranks], told, _prompt(processor, records))
     how = wishes.how(task, kind)
+    if why := wishes.contradiction(how):
+        raise RessaError(why)
     said: dict[str, str] = {}
     way = wishes.choices or ("generation" if shown == "chat" else "likelihood")
     ranked = [i for i, s in enumerate(samples) if s.choices and way == "likelihood"]

@@ -20,7 +20,7 @@ from ressa.evaluate.cache import Progress
 from ressa.evaluate.divergence import answer_sums
 from ressa.evaluate.tasks.base import Reading, Sample, Source, Task
 from ressa.evaluate.tasks.retrieval import queries
-from ressa.limits import check
+from ressa.limits import as_kind, check, check_paths
 from ressa.machine import Machine
 from ressa.model.folder import check_writable
 from ressa.model.load import load_to_ask, read_config
@@ -84,6 +84,7 @@ def evaluate(
         RessaError: anything wrong with the data, the models, the output folder or a number.
     """
     given, started = dict(locals()), time.monotonic()
+    _check_arguments(model, against, out, versus)
     known, wanted, source, reading = questions(**given)
     samples, folder = reading.samples, _writable(out)
     if versus is not None:
@@ -131,6 +132,7 @@ def questions(data: Any, grey: bool = False, **given: Any) -> tuple[Task, Wishes
         RessaError: as `evaluate`, for all that can be told without a model.
     """
     known, wanted = task_of(given)
+    as_kind(bool, grey, "evaluate: grey")
     if data is None:
         raise RessaError("evaluate: needs data, where the records or the task's files are")
     images = given["images"]
@@ -217,6 +219,15 @@ def _loaded(model: Model, device: str, dtype: str) -> tuple[Any, Any, Machine]:
     if isinstance(model, tuple):
         return *model, Machine(model[0].device, model[0].dtype, model[0].dtype)
     return load_to_ask(model, parallel.device_of(device), dtype)
+
+
+def _check_arguments(model: Any, against: Any, out: Any, versus: Any) -> None:
+    for name, one in (("model", model), ("against", against)):
+        if isinstance(one, tuple) and len(one) != 2:
+            raise RessaError(f"evaluate: {name}: a loaded one is a pair, (model, processor)")
+        if not isinstance(one, tuple) and (one is not None or name == "model"):
+            check_paths("evaluate", **{name: one})
+    check_paths("evaluate", **{k: v for k, v in {"out": out, "versus": versus}.items() if v is not None})
 
 
 def _check_vocabularies(model: Model, dense: Model) -> None:

@@ -24,9 +24,9 @@ from transformers import set_seed
 from ressa.calibration.samples import drawn
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.limits import check
+from ressa.limits import as_kind, check, check_paths
 from ressa.machine import AUTO
-from ressa.model.folder import check_output, patterns_of, read_manifest, refuse_adapter, write_folder
+from ressa.model.folder import check_output, check_writable, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
 from ressa.model.precision import dtypes_of
@@ -108,16 +108,19 @@ def repair(
         RessaError: one line; before weights are loaded where that is possible.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "progress")}
+    check_paths("repair", pruned=pruned, out=out, teacher=teacher)
     out, started = Path(out), time.perf_counter()
     forget_peak()
     where = Where(device, _dtype(dtype, bf16))
     check(Repair, given, "repair")
-    if checkpoint_every < 1:
+    if as_kind(int, checkpoint_every, "repair: checkpoint_every") < 1:
         raise RessaError(f"repair: checkpoint_every: {checkpoint_every} must be at least 1")
     given = {name: plain(value) for name, value in given.items()}
     settings = Settings.complete_from(given)
     check_reports(report_to)
     check_output(out)
+    if teacher_cache is not None:
+        check_writable(teacher_cache)
     refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
     records = drawn(read_records(data, split), samples, seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ressa.errors import RessaError
+from ressa.limits import check_paths
 from ressa.model.load import load
 from ressa.model.structure import BY_DEFAULT, PARTS, Part, structure
 from ressa.patterns import parse
@@ -21,6 +22,7 @@ def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
          can_be_pruned}},
          "kept": {module name: why it is never pruned}, "unfit": {linear name: why the pattern does not fit it}}
     """
+    check_paths("inspect", model=model)
     pattern = parse(sparsity)
     plan = structure(load(model)[0])
     unfit = {}

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ressa.data.prompts import is_encoder_decoder
 from ressa.errors import RessaError
-from ressa.limits import as_kind
+from ressa.limits import as_kind, check_paths
 from ressa.methods import METHODS
 from ressa.model.load import auto_class, first, read_config
 from ressa.model.structure import BY_DEFAULT, PARTS, Structure, structure
@@ -83,6 +83,8 @@ def plan(
     counts = {"samples": samples, "batch_size": batch_size, "tokens": tokens, "patches": patches}
     _positive(int, **counts, answers=answers, steps=steps, rank=rank)
     _positive(float, gflops=gflops)
+    check_paths("inspect", model=model)
+    memory = as_kind(str | None, memory, "memory")
     limit, pattern = None if memory is None else to_bytes(memory), parse(sparsity)
     config = _config(model)
     width = _dtype(config).itemsize  # before a model is made of it, which sets it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ def is_table(source: Source) -> bool:
     """Whether `data` is a table rather than official files."""
     if isinstance(source.data, datasets.Dataset | datasets.DatasetDict):
         return True
+    if not isinstance(source.data, str | PathLike):
+        kind = type(source.data).__name__
+        raise RessaError(f"data: expected a folder, a file, a hub dataset or a datasets.Dataset, not {kind}")
     path = Path(source.data)
     if path.is_file():
         return path.suffix == ".parquet"
