@@ -17,7 +17,7 @@ from ressa.errors import RessaError
 from ressa.limits import check
 from ressa.recipe import build
 from ressa.report.plan import plan
-from ressa.settings import Evaluate, Prune, Recipe, Repair
+from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
 
 SECTIONS = [Prune, Repair, Evaluate]
 
@@ -29,8 +29,10 @@ def _nothing_is_loaded(monkeypatch):
 
     for name in ("prune", "repair", "evaluate"):
         assert getattr(ressa, name)
-    for name in ("prune", "repair.train", "evaluate.score", "compare"):
+    for name in ("prune", "repair.train"):
         monkeypatch.setattr(sys.modules[f"ressa.{name}"], "load", load)
+    for name in ("evaluate.score", "compare"):
+        monkeypatch.setattr(sys.modules[f"ressa.{name}"], "load_to_ask", load)
 
 
 def refused(call) -> str:
@@ -74,6 +76,8 @@ PYTHON = {
     "a seed below 0": ({"seed": -1}, "prune: seed: -1 must be at least 0"),
     "a seed beyond numpy": ({"seed": 2**32}, "prune: seed: 4294967296 must be at most 4294967295"),
     "number for a switch": ({"patch_embedding": 1}, "prune: patch_embedding: 1 is not true or false"),
+    "no such device": ({"device": "cuda:99"}, "device: 'cuda:99' is not on this machine"),
+    "no such dtype": ({"dtype": ["float32"]}, "unknown dtype"),
     "token weights": ({"token_weights": {"image": "x"}}, "the weight of image tokens is x"),
     "no token weights": ({"token_weights": [1]}, "token_weights: is no mapping"),
     "no file": ({"allocation": 5}, "prune: allocation: 5 is not a text"),
@@ -98,6 +102,7 @@ EVALUATE = {
     "kind": ({"batch_size": 2.5}, "evaluate: batch_size: 2.5 is not a whole number"),
     "way": ({"choices": "guess", "task": "mmbench"}, "evaluate: unknown choices 'guess'"),
     "switch": ({"perplexity": "yes"}, "evaluate: perplexity: 'yes' is not true or false"),
+    "device": ({"device": "cuda:99"}, "device: 'cuda:99' is not on this machine"),
     "no data": ({"data": None}, "evaluate: needs data"),
     "penalty without beams": ({"length_penalty": -1.0}, "length_penalty: weighs beams .* add num_beams"),
     "longer than it may be": ({"min_new_tokens": 5, "max_new_tokens": 2}, "5 is more than max_new_tokens, 2"),
@@ -150,6 +155,7 @@ def test_answers_to_compare_with_that_are_of_other_records_are_refused_first(lla
         ({"asked": Evaluate(prompt="{nonsense}")}, "prompt: may hold"),
         ({"settings": {"damp": 1}}, r"compare: \{'damp': 1\} is no Prune: make one"),
         ({"methods": "wanda"}, "at least one method"),
+        ({"runtime": Runtime(device="cuda:99")}, "device: 'cuda:99' is not on this machine"),
         ({"seed": -1}, "compare: seed: -1 must be at least 0"),
     ],
 )
@@ -165,6 +171,16 @@ RUN = {
     "kind": ({"evaluate": Evaluate(limit="5")}, "recipe: evaluate: limit: '5' is not a whole number"),
     "asymmetric": ({"prune": Prune(method="ria", asymmetric=0.1)}, "recipe: prune: asymmetric moves weights"),
     "nothing to repair": ({"repair": Repair(steps=0)}, "nothing to do without reconstruct"),
+    "no such device": (
+        {"runtime": Runtime(device="cuda:99"), "repair": None},
+        "device: 'cuda:99' is not on this machine",
+    ),
+    "dtype": ({"runtime": Runtime(dtype="int8")}, "recipe: runtime: unknown dtype 'int8'"),
+    "dtype of repair": ({"runtime": Runtime(dtype="float16")}, "repair: dtype float16 would need"),
+    "two dtypes": (
+        {"runtime": Runtime(dtype="float32"), "repair": Repair(bf16=True)},
+        "bf16 and dtype float32 contradict",
+    ),
     "parts": ({"repair": Repair(parts="speech")}, "unknown part 'speech'"),
     "reports": ({"repair": Repair(report_to="tensorbord")}, "did you mean 'tensorboard'"),
     "choices": ({"evaluate": Evaluate(choices="likelihood")}, "choices: folder is no multiple choice"),

@@ -15,6 +15,7 @@ from ressa.evaluate.blocks import block_errors
 from ressa.evaluate.score import evaluate, questions, write_atomic
 from ressa.limits import check as check_values
 from ressa.limits import check_instance, check_paths
+from ressa.machine import check_machine
 from ressa.model.folder import read_manifest
 from ressa.model.load import load_to_ask, resolve
 from ressa.prune import prune
@@ -57,10 +58,12 @@ def compare(
     Raises:
         RessaError: an unknown method, and what `prune` and `evaluate` refuse.
     """
-    settings, asked = settings or Prune(), asked or Evaluate()
+    settings, asked, runtime = settings or Prune(), asked or Evaluate(), runtime or Runtime()
     check_paths("compare", model=model, out=out)
     check_instance(Prune, settings, "compare")
     check_instance(Evaluate, asked, "compare")
+    check_instance(Runtime, runtime, "compare")
+    check_machine(runtime.device, runtime.dtype)
     asked, out = checked(asked, "compare"), Path(out)
     if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
         raise RessaError("name at least one method, and each of them once")
@@ -76,7 +79,7 @@ def compare(
         questions(data, **asdict(asked))
 
     common = {"model": str(model), "data": str(data), "seed": seed} | dtype_key(runtime)
-    where: dict[str, Any] = asdict(runtime or Runtime())
+    where: dict[str, Any] = asdict(runtime)
     dense = _scores("dense", str(model), out, common, asked, None, where)
     plan = [dense]
     for method, section in each.items():

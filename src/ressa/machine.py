@@ -102,6 +102,11 @@ def decide(device: str, dtype: str, stored: torch.dtype, there: Found) -> tuple[
     return device, stored if stored in native(device, there) else torch.float32
 
 
+def check_machine(device: str | torch.device, dtype: str) -> None:
+    """Raises RessaError as `decide` does, before there is a model to compute."""
+    decide(str(device), str(dtype), torch.float32, found())
+
+
 def native(device: str, there: Found) -> set[torch.dtype]:
     """The number formats that a device multiplies at full speed."""
     kind = device.partition(":")[0]

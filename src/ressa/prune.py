@@ -23,7 +23,7 @@ from ressa.calibration.walk import Progress
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.limits import check, check_paths
-from ressa.machine import Machine
+from ressa.machine import Machine, check_machine
 from ressa.model.folder import check_output, refuse_adapter, write_folder
 from ressa.model.load import auto_class, load, machine_for, read_config
 from ressa.model.precision import cast_back, dtypes_of
@@ -103,6 +103,7 @@ def prune(
     forget_peak()
     check_paths("prune", model=model, out=out)
     check(Prune, arguments, "prune")
+    check_machine(device, dtype)
     arguments = {name: plain(value) for name, value in arguments.items()}
     run = methods.get(method, seed=seed, damp=damp)
     methods.check_moving(method, asymmetric)

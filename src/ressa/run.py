@@ -22,11 +22,13 @@ from ressa.errors import RessaError, unknown
 from ressa.evaluate.score import evaluate, questions, task_of, write_atomic
 from ressa.folders import check_output, tidy_parents
 from ressa.limits import check_instance
+from ressa.machine import check_machine
 from ressa.model.load import resolve
 from ressa.prune import prune
 from ressa.recipe import checked, write_recipe
 from ressa.repair.settings import Settings
-from ressa.repair.train import repair
+from ressa.repair.stages import Where
+from ressa.repair.train import dtype_of, repair
 from ressa.repair.trainer import check_reports
 from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
 
@@ -238,9 +240,12 @@ def _check(recipe: Recipe) -> None:
     if recipe.repair and not recipe.prune:
         raise RessaError("the recipe repairs what it does not prune: add a prune section")
     resolve(recipe.model)
+    runtime = recipe.runtime or Runtime()
     if recipe.repair:
+        Where(runtime.device, dtype_of(runtime.dtype, recipe.repair.bf16))
         Settings.complete_from(asdict(recipe.repair) | {"seed": recipe.seed})
         check_reports(recipe.repair.report_to)
+    check_machine(runtime.device, runtime.dtype)
     splits = [section.split for section in (recipe.prune, recipe.repair) if section]
     if recipe.evaluate:
         splits += _check_questions(recipe, recipe.evaluate)

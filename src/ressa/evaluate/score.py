@@ -21,7 +21,7 @@ from ressa.evaluate.divergence import answer_sums
 from ressa.evaluate.tasks.base import Reading, Sample, Source, Task
 from ressa.evaluate.tasks.retrieval import queries
 from ressa.limits import as_kind, check, check_paths
-from ressa.machine import Machine
+from ressa.machine import Machine, check_machine
 from ressa.model.folder import check_writable
 from ressa.model.load import load_to_ask, read_config
 from ressa.settings import Evaluate
@@ -85,6 +85,7 @@ def evaluate(
     """
     given, started = dict(locals()), time.monotonic()
     _check_arguments(model, against, out, versus)
+    check_machine(parallel.device_of(device), dtype)
     known, wanted, source, reading = questions(**given)
     samples, folder = reading.samples, _writable(out)
     if versus is not None:

@@ -25,7 +25,7 @@ from ressa.calibration.samples import drawn
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.limits import as_kind, check, check_paths
-from ressa.machine import AUTO
+from ressa.machine import AUTO, check_machine
 from ressa.model.folder import check_output, check_writable, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
@@ -111,8 +111,9 @@ def repair(
     check_paths("repair", pruned=pruned, out=out, teacher=teacher)
     out, started = Path(out), time.perf_counter()
     forget_peak()
-    where = Where(device, _dtype(dtype, bf16))
     check(Repair, given, "repair")
+    where = Where(device, dtype_of(dtype, bf16))
+    check_machine(device, dtype)
     if as_kind(int, checkpoint_every, "repair: checkpoint_every") < 1:
         raise RessaError(f"repair: checkpoint_every: {checkpoint_every} must be at least 1")
     given = {name: plain(value) for name, value in given.items()}
@@ -155,7 +156,8 @@ def repair(
     return manifest
 
 
-def _dtype(dtype: str, bf16: bool) -> str:
+def dtype_of(dtype: str, bf16: bool) -> str:
+    """The dtype asked for, in one word. Raises RessaError if the two contradict each other."""
     if bf16 and dtype not in (AUTO, "bfloat16"):
         raise RessaError(f"repair: bf16 and dtype {dtype} contradict each other; leave bf16 out")
     return "bfloat16" if bf16 else dtype
