@@ -75,6 +75,7 @@ MAY = {
     },
     "compare": {
         "errors",
+        "machine",
         "calibration",
         "data",
         "evaluate",
