@@ -75,5 +75,5 @@ def test_repair_with_it_brings_blocks_closer_to_the_dense_ones(llava_folder, tin
 
 
 def test_a_negative_weight_is_refused(llava_folder, tiny_data, tmp_path):
-    with pytest.raises(RessaError, match="hidden_weight: -1.0 must be at least 0"):
+    with pytest.raises(RessaError, match=r"hidden_weight: -1\.0 must be at least 0"):
         ressa.repair("nowhere", tmp_path / "out", teacher="nowhere", data=tiny_data, hidden_weight=-1)
