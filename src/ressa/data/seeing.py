@@ -1,0 +1,119 @@
+"""Whether a model sees the pictures that its records have: a blind model still answers, and nobody would know.
+
+A picture stands in the prompt as tokens, or the model reads it otherwise (across, in front of the text, in its
+encoder). Either way another picture must change what the model says: that is tried, on one record, and not taken from
+any list of families. The other picture goes the whole way through the processor, so that one that drops or flattens
+pictures is found out as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ressa.data.images import Picture, shown
+from ressa.data.prompts import encode, is_encoder_decoder, picture_tokens, to_device
+from ressa.data.records import Record
+from ressa.errors import RessaError
+
+READS_PICTURES = ("pixel_values", "flattened_patches")  # how arguments of a forward begin that are pictures
+SIDE = 8  # of the coarse noise that stands in for a picture
+# what processors and models raise for an input they do not understand
+REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Coarse noise of the same size as `of`, or of `size`: no record's picture, however much it is scaled down."""
+
+    of: Picture | None = None
+    size: tuple[int, int] = (64, 64)
+    seed: int = 0
+
+    @property
+    def where(self) -> str:
+        return self.of.where if self.of else "noise"
+
+    def open(self) -> Image.Image:
+        colours = torch.randint(256, (SIDE, SIDE, 3), generator=torch.Generator().manual_seed(self.seed))
+        noise = Image.frombytes("RGB", (SIDE, SIDE), bytes(colours.flatten().tolist()))
+        return noise.resize(self.of.open().size if self.of else self.size, Image.Resampling.NEAREST)
+
+    def identity(self) -> str:
+        return f"noise {self.seed}:{self.of.identity() if self.of else self.size}"
+
+
+def how_seen(model: Any, processor: Any, records: Sequence[Record]) -> str | None:
+    """How `model` sees the picture of the first record that has one: as "tokens" of its prompt, or as "pixels" alone.
+
+    None if no record has a picture, or the model reads text only, in which pictures play no part. It costs two or
+    three forwards of that record.
+
+    Raises:
+        RessaError: it does not see it: the prompt says nothing of it and no other picture changes any logit, or the
+            processor or the model fails on it.
+    """
+    record = next((record for record in records if record.image is not None), None)
+    if record is None:
+        return None
+    if not hasattr(processor, "image_processor"):
+        if reads_pictures(model):
+            kind = type(processor).__name__
+            raise RessaError(
+                f"the model reads pictures and its processor ({kind}) does not: its folder has no "
+                "preprocessor_config.json or processor_config.json that names an image processor"
+            )
+        return None
+    what = f"record {shown(record.id)}"
+    batch = _encoded(model, processor, record, what)
+    tokens = bool(picture_tokens(model.config) & set(batch["input_ids"].flatten().tolist()))
+    logits = _logits(model, batch, what)
+    other = _logits(model, _encoded(model, processor, replace(record, image=Noise(record.image)), what), what)
+    if not torch.equal(logits, other) and (tokens or torch.equal(logits, _logits(model, batch, what))):
+        return "tokens" if tokens else "pixels"
+    where = "is in the prompt" if tokens else "is not in the prompt (no image token stands there)"
+    raise RessaError(f"{what}: its picture {where} and another one changes no logit: {_advice(processor, tokens)}")
+
+
+def reads_pictures(model: Any) -> bool:
+    """Whether its forward takes pictures."""
+    return any(name.startswith(READS_PICTURES) for name in inspect.signature(model.forward).parameters)
+
+
+def _advice(processor: Any, tokens: bool) -> str:
+    if tokens:
+        return "the image processor or the vision part of the model makes the same of every picture"
+    if getattr(processor, "num_query_tokens", 0) is None:
+        return "the model would be blind; set num_query_tokens in processor_config.json"
+    return "the model would be blind; its chat template and its processor must place the model's own image token"
+
+
+def _encoded(model: Any, processor: Any, record: Record, what: str) -> dict[str, Tensor]:
+    answered = replace(record, answers=record.references or ("yes",))
+    try:
+        return encode(processor, [answered], model.config, answers=True)
+    except REFUSALS as error:
+        raise RessaError(f"{what}: the model's processor fails on it ({shown(error, limit=300)})") from None
+
+
+def _logits(model: Any, batch: dict[str, Tensor], what: str) -> Tensor:
+    """Of every place of one record, in evaluation mode. An encoder-decoder writes the record's answer."""
+    inputs = to_device(batch, model)
+    if not is_encoder_decoder(model.config):
+        inputs.pop("labels")
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            return model(**inputs).logits
+    except REFUSALS as error:
+        reason = shown(error, limit=300)
+        raise RessaError(f"{what}: the model fails on what its processor makes of the record ({reason})") from None
+    finally:
+        model.train(training)
