@@ -189,6 +189,12 @@ def _render(processor: Any, template: str, question: str, picture: bool, ident: 
         )
     except TemplateError as error:
         raise RessaError(f"record {shown(ident)}: the model's chat template refuses it ({shown(error)})") from None
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # what an expression in it raises
+        knows = "it takes a message for a string: it knows text only" if "str" in str(error) else shown(error)
+        raise RessaError(
+            f"record {shown(ident)}: the model's chat template fails on it ({knows}); add a chat_template.jinja "
+            "that writes the content parts of a message, and a placeholder for the one of type image"
+        ) from None
 
 
 def _process(processor: Any, prompts: list[str], records: Sequence[Record]) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from ressa.data.images import Picture, shown
-from ressa.data.prompts import encode, is_encoder_decoder, picture_tokens, to_device
+from ressa.data.prompts import encode, is_encoder_decoder, picture_tokens, prompt_text, to_device
 from ressa.data.records import Record
 from ressa.errors import RessaError
 
 READS_PICTURES = ("pixel_values", "flattened_patches")  # how arguments of a forward begin that are pictures
+SETTINGS = ("patch_size", "num_query_tokens", "image_seq_length", "num_image_tokens")
 SIDE = 8  # of the coarse noise that stands in for a picture
 # what processors and models raise for an input they do not understand
 REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
@@ -33,7 +34,7 @@ class Noise:
     """Coarse noise of the same size as `of`, or of `size`: no record's picture, however much it is scaled down."""
 
     of: Picture | None = None
-    size: tuple[int, int] = (64, 64)
+    size: tuple[int, int] = (224, 224)
     seed: int = 0
 
     @property
@@ -57,7 +58,7 @@ def how_seen(model: Any, processor: Any, records: Sequence[Record]) -> str | Non
 
     Raises:
         RessaError: it does not see it: the prompt says nothing of it and no other picture changes any logit, or the
-            processor or the model fails on it.
+            processor or the model fails on it or makes NaN of it.
     """
     record = next((record for record in records if record.image is not None), None)
     if record is None:
@@ -66,19 +67,23 @@ def how_seen(model: Any, processor: Any, records: Sequence[Record]) -> str | Non
         if reads_pictures(model):
             kind = type(processor).__name__
             raise RessaError(
-                f"the model reads pictures and its processor ({kind}) does not: its folder has no "
-                "preprocessor_config.json or processor_config.json that names an image processor"
+                f"the model reads pictures, but what its folder has as a processor ({kind}) reads text only"
             )
         return None
     what = f"record {shown(record.id)}"
     batch = _encoded(model, processor, record, what)
-    tokens = bool(picture_tokens(model.config) & set(batch["input_ids"].flatten().tolist()))
+    tokens = _picture_tokens(model, processor, batch, what)
     logits = _logits(model, batch, what)
     other = _logits(model, _encoded(model, processor, replace(record, image=Noise(record.image)), what), what)
     if not torch.equal(logits, other) and (tokens or torch.equal(logits, _logits(model, batch, what))):
         return "tokens" if tokens else "pixels"
     where = "is in the prompt" if tokens else "is not in the prompt (no image token stands there)"
-    raise RessaError(f"{what}: its picture {where} and another one changes no logit: {_advice(processor, tokens)}")
+    raise RessaError(f"{what}: its picture {where} and another one changes no logit: {_advice(processor, tokens > 0)}")
+
+
+def sample_seen(model: Any, processor: Any) -> str | None:
+    """`how_seen` of a record of its own, for who has none: a question about a picture of noise."""
+    return how_seen(model, processor, [Record("of noise", "What is it?", ("yes",), image=Noise(seed=1))])
 
 
 def reads_pictures(model: Any) -> bool:
@@ -89,17 +94,48 @@ def reads_pictures(model: Any) -> bool:
 def _advice(processor: Any, tokens: bool) -> str:
     if tokens:
         return "the image processor or the vision part of the model makes the same of every picture"
-    if getattr(processor, "num_query_tokens", 0) is None:
-        return "the model would be blind; set num_query_tokens in processor_config.json"
+    if unset := _missing(processor):
+        return f"the model would be blind; {unset}"
     return "the model would be blind; its chat template and its processor must place the model's own image token"
+
+
+def _picture_tokens(model: Any, processor: Any, batch: dict[str, Tensor], what: str) -> int:
+    """How many tokens of the prompt stand for the picture. Raises RessaError if they are not the model's queries."""
+    known = picture_tokens(model.config)
+    found = sum(number in known for number in batch["input_ids"].flatten().tolist())
+    queries = getattr(model.config, "num_query_tokens", found)
+    if found and found % queries:  # transformers would take the first queries and say nothing
+        raise RessaError(
+            f"{what}: its picture takes {found} tokens of the prompt and the model has {queries} queries: "
+            f"set num_query_tokens to {queries} in processor_config.json"
+        )
+    return found
 
 
 def _encoded(model: Any, processor: Any, record: Record, what: str) -> dict[str, Tensor]:
     answered = replace(record, answers=record.references or ("yes",))
     try:
-        return encode(processor, [answered], model.config, answers=True)
+        batch = encode(processor, [answered], model.config, answers=True)
     except REFUSALS as error:
-        raise RessaError(f"{what}: the model's processor fails on it ({shown(error, limit=300)})") from None
+        why = _missing(processor) or _unspoken(processor, record) or shown(error, limit=300)
+        raise RessaError(f"{what}: the model's processor fails on it: {why}") from None
+    for key, value in batch.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise RessaError(f"{what}: the image processor makes NaN or infinity of its picture ({key})")
+    return batch
+
+
+def _missing(processor: Any) -> str | None:
+    """The settings of a processor that it cannot do without and that nobody has set."""
+    unset = [name for name in SETTINGS if getattr(processor, name, 0) is None]
+    return f"processor_config.json sets no {' and no '.join(unset)}" if unset else None
+
+
+def _unspoken(processor: Any, record: Record) -> str | None:
+    """Whether the chat template passes over pictures."""
+    if prompt_text(processor, record) != prompt_text(processor, replace(record, image=None)):
+        return None
+    return "its chat template says nothing of pictures: it must write a placeholder for a content part of type image"
 
 
 def _logits(model: Any, batch: dict[str, Tensor], what: str) -> Tensor:
@@ -111,9 +147,12 @@ def _logits(model: Any, batch: dict[str, Tensor], what: str) -> Tensor:
     model.eval()
     try:
         with torch.inference_mode():
-            return model(**inputs).logits
+            logits = model(**inputs).logits
     except REFUSALS as error:
         reason = shown(error, limit=300)
         raise RessaError(f"{what}: the model fails on what its processor makes of the record ({reason})") from None
     finally:
         model.train(training)
+    if logits.isnan().any():
+        raise RessaError(f"{what}: the model's logits are NaN; load it in float32 or bfloat16")
+    return logits
