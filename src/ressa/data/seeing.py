@@ -67,7 +67,7 @@ def how_seen(model: Any, processor: Any, records: Sequence[Record]) -> str | Non
         if reads_pictures(model):
             kind = type(processor).__name__
             raise RessaError(
-                f"the model reads pictures, but what its folder has as a processor ({kind}) reads text only"
+                f"the model reads pictures, but the processor in its folder ({kind}) reads text only"
             )
         return None
     what = f"record {shown(record.id)}"
