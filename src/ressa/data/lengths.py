@@ -26,7 +26,8 @@ def check_lengths(
     crossing = is_encoder_decoder(config)
     prompts = [prompt_text(processor, record) for record in records]
     told = _lengths(tokenizer_of(processor), prompts)
-    asked = _lengths(processor.qformer_tokenizer, prompts) if "qformer" in places else told
+    second = getattr(processor, "qformer_tokenizer", None)
+    asked = _lengths(second, prompts) if second else [0] * len(prompts)
     more = {seen: _around(processor, config, records, seen) for seen in {r.image is not None for r in records}}
     for record, length, heard in zip(records, told, asked, strict=True):
         prompt = length + more[record.image is not None]

@@ -66,9 +66,7 @@ def how_seen(model: Any, processor: Any, records: Sequence[Record]) -> str | Non
     if not hasattr(processor, "image_processor"):
         if reads_pictures(model):
             kind = type(processor).__name__
-            raise RessaError(
-                f"the model reads pictures, but the processor in its folder ({kind}) reads text only"
-            )
+            raise RessaError(f"the model reads pictures, but the processor in its folder ({kind}) reads text only")
         return None
     what = f"record {shown(record.id)}"
     batch = _encoded(model, processor, record, what)
