@@ -86,6 +86,11 @@ def auto_class(config: PreTrainedConfig, name: str | Path = "the model") -> Any:
     """AutoModelForImageTextToText or, for a text-only model, AutoModelForCausalLM; RessaError if it is neither."""
     for candidate in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if type(config) in candidate._model_mapping:
+            if candidate is AutoModelForCausalLM and config.is_encoder_decoder:
+                raise RessaError(
+                    f"{name}: an encoder-decoder of text alone ({config.model_type}); of text-only models ressa knows "
+                    "those that are causal"
+                )
             return candidate
     raise RessaError(
         f"{name}: a {config.model_type} model is neither image-text-to-text nor causal; ressa cannot load it"
@@ -123,8 +128,8 @@ def _weights(name: str | Path, config: PreTrainedConfig, dtype: torch.dtype | st
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RessaError(f"{name}: its weights cannot be loaded from safetensors: {one_line(error)}") from None
-    if quantised:
-        forget_quantised(model)
+    if quantised and isinstance(chosen, torch.dtype):
+        forget_quantised(model, chosen)
     check_loaded(name, model, info)
     return model
 

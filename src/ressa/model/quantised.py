@@ -45,8 +45,9 @@ def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype
     return dtype
 
 
-def forget_quantised(model: Any) -> None:
+def forget_quantised(model: Any, dtype: torch.dtype) -> None:
     """Lets a model whose weights were made plain be saved so: transformers would undo what it did in loading."""
+    model.to(dtype)  # also what was stored plain, and wider
     model._weight_conversions = None  # then those of the architecture alone are taken
 
 
