@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ressa.data.lengths import check_lengths
+from ressa.data.lengths import check_lengths, check_words
 from ressa.data.records import Record
 from ressa.data.seeing import how_seen
 from ressa.model.positions import longest
@@ -22,9 +22,11 @@ def rehearse(model: Any, processor: Any, records: Sequence[Record]) -> str | Non
 
 
 def check_room(model: Any, processor: Any, records: Sequence[Record], new_tokens: int | None = None) -> None:
-    """Raises RessaError for a record that is longer than the places that `model` has learned.
+    """Raises RessaError for a record with more tokens than `model` has learned places for, or with unknown ones.
 
     Args:
         new_tokens: how many tokens the model may write; None: the records' own answers follow their prompts.
     """
+    if embedding := model.get_input_embeddings():
+        check_words(len(embedding.weight), processor, model.config, records)
     check_lengths(longest(model), processor, model.config, records, new_tokens)

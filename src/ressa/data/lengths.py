@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ressa.data.images import shown
-from ressa.data.prompts import answer_ids, encode, is_encoder_decoder, prompt_text, tokenizer_of
+from ressa.data.prompts import answer_ids, encode, is_encoder_decoder, picture_tokens, prompt_text, tokenizer_of
 from ressa.data.records import Record
 from ressa.errors import RessaError
 
@@ -36,6 +36,22 @@ def check_lengths(
         for reader, limit in places.items():
             if needed[reader] > limit:
                 raise RessaError(_too_long(record, needed[reader], reader, limit, new_tokens, prompt))
+
+
+def check_words(words: int, processor: Any, config: Any, records: Sequence[Record]) -> None:
+    """Raises RessaError for the first record with a token that is beyond the `words` that a model embeds."""
+    tokenizer = tokenizer_of(processor)
+    if max(tokenizer.get_vocab().values(), default=0) < words:
+        return
+    pictures = picture_tokens(config)
+    for record in records:
+        told = [prompt_text(processor, record), record.target if record.references else ""]
+        for number in (number for ids in tokenizer(told)["input_ids"] for number in ids):
+            if number >= words and number not in pictures:  # families differ in whether they embed those
+                raise RessaError(
+                    f"record {shown(record.id)}: {shown(tokenizer.convert_ids_to_tokens(number))} is token {number} "
+                    f"and the model embeds {words}: the tokenizer in the folder is another model's"
+                )
 
 
 def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:

@@ -79,6 +79,7 @@ def ask(
     kind = family(processor, net.config)
     shown = "blip" if kind == "vicuna" else kind
     records = [asked(s, _template(task, s, shown, wishes.prompt), shown) for s in samples]
+    check_room(net, processor, records, new_tokens=1)
     # a head that matches pictures with captions reads no prompt: its own code hands it the pixels
     seen = "pixels" if task.mode == "retrieval" and matching.fits(net) else how_seen(net, processor, records)
     if task.mode == "retrieval":

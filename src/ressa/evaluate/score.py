@@ -103,7 +103,8 @@ def evaluate(
     cache = folder / "answers.cache.jsonl" if folder else None
     asked = ask(net, processor, known, samples, wanted, cache, progress)
     if measuring:
-        check_room(net, processor, asked.records)
+        for one in (net, dense) if dense is not None else (net,):
+            check_room(one, processor, asked.records)
     sums = answer_sums(net, dense, processor, asked.records, wanted.batch_size, progress) if measuring else None
     scores, rows = _scored(known, asked, sums, dense is not None, versus)
     told: dict[str, Any] = {"task": task, "model": _name(model), "against": against and _name(against)}

@@ -56,7 +56,7 @@ def check_generation(name: Any, source: str) -> None:
             _check_id(key, getattr(told, key, None))
     except Exception as error:  # it holds whatever somebody wrote, and each field is used in its own way
         raise RessaError(
-            f"{name}: generation_config.json cannot be used: {one_line(error)}; mend or delete it"
+            f"{name}: generation_config.json cannot be used, mend or delete it: {one_line(error)}"
         ) from None
 
 

@@ -91,9 +91,7 @@ def transposed(experts: nn.Module) -> bool:
         return said
     shapes = [parameter.shape for parameter in experts.parameters(recurse=False) if parameter.ndim == 3]
     if len(shapes) != 2:  # JetMoE's are given tokens that are sorted already: whose they are cannot be told
-        raise RessaError(
-            f"{type(experts).__name__}: experts that are kept in a way that ressa does not know; it cannot prune them"
-        )
+        raise RessaError(f"{type(experts).__name__} keeps experts in a way that ressa does not know and cannot prune")
     first, last = shapes
     return first[1] == last[2]  # into the experts as wide as out of them; between, the gate makes it twice as wide
 
