@@ -216,6 +216,22 @@ def test_8_bit_floats_are_made_what_is_asked_for(blocks_of_8_bits):
         assert load(blocks_of_8_bits[0], dtype="float32")[0].dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:.*made bfloat16")
+def test_8_bit_floats_without_a_scale_are_refused(blocks_of_8_bits):
+    folder, plain = blocks_of_8_bits
+    gone = f"{next(iter(plain))}_scale_inv"
+    weights(folder, lambda t: {key: tensor for key, tensor in t.items() if key != gone})
+    assert f"is stored in 8 bits without its scale ({gone})" in refusal(folder)
+
+
+@pytest.mark.parametrize("suffix", ["_scale_inv", "_scale", "_zero_point"])
+def test_scales_that_nothing_in_the_model_takes_are_refused_and_not_dropped(suffix, folder):
+    weights(folder, lambda t: t | {f"model.layers.0.mlp.up_proj.weight{suffix}": torch.ones(2)})
+    assert f"the first is model.layers.0.mlp.up_proj.weight{suffix}: the weights would be read without" in refusal(
+        folder
+    )
+
+
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
 def test_small_numbers_that_no_config_explains_are_not_taken_for_weights(dtype, name, folder):
     weights(folder, lambda t: {k: (v * 50).to(dtype) if "_proj" in k else v for k, v in t.items()})

@@ -17,6 +17,8 @@ from ressa.errors import RessaError
 LFS = b"version https://git-lfs"
 PLAIN = ("F16", "BF16", "F32", "F64")  # as safetensors spells dtypes
 PACKED = "is stored as {}, and the config says of no quantisation how to read it"
+SCALE = "_scale_inv"  # what transformers multiplies 8-bit floats in blocks with
+SCALES = (SCALE, "weight_scale", "weight_zero_point", ".scales", ".qzeros", ".absmax")
 LARGER = 4  # a config that describes so many times as many weights as there are is of another model
 
 
@@ -33,12 +35,14 @@ def check_stored(name: Any, folder: str, described: int, quantised: bool) -> Non
     """
     if not Path(folder).is_dir():
         return
-    files, stored = sorted(Path(folder).glob("model*.safetensors")), 0
-    for file in files:
-        for key, shape, dtype in _headers(name, file):
-            stored += math.prod(shape)
-            if len(shape) > 1 and dtype not in PLAIN and not quantised:
-                raise RessaError(f"{name}: {key} {PACKED.format(dtype)}; name the model that it was made from")
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    tensors = {key: (shape, dtype) for file in files for key, shape, dtype in _headers(name, file)}
+    stored = sum(math.prod(shape) for shape, _ in tensors.values())
+    for key, (shape, dtype) in tensors.items():
+        if len(shape) > 1 and dtype not in PLAIN and not quantised:
+            raise RessaError(f"{name}: {key} {PACKED.format(dtype)}; name the model that it was made from")
+        if dtype.startswith("F8_E4M3") and f"{key}{SCALE}" not in tensors:
+            raise RessaError(f"{name}: {key} is stored in 8 bits without its scale ({key}{SCALE})")
     if files and not quantised and stored * LARGER < described:
         raise RessaError(f"{name}: the folder holds {stored:,} weights and its config describes {described:,}")
     if len(files) > 1 and files[-1].name == "model.safetensors":
@@ -75,6 +79,11 @@ def check_loaded(name: Any, model: nn.Module, info: Mapping[str, Any]) -> None:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         raise RessaError(f"{name}: {key} is {_shape(there)} in the folder and {_shape(here)} by its config{more}")
     check_finite(name, model)
+    if scales := sorted(key for key in info["unexpected_keys"] if key.endswith(SCALES)):
+        raise RessaError(
+            f"{name}: {len(scales)} scales of quantised weights belong to nothing in the model, the first is "
+            f"{scales[0]}: the weights would be read without them; name the model that it was made from"
+        )
     if left := sorted(info["unexpected_keys"]):
         warnings.warn(
             f"{name}: {len(left)} tensors of the folder belong to nothing in the model and are left out, "
