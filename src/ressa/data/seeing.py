@@ -154,5 +154,6 @@ def _logits(model: Any, batch: dict[str, Tensor], what: str) -> Tensor:
     finally:
         model.train(training)
     if logits.isnan().any():
-        raise RessaError(f"{what}: the model's logits are NaN; load it in float32 or bfloat16")
+        number = str(logits.dtype).removeprefix("torch.")
+        raise RessaError(f"{what}: the model's logits are NaN in {number}: compute in another format (--dtype)")
     return logits

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ressa.errors import RessaError
+from ressa.errors import RessaError, RessaWarning
 
 MADE_PLAIN = {"fp8": "8-bit floats in blocks", "mxfp4": "4-bit floats in blocks (MXFP4)"}
 TOLD = ("quantization_config", "compression_config")  # compressed-tensors had the second name once
@@ -23,7 +23,7 @@ DETAILS = ("format", "bits", "load_in_4bit", "load_in_8bit", "quant_type", "quan
 def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype | str:
     """The dtype to load the weights in: `dtype`, or of a quantised model that can be made plain bfloat16.
 
-    With a UserWarning where weights are made plain. `config` is told to have them made so on every device.
+    With a RessaWarning where weights are made plain. `config` is told to have them made so on every device.
 
     Raises:
         RessaError: quantised weights that would stay so, with what they are.
@@ -40,6 +40,7 @@ def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype
         warnings.warn(
             f"{name}: its weights are {MADE_PLAIN[method]}; they are made {str(dtype).removeprefix('torch.')}, "
             "and written so",
+            RessaWarning,
             stacklevel=4,
         )
     return dtype

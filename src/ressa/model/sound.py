@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ressa.errors import RessaError
+from ressa.errors import RessaError, RessaWarning
 
 LFS = b"version https://git-lfs"
 PLAIN = ("F16", "BF16", "F32", "F64")  # as safetensors spells dtypes
@@ -46,7 +46,9 @@ def check_stored(name: Any, folder: str, described: int, quantised: bool) -> Non
     if files and not quantised and stored * LARGER < described:
         raise RessaError(f"{name}: the folder holds {stored:,} weights and its config describes {described:,}")
     if len(files) > 1 and files[-1].name == "model.safetensors":
-        warnings.warn(f"{name}: holds model.safetensors and shards beside it, which are not read", stacklevel=4)
+        warnings.warn(
+            f"{name}: holds model.safetensors and shards beside it, which are not read", RessaWarning, stacklevel=4
+        )
 
 
 def _headers(name: Any, file: Path) -> Iterator[tuple[str, list[int], str]]:
@@ -88,6 +90,7 @@ def check_loaded(name: Any, model: nn.Module, info: Mapping[str, Any]) -> None:
         warnings.warn(
             f"{name}: {len(left)} tensors of the folder belong to nothing in the model and are left out, "
             f"the first is {left[0]}",
+            RessaWarning,
             stacklevel=4,
         )
 
