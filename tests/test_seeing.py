@@ -20,6 +20,7 @@ import pico
 import pico_examples
 import ressa
 from families.shrink import pico_config
+from ressa.compare import compare
 from ressa.data.prompts import encode
 from ressa.data.records import Record
 from ressa.data.seeing import Noise, how_seen, sample_seen
@@ -170,7 +171,7 @@ def blind(blip2_opt_folder, tmp_path):
     return edited(blip2_opt_folder, tmp_path / "blind", num_query_tokens=None)
 
 
-def test_prune_repair_and_evaluate_refuse_a_blind_model_and_inspect_says_so(
+def test_prune_repair_evaluate_and_compare_refuse_a_blind_model_and_inspect_says_so(
     blind, blip2_opt_folder, tiny_data, tmp_path
 ):
     words = "has no token in the prompt"
@@ -181,6 +182,8 @@ def test_prune_repair_and_evaluate_refuse_a_blind_model_and_inspect_says_so(
     for asked in ({}, {"choices": None, "against": blip2_opt_folder}, {"perplexity": True}):
         with pytest.raises(RessaError, match=words):
             ressa.evaluate(blind, data=tiny_data, limit=2, **asked)
+    with pytest.raises(RessaError, match=words):
+        compare(blind, tmp_path / "compared", data=tiny_data, methods=["wanda"])
     ressa.prune(blind, tmp_path / "pruned", method="magnitude")  # looks at no picture
     with pytest.raises(RessaError, match=words):
         ressa.repair(tmp_path / "pruned", tmp_path / "repaired", teacher=blip2_opt_folder, data=tiny_data, steps=1)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ressa.data.images import shown
-from ressa.data.prompts import answer_ids, encode, is_encoder_decoder, picture_tokens, prompt_text, tokenizer_of
+from ressa.data.placed import picture_tokens
+from ressa.data.prompts import answer_ids, encode, is_encoder_decoder, prompt_text, tokenizer_of
 from ressa.data.records import Record
 from ressa.errors import RessaError
 

@@ -14,6 +14,7 @@ import torch
 from jinja2 import TemplateError
 
 from ressa.data.images import shown
+from ressa.data.placed import check_placed
 from ressa.data.records import Record
 from ressa.errors import RessaError
 
@@ -70,7 +71,7 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
     """
     prompts = [prompt_text(processor, record) for record in records]
     encoded = _process(processor, prompts, records)
-    _check_placed(processor, records, encoded["input_ids"], config)
+    check_placed(processor, records, encoded["input_ids"], config)
     text = {key: value for key, value in encoded.items() if _is_text(key, value, encoded["input_ids"])}
     batch = {key: _stacked(value) for key, value in encoded.items() if key not in text}
     if not _reads_prefix(processor) and not any(any(row) for row in text.get("token_type_ids", [])):
@@ -127,12 +128,6 @@ def is_encoder_decoder(config: Any) -> bool:
     """Whether the language model is an encoder-decoder (InstructBLIP says so only in its text config)."""
     inner = getattr(config, "text_config", None)
     return bool(getattr(config, "is_encoder_decoder", False) or getattr(inner, "is_encoder_decoder", False))
-
-
-def picture_tokens(config: Any) -> set[int]:
-    """The ids that stand for pictures in a prompt, as the model knows them; none in families that show none."""
-    told = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
-    return {number for number in told if isinstance(number, int)}
 
 
 def to_device(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -219,29 +214,6 @@ def _process(processor: Any, prompts: list[str], records: Sequence[Record]) -> d
     for key in encoded.keys() & {"input_ids", "attention_mask", *KINDS_OF_TOKENS}:
         encoded[key] = [list(compress(row, mask)) for row, mask in zip(encoded[key], masks, strict=True)]
     return encoded
-
-
-def _check_placed(processor: Any, records: Sequence[Record], rows: list[list[int]], config: Any) -> None:
-    """Raises RessaError for a record whose picture has no token in its prompt, though this model's pictures have some.
-
-    They have where the processor knows the model's own token, or where another record of the batch holds it.
-    """
-    known = picture_tokens(config)
-    placed = [bool(known & set(ids)) for ids in rows]
-    token = getattr(processor, "image_token", None)
-    theirs = tokenizer_of(processor).convert_tokens_to_ids(str(token)) if token is not None else None
-    for record, there in zip(records, placed, strict=True):
-        if record.image is not None and not there and known and (theirs in known or any(placed)):
-            raise RessaError(
-                f"record {shown(record.id)}: its picture has no token in the prompt, the model would not see it; "
-                + _unplaced(processor)
-            )
-
-
-def _unplaced(processor: Any) -> str:
-    if getattr(processor, "num_query_tokens", 0) is None:
-        return "set num_query_tokens in processor_config.json"
-    return "its chat template must write a placeholder for a content part of type image"
 
 
 def _reads_prefix(processor: Any) -> bool:

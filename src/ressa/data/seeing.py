@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from ressa.data.images import Picture, shown
-from ressa.data.prompts import encode, is_encoder_decoder, picture_tokens, prompt_text, to_device
+from ressa.data.placed import picture_tokens
+from ressa.data.prompts import encode, is_encoder_decoder, prompt_text, to_device
 from ressa.data.records import Record
 from ressa.errors import RessaError
 
