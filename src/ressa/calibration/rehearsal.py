@@ -8,7 +8,7 @@ from typing import Any
 from ressa.data.lengths import check_lengths, check_words
 from ressa.data.records import Record
 from ressa.data.seeing import how_seen
-from ressa.model.positions import longest
+from ressa.model.positions import embedded, longest
 
 
 def rehearse(model: Any, processor: Any, records: Sequence[Record]) -> str | None:
@@ -27,6 +27,6 @@ def check_room(model: Any, processor: Any, records: Sequence[Record], new_tokens
     Args:
         new_tokens: how many tokens the model may write; None: the records' own answers follow their prompts.
     """
-    if embedding := model.get_input_embeddings():
-        check_words(len(embedding.weight), processor, model.config, records)
+    if words := embedded(model):
+        check_words(words, processor, model.config, records)
     check_lengths(longest(model), processor, model.config, records, new_tokens)

@@ -1,4 +1,4 @@
-"""How many tokens a model has places for, where it learned an embedding for each place (OPT, GPT-2, BART, BERT ...).
+"""How many words a model embeds, and for how many tokens it learned a place (OPT, GPT-2, BART, BERT ...).
 
 Rotary and relative positions go on beyond what a config calls the longest; a table that is left ends in an IndexError.
 """
@@ -33,3 +33,12 @@ def longest(model: PreTrainedModel) -> dict[str, int]:
             places = module.num_embeddings - getattr(module, "offset", unused)
             found[reader] = min(places, found.get(reader, places))
     return found
+
+
+def embedded(model: PreTrainedModel) -> int | None:
+    """How many words a model embeds; None where it does not tell, or embeds pictures first."""
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return len(embedding.weight) if isinstance(embedding, nn.Embedding) else None
