@@ -225,8 +225,8 @@ def _save(folder: Path, model_class: Any, config: Any, processor: Any) -> Path:
     model = model_class(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or "query_tokens" in name:
-                # biases and query tokens start at zero, norms at one: both would hide mistakes in how they are used
+            if parameter.ndim == 1 or "query_tokens" in name or not parameter.any():
+                # biases, query tokens and Gemma 3's projection start at zero, norms at one: it would hide mistakes
                 parameter.add_(torch.randn_like(parameter) * STD)
     torch.random.set_rng_state(state)
     model.save_pretrained(folder)

@@ -97,7 +97,10 @@ def prune_block(
         unheard = [name for name in names if not _heard(name, inputs)]
         for name in unheard:
             if not is_expert(block.linears[name]):
-                raise RessaError(f"no calibration token reaches {name}: use more samples or leave its part out")
+                raise RessaError(
+                    f"no calibration token reaches {name}, though its block runs: use records that reach it, leave its "
+                    "part out, or prune by magnitude, which needs none"
+                )
         idle += unheard
         weights = [block.linears[name].weight for name in names]
         stacked_OI = torch.cat(weights) if len(weights) > 1 else weights[0]

@@ -24,3 +24,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> RessaError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f": did you mean '{near[0]}'?" if near else ":"
     return RessaError(f"unknown {what} '{name}'{hint} (known: {', '.join(names)})")
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The text of somebody else's error as part of a line: errors for users are one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -140,6 +140,7 @@ def prune(
             resumed = by_inputs(run, ground, blocks, patterns, propagate, order, asymmetric, finished)
     cast_back(net, dtypes, [name for name, pattern in patterns.items() if pattern.sparsity])
     manifest = _manifest(arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
+    manifest["pictures"] = ground.seen
     if resumed:
         manifest["resumed_blocks"] = resumed  # what they took is not in the seconds
     write_folder(out, net, processor, manifest, patterns=patterns)

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ressa.calibration.gather import gather
+from ressa.calibration.rehearsal import rehearse
+from ressa.calibration.samples import drawn
 from ressa.calibration.samples import samples as draw
 from ressa.calibration.tokens import TokenWeights, token_weights
 from ressa.calibration.walk import Progress, Visit, walk
@@ -52,8 +54,14 @@ class Ground:
         if "batches" not in self._made:
             assert self.records is not None  # prune() refuses what needs data and has none
             n, size, config = self.samples, self.batch_size, self.net.config
+            self._made["seen"] = rehearse(self.net, self.processor, drawn(self.records, n, self.seed))
             self._made["batches"] = draw(self.records, self.processor, config, n, batch_size=size, seed=self.seed)
         return self._made["batches"]
+
+    @property
+    def seen(self) -> str | None:
+        """How the model sees the pictures of the records, once batches were made of them (`data.seeing`)."""
+        return self._made.get("seen")
 
     @property
     def tokens(self) -> list[TokenWeights]:

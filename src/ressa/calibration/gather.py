@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ressa.calibration.bare import BareReads
 from ressa.calibration.experts import Experts
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import Call, Enough, Visit
@@ -69,8 +70,15 @@ def listen(
     """
     reads: Reads = {}
     versions: list[tuple[str, Tensor, int]] = []
-    with _ears(_heard(visit, only), reads, versions, once):
+    linears = _heard(visit, only)
+    with _ears(linears, reads, versions, once):
         given = visit.run(call)
+    uncalled = {name: one for name, one in linears.items() if name not in reads and isinstance(one, nn.Linear)}
+    if uncalled:
+        with BareReads(uncalled) as watch:
+            visit.run(call)
+        reads |= watch.reads
+        versions += [(name, x, x._version) for name, found in watch.reads.items() for x in found]
     for name, x, version in versions:
         if x._version != version:
             raise RessaError(f"the input of {name} is overwritten within its block; leave its part out")

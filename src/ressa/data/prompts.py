@@ -14,6 +14,7 @@ import torch
 from jinja2 import TemplateError
 
 from ressa.data.images import shown
+from ressa.data.placed import check_placed
 from ressa.data.records import Record
 from ressa.errors import RessaError
 
@@ -70,6 +71,7 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
     """
     prompts = [prompt_text(processor, record) for record in records]
     encoded = _process(processor, prompts, records)
+    check_placed(processor, records, encoded["input_ids"], config)
     text = {key: value for key, value in encoded.items() if _is_text(key, value, encoded["input_ids"])}
     batch = {key: _stacked(value) for key, value in encoded.items() if key not in text}
     if not _reads_prefix(processor) and not any(any(row) for row in text.get("token_type_ids", [])):
@@ -182,6 +184,12 @@ def _render(processor: Any, template: str, question: str, picture: bool, ident: 
         )
     except TemplateError as error:
         raise RessaError(f"record {shown(ident)}: the model's chat template refuses it ({shown(error)})") from None
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # what an expression in it raises
+        knows = "it takes a message for a string: it knows text only" if "str" in str(error) else shown(error)
+        raise RessaError(
+            f"record {shown(ident)}: the model's chat template fails on it ({knows}); add a chat_template.jinja "
+            "that writes the content parts of a message, and a placeholder for the one of type image"
+        ) from None
 
 
 def _process(processor: Any, prompts: list[str], records: Sequence[Record]) -> dict[str, Any]:

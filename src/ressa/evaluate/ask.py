@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ressa.calibration.rehearsal import check_room
+from ressa.data.lengths import with_longest
 from ressa.data.prompts import prompt_text
 from ressa.data.records import Record
+from ressa.data.seeing import how_seen
 from ressa.errors import RessaError
-from ressa.evaluate import retrieve
+from ressa.evaluate import matching, retrieve
 from ressa.evaluate.cache import Progress
 from ressa.evaluate.choose import SETTINGS, choices
 from ressa.evaluate.generate import Generation, answers
@@ -73,6 +76,7 @@ class Asked:
     answers: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
     prompt: str = ""
+    seen: str | None = None  # how the model sees the pictures, as `data.seeing` tells
 
 
 def ask(
@@ -88,11 +92,16 @@ def ask(
     kind = family(processor, net.config)
     shown = "blip" if kind == "vicuna" else kind
     records = [asked(s, _template(task, s, shown, wishes.prompt), shown) for s in samples]
+    check_room(net, processor, records, new_tokens=1)
+    # a head that matches pictures with captions reads no prompt: its own code hands it the pixels
+    seen = "pixels" if task.mode == "retrieval" and matching.fits(net) else how_seen(net, processor, records)
     if task.mode == "retrieval":
         ranks = retrieve.ranks(net, processor, records, cache, wishes.batch_size, progress)
         found = queries(samples)
         told = retrieve.settings_of(net)
-        return Asked(found, [s.record for s in found], [str(rank) for rank in ranks], told, _prompt(processor, records))
+        return Asked(
+            found, [s.record for s in found], [str(rank) for rank in ranks], told, _prompt(processor, records), seen
+        )
     how = wishes.how(task, kind)
     if why := wishes.contradiction(how):
         raise RessaError(why)
@@ -105,12 +114,14 @@ def ask(
     if ranked:
         options = [candidates(samples[i], shown, _template(task, samples[i], shown, wishes.prompt)) for i in ranked]
         mine = [records[i] for i in ranked]
+        check_room(net, processor, with_longest(mine, options))
         said |= choices(net, processor, mine, options, cache, wishes.batch_size, progress)
     if written:
         mine = [records[i] for i in written]
+        check_room(net, processor, mine, how.max_new_tokens)
         said |= answers(net, processor, mine, cache, wishes.batch_size, how, progress)
     told = (SETTINGS if ranked else {}) | (how.settings() if written else {})
-    return Asked(list(samples), records, [said[r.id] for r in records], told, _prompt(processor, records))
+    return Asked(list(samples), records, [said[r.id] for r in records], told, _prompt(processor, records), seen)
 
 
 def _template(task: Task, sample: Sample, kind: str, own: str | None) -> str | None:

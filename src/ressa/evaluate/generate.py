@@ -143,7 +143,8 @@ def _generate(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     watching = {"logits_processor": LogitsProcessorList([watch])} if watch else {}
     with measuring(model):
-        ids = model.generate(**batch, **how.settings(), **watching, pad_token_id=pad)
+        # one answer to a record, whatever the model's generation_config.json says
+        ids = model.generate(**batch, **how.settings(), **watching, pad_token_id=pad, num_return_sequences=1)
     prompt = batch["input_ids"]
     if ids.shape[1] >= prompt.shape[1] and torch.equal(ids[:, : prompt.shape[1]], prompt):
         ids = ids[:, prompt.shape[1] :]  # decoder-only models repeat the prompt

@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from transformers import AutoProcessor, Blip2ForImageTextRetrieval
+from transformers import Blip2ForImageTextRetrieval
 
 from ressa.data.prompts import tokenizer_of
 from ressa.data.records import Record
-from ressa.errors import RessaError
+from ressa.errors import RessaError, one_line
 from ressa.evaluate.generate import measuring
-from ressa.model.load import first, read_config, resolve
+from ressa.model.load import read_config, resolve
+from ressa.model.processor import load_processor
+from ressa.model.quantised import plain_dtype
+from ressa.model.sound import check_loaded
 
 SHORTLIST = 128
 NOT_LISTED = -100.0
@@ -40,15 +43,15 @@ def load(name: Any, *, dtype: Any = "auto") -> tuple[Any, Any]:
     Raises:
         RessaError: no such model, or weights that are missing from it.
     """
+    config, processor = read_config(name), load_processor(name, resolve(name), text_only=False)
     try:
         auto: Any = Blip2ForImageTextRetrieval
-        options = {"config": read_config(name), "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        options = {"config": config, "dtype": plain_dtype(name, config, dtype), "use_safetensors": True}
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = auto.from_pretrained(resolve(name), **options)
-        processor = AutoProcessor.from_pretrained(resolve(name), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise RessaError(f"{name}: cannot be loaded from safetensors: {first(error)}") from None
-    if missing := sorted(info["missing_keys"]):
-        raise RessaError(f"{name}: {len(missing)} weights are missing from the folder, the first is {missing[0]}")
+        raise RessaError(f"{name}: cannot be loaded from safetensors: {one_line(error)}") from None
+    check_loaded(name, model, info)
     return model.eval(), processor
 
 

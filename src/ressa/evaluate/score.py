@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ressa.calibration.rehearsal import check_room
 from ressa.data.images import GreyImage
 from ressa.errors import RessaError
 from ressa.evaluate import matching, parallel, summary, tasks
@@ -98,10 +99,13 @@ def evaluate(
     dense = _loaded(against, *where)[0] if against is not None else None
     cache = folder / "answers.cache.jsonl" if folder else None
     asked = ask(net, processor, known, samples, wanted, cache, progress)
+    if measuring:
+        for one in (net, dense) if dense is not None else (net,):
+            check_room(one, processor, asked.records)
     sums = answer_sums(net, dense, processor, asked.records, wanted.batch_size, progress) if measuring else None
     scores, rows = _scored(known, asked, sums, dense is not None, versus)
     told: dict[str, Any] = {"task": task, "model": _name(model), "against": against and _name(against)}
-    told |= {"split": source.split, "grey": grey, "data": _named(data), "prompt": asked.prompt}
+    told |= {"split": source.split, "grey": grey, "data": _named(data), "prompt": asked.prompt, "pictures": asked.seen}
     told |= {"settings": asked.settings | {"batch_size": wanted.batch_size, "limit": limit}}
     told |= {"left_out": dict(reading.left_out), "missing": known.missing(), "processes": parallel.world()}
     told |= {"versions": {name: version(name) for name in ("ressa", "torch", "transformers")}}

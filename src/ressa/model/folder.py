@@ -22,6 +22,7 @@ from ressa.folders import check_output, partial, sync
 from ressa.folders import check_writable as check_writable  # verbs know it from here
 from ressa.model.load import auto_class, read_config, resolve
 from ressa.model.matrix import fused_experts, matrix, weight_of
+from ressa.model.sound import check_finite
 from ressa.patterns import Pattern, parse
 
 MANIFEST = "ressa.json"
@@ -55,9 +56,10 @@ def write_folder(
     refuse models that do.
 
     Raises:
-        RessaError: as `check_output` and `verify`.
+        RessaError: as `check_output` and `verify`, and for a parameter that holds NaN or infinity.
     """
     check_output(out)
+    check_finite(out, model)
     path = Path(out).absolute()
     with partial(path) as folder:
         model.save_pretrained(folder)

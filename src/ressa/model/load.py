@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ressa.demo import CARRIED
-from ressa.errors import RessaError, unknown
+from ressa.errors import RessaError, one_line, unknown
 from ressa.machine import DTYPES, Machine, machine
+from ressa.model.described import check_generation, config_of, described
+from ressa.model.processor import load_processor
+from ressa.model.quantised import forget_quantised, plain_dtype
+from ressa.model.sound import check_loaded, check_stored
 
 
 def load(
@@ -36,13 +38,7 @@ def load(
     source = resolve(name)
     config = read_config(name)
     text_only = auto_class(config, name) is AutoModelForCausalLM
-    processor_class: Any = AutoTokenizer if text_only else AutoProcessor
-    try:
-        processor = processor_class.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise RessaError(
-            f"{name}: its {processor_class.__name__[4:].lower()} cannot be loaded: {first(error)}"
-        ) from None
+    processor = load_processor(name, source, text_only=text_only)
     return _weights(name, config, _dtype(dtype)).to(device).eval(), processor  # type: ignore[arg-type]
 
 
@@ -71,6 +67,8 @@ def resolve(name: str | Path) -> str:
         return str(CARRIED[str(name)])
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise RessaError(_adapter(name, path))
             raise RessaError(f"{name}: no config.json in this folder; name a model folder as transformers saves it")
         return str(path)
     on_hub = isinstance(name, str) and name.count("/") <= 1 and not name.startswith((".", "/", "~"))
@@ -81,45 +79,58 @@ def resolve(name: str | Path) -> str:
 
 def read_config(name: str | Path) -> PreTrainedConfig:
     """The config of a model, without its weights. Raises RessaError as `load` does."""
-    source = resolve(name)
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise RessaError(
-            f"{name}: no such folder or hub model, or a config that cannot be read: {first(error)}"
-        ) from None
+    return config_of(name, resolve(name))
 
 
 def auto_class(config: PreTrainedConfig, name: str | Path = "the model") -> Any:
     """AutoModelForImageTextToText or, for a text-only model, AutoModelForCausalLM; RessaError if it is neither."""
     for candidate in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if type(config) in candidate._model_mapping:
+            if candidate is AutoModelForCausalLM and config.is_encoder_decoder:
+                raise RessaError(
+                    f"{name}: an encoder-decoder of text alone ({config.model_type}); of text-only models ressa knows "
+                    "those that are causal"
+                )
             return candidate
     raise RessaError(
         f"{name}: a {config.model_type} model is neither image-text-to-text nor causal; ressa cannot load it"
     )
 
 
-def first(error: BaseException) -> str:
-    """The first line of an error's text: errors for users are one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _adapter(name: str | Path, path: Path) -> str:
+    """What to do with a folder that holds an adapter alone."""
+    try:
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    return (
+        f"{name}: holds an adapter and no model; put it on its base model{f' ({base})' if base else ''} with peft "
+        "(PeftModel.from_pretrained, merge_and_unload, save_pretrained), and name the merged folder"
+    )
 
 
 def _weights(name: str | Path, config: PreTrainedConfig, dtype: torch.dtype | str) -> PreTrainedModel:
+    source, auto = resolve(name), auto_class(config, name)
+    check_generation(name, source)
+    chosen = plain_dtype(name, config, dtype)
+    quantised = hasattr(config, "quantization_config")
+    skeleton = described(name, config, auto)
+    check_stored(name, source, sum(parameter.numel() for parameter in skeleton.parameters()), quantised)
     try:
-        model, info = auto_class(config, name).from_pretrained(
-            resolve(name),
+        model, info = auto.from_pretrained(
+            source,
             config=config,
-            dtype=dtype,
+            dtype=chosen,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name below
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RessaError(f"{name}: its weights cannot be loaded from safetensors: {first(error)}") from None
-    if missing := sorted(info["missing_keys"]):
-        # transformers would go on with random values in their place
-        raise RessaError(f"{name}: {len(missing)} weights are missing from the folder, the first is {missing[0]}")
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise RessaError(f"{name}: its weights cannot be loaded from safetensors: {one_line(error)}") from None
+    if quantised and isinstance(chosen, torch.dtype):
+        forget_quantised(model, chosen)
+    check_loaded(name, model, info)
     return model
 
 

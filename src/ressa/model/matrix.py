@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from ressa.errors import RessaError
+
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -87,7 +89,10 @@ def transposed(experts: nn.Module) -> bool:
     said = getattr(experts, "is_transposed", None)
     if said is not None:
         return said
-    first, last = (parameter.shape for parameter in experts.parameters(recurse=False) if parameter.ndim == 3)
+    shapes = [parameter.shape for parameter in experts.parameters(recurse=False) if parameter.ndim == 3]
+    if len(shapes) != 2:  # JetMoE's are given tokens that are sorted already: whose they are cannot be told
+        raise RessaError(f"{type(experts).__name__} keeps experts in a way that ressa does not know and cannot prune")
+    first, last = shapes
     return first[1] == last[2]  # into the experts as wide as out of them; between, the gate makes it twice as wide
 
 

@@ -39,6 +39,8 @@ def find_roots(model: PreTrainedModel) -> list[Root]:
     """Where vision, sound, the language encoder and the language decoder begin."""
     names = {id(module): name for name, module in model.named_modules()}
     decoder, encoder = _innermost(model, "get_decoder"), _innermost(model, "get_encoder")
+    if decoder is model.get_output_embeddings():  # ModernBERT calls its head so
+        decoder = model.base_model
     language: dict[Stack, nn.Module] = {"decoder": decoder}
     # a model without an encoder answers with itself, one that only reads pictures with its eyes
     if not contains(encoder, decoder) and _main_input(model.get_encoder()) not in PICTURES:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ressa.calibration.logits import decoder_ids
+from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.samples import samples as batches_of
 from ressa.data.prompts import encode
 from ressa.data.records import Record
@@ -104,6 +105,7 @@ class Run:
         cache = open_cache(folder, identity)
         if cache is None and self.processes.is_main_process:
             model, processor = load(self.teacher)
+            rehearse(model, processor, self.records)
             chosen = self.where.machine(model)
             live = self.live(model, settings.teacher_device or chosen.device, chosen.compute)
             asking = self.objective(model.config).asking

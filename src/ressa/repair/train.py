@@ -21,6 +21,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import set_seed
 
+from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.samples import drawn
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
@@ -130,6 +131,7 @@ def repair(
     run = Run(settings, where, teacher, records, processes, progress if processes.is_main_process else None)
     cache = run.cache()
     model, processor = load(pruned)
+    rehearse(model, processor, records)
     matrices = pruned_matrices(model, before)
     zeros, dtypes, chosen = _zeros(model, matrices), dtypes_of(model), where.machine(model)
     about = {"compute": str(chosen.compute), **_inputs(pruned, teacher, records)}

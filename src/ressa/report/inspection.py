@@ -6,12 +6,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ressa.data.seeing import sample_seen
 from ressa.errors import RessaError
 from ressa.limits import check_paths
 from ressa.model.load import load
 from ressa.model.structure import BY_DEFAULT, PARTS, Part, structure
 from ressa.patterns import parse
 from ressa.report.table import plain, when
+
+UNSEEN = "not seen"
+SEEN = {
+    "tokens": "seen as tokens of the prompt",
+    "pixels": "seen beside the prompt, which holds no tokens of them (another picture changes the logits)",
+    None: "none: the model reads text only",
+}
 
 
 def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
@@ -20,11 +28,13 @@ def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
     Returns:
         {"parts": {name: {modules, parameters, blocks, linears, weights, zeros, pruned_by_default,
          can_be_pruned}},
+          "pictures": how the model sees them ("tokens", "pixels", None if it reads text only), or why it does not,
          "kept": {module name: why it is never pruned}, "unfit": {linear name: why the pattern does not fit it}}
     """
     check_paths("inspect", model=model)
     pattern = parse(sparsity)
-    plan = structure(load(model)[0])
+    net, processor = load(model)
+    plan = structure(net)
     unfit = {}
     for block in plan.blocks():
         for name, linear in block.linears.items():
@@ -33,7 +43,15 @@ def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
             except RessaError as error:
                 unfit[name] = str(error)
     parts = {name: _part(part) for name, part in plan.parts.items()}
-    return {"model": str(model), "sparsity": sparsity, "parts": parts, "kept": plan.kept, "unfit": unfit}
+    told = {"model": str(model), "sparsity": sparsity, "parts": parts, "pictures": _pictures(net, processor)}
+    return told | {"kept": plan.kept, "unfit": unfit}
+
+
+def _pictures(net: Any, processor: Any) -> str | None:
+    try:
+        return sample_seen(net, processor)
+    except RessaError as error:
+        return f"{UNSEEN}: {error}"
 
 
 def _part(part: Part) -> dict[str, Any]:
@@ -65,4 +83,5 @@ def tables(told: dict[str, Any]) -> list[Any]:
         reasons.add_column(header, overflow="fold")
     for why, n in Counter(told["kept"].values()).most_common():
         reasons.add_row(why, str(n), next(name for name, reason in told["kept"].items() if reason == why))
-    return [parts, *where, reasons, *list(told["unfit"].values())[:5]]
+    pictures = f"pictures: {SEEN.get(told['pictures'], told['pictures'])}"
+    return [parts, *where, pictures, reasons, *list(told["unfit"].values())[:5]]

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ressa.data.prompts import is_encoder_decoder
 from ressa.errors import RessaError
 from ressa.limits import as_kind, check_paths
 from ressa.methods import METHODS
-from ressa.model.load import auto_class, first, read_config
+from ressa.model.described import config_of, described
+from ressa.model.load import auto_class, read_config
 from ressa.model.structure import BY_DEFAULT, PARTS, Structure, structure
 from ressa.patterns import Pattern, parse
 from ressa.report.costs import (
@@ -88,7 +89,7 @@ def plan(
     limit, pattern = None if memory is None else to_bytes(memory), parse(sparsity)
     config = _config(model)
     width = _dtype(config).itemsize  # before a model is made of it, which sets it
-    net = _skeleton(model, config)
+    net = described(model, config, auto_class(config, model))
     parts = structure(net)
     sizes = _sizes(net, parts, width)
     seen, read = _picture(net.config)
@@ -110,15 +111,6 @@ def plan(
         "memory": limit,
         "steps": rows,
     }
-
-
-def _skeleton(model: str | Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config, on the meta device: shapes without numbers."""
-    try:
-        with torch.device("meta"):
-            return auto_class(config, model).from_config(config)
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
-        raise RessaError(f"{model}: no model can be made of its config: {first(error)}") from None
 
 
 def to_bytes(text: str) -> int:
@@ -144,10 +136,7 @@ def _config(model: str | Path) -> PreTrainedConfig:
     path = Path(model).expanduser()
     if not path.is_file():
         return read_config(model)
-    try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise RessaError(f"{model}: a config that cannot be read: {first(error)}") from None
+    return config_of(model, str(path))
 
 
 def _dtype(config: PreTrainedConfig) -> torch.dtype:

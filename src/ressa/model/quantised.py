@@ -1,0 +1,71 @@
+"""Checkpoints whose weights are quantised: named as what they are, and made plain where transformers can do so itself.
+
+A zero has no place of its own in most of these formats, and what a method writes would be rounded again; so ressa works
+on plain weights. Of 8-bit and 4-bit floats in blocks transformers makes bfloat16 without further packages or a GPU;
+that is four and more times as large, so it is said.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ressa.errors import RessaError, RessaWarning
+
+MADE_PLAIN = {"fp8": "8-bit floats in blocks", "mxfp4": "4-bit floats in blocks (MXFP4)"}
+TOLD = ("quantization_config", "compression_config")  # compressed-tensors had the second name once
+DETAILS = ("format", "bits", "load_in_4bit", "load_in_8bit", "quant_type", "quant_algo", "weights")
+
+
+def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype | str:
+    """The dtype to load the weights in: `dtype`, or of a quantised model that can be made plain bfloat16.
+
+    With a RessaWarning where weights are made plain. `config` is told to have them made so on every device.
+
+    Raises:
+        RessaError: quantised weights that would stay so, with what they are.
+    """
+    for where, told in _told(config):
+        method = told.get("quant_method") if isinstance(told, Mapping) else None
+        if where or method not in MADE_PLAIN or not isinstance(told, dict):
+            raise RessaError(
+                f"{name}: its weights are quantised ({_described(told)}{where}); ressa works on plain weights: "
+                "name the model that it was made from, or one that its tool has dequantised"
+            )
+        told["dequantize"] = True
+        dtype = torch.bfloat16 if dtype == "auto" else dtype
+        warnings.warn(
+            f"{name}: its weights are {MADE_PLAIN[method]}; they are made {str(dtype).removeprefix('torch.')}, "
+            "and written so",
+            RessaWarning,
+            stacklevel=4,
+        )
+    return dtype
+
+
+def forget_quantised(model: Any, dtype: torch.dtype) -> None:
+    """Lets a model whose weights were made plain be saved so: transformers would undo what it did in loading."""
+    model.to(dtype)  # also what was stored plain, and wider
+    model._weight_conversions = None  # then those of the architecture alone are taken
+
+
+def _told(config: Any) -> Iterator[tuple[str, Any]]:
+    """What a config and the configs in it say of quantisation, each with where."""
+    tree = config.to_dict() if not isinstance(getattr(config, TOLD[0], None), str) else vars(config)
+    for key in TOLD:
+        if (told := getattr(config, key, None)) is not None:
+            yield "", told
+        for part, inner in tree.items():
+            if isinstance(inner, Mapping) and inner.get(key) is not None:
+                yield f", in its {part}", inner[key]
+
+
+def _described(told: Any) -> str:
+    """ "gptq, bits 4"."""
+    if not isinstance(told, Mapping):
+        return f"quantization_config is {str(told)[:80]!r}"
+    details = [f"{key} {told[key]}" for key in DETAILS if isinstance(told.get(key), str | int | float)]
+    return ", ".join([str(told.get("quant_method", "by a method that it does not name")), *details])
