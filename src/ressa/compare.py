@@ -14,8 +14,10 @@ from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.evaluate.blocks import block_errors
 from ressa.evaluate.score import evaluate, write_atomic
-from ressa.model.folder import read_manifest
+from ressa.model.folder import check_writable, read_manifest
 from ressa.model.load import load_to_ask, resolve
+from ressa.model.pickles import check_pickle
+from ressa.paths import path_of
 from ressa.provenance import forget_peak
 from ressa.prune import prune
 from ressa.run import Progress, Stage, carry_out, dtype_key
@@ -56,14 +58,15 @@ def compare(
     Raises:
         RessaError: an unknown method, and what `prune` and `evaluate` refuse.
     """
-    settings, asked, out = settings or Prune(), asked or Evaluate(), Path(out)
+    settings, asked, out = settings or Prune(), asked or Evaluate(), path_of(out, "the output")
     if not methods or len(set(methods)) < len(methods):
         raise RessaError("name at least one method, and each of them once")
     for method in methods:
         registry.get(method)
 
     def check() -> None:
-        resolve(model)
+        check_pickle(resolve(model))
+        check_writable(out / "scores" / max(methods, key=len), resolve(model))
         for split in (settings.split, asked.split or "test"):
             read_records(data, split)
 

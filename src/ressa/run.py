@@ -19,7 +19,10 @@ from ressa.data.emoji import write as write_emoji
 from ressa.data.records import read_records
 from ressa.errors import RessaError, unknown
 from ressa.evaluate.score import evaluate, write_atomic
+from ressa.model.folder import check_writable
 from ressa.model.load import resolve
+from ressa.model.pickles import check_pickle
+from ressa.paths import path_of
 from ressa.prune import prune
 from ressa.recipe import write_recipe
 from ressa.repair.train import repair
@@ -60,7 +63,7 @@ def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> di
         RessaError: anything wrong with the recipe's values, or folders that other settings made. Where it can be told
             before the first stage, it is.
     """
-    out, plan = Path(recipe.out), stages(recipe)
+    out, plan = out_of(recipe), stages(recipe)
     seconds = carry_out(plan, out, progress, check=lambda: _check(recipe))
     write_atomic(out / "recipe.yaml", write_recipe(recipe))
     return {
@@ -99,14 +102,19 @@ def carry_out(
 
 def models(recipe: Recipe) -> dict[str, str]:
     """The models of a run, dense first, by name."""
-    out = Path(recipe.out)
+    out = out_of(recipe)
     made = {"pruned": recipe.prune, "repaired": recipe.repair}
     return {"dense": recipe.model} | {name: str(out / name) for name, section in made.items() if section}
 
 
+def out_of(recipe: Recipe) -> Path:
+    """The folder of a run. Raises RessaError as `path_of`."""
+    return path_of(recipe.out, "out")
+
+
 def data_of(recipe: Recipe) -> str:
     """The data folder of a run."""
-    return str(Path(recipe.out) / "data") if recipe.data == "emoji" else recipe.data
+    return str(out_of(recipe) / "data") if recipe.data == "emoji" else recipe.data
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -125,7 +133,7 @@ def _data_stage(recipe: Recipe) -> Stage:
     def make(progress: Progress | None) -> None:
         write_emoji(data_of(recipe), seed=recipe.seed, progress=progress)
 
-    return Stage("data", Path(recipe.out) / "data" / "README.txt", (), {"seed": recipe.seed}, make)
+    return Stage("data", out_of(recipe) / "data" / "README.txt", (), {"seed": recipe.seed}, make)
 
 
 def dtype_key(runtime: Runtime | None) -> dict[str, str]:
@@ -138,7 +146,7 @@ def _where(recipe: Recipe) -> dict[str, Any]:
 
 
 def _prune_stage(recipe: Recipe, section: Prune) -> Stage:
-    out = Path(recipe.out) / "pruned"
+    out = out_of(recipe) / "pruned"
 
     def make(progress: Progress | None) -> None:
         source: dict[str, Any] = {"data": data_of(recipe), "seed": recipe.seed, "progress": progress}
@@ -148,7 +156,7 @@ def _prune_stage(recipe: Recipe, section: Prune) -> Stage:
 
 
 def _repair_stage(recipe: Recipe, section: Repair) -> Stage:
-    pruned, out = Path(recipe.out) / "pruned", Path(recipe.out) / "repaired"
+    pruned, out = out_of(recipe) / "pruned", out_of(recipe) / "repaired"
 
     def make(progress: Progress | None) -> None:
         source: dict[str, Any] = {"teacher": recipe.model, "data": data_of(recipe), "seed": recipe.seed}
@@ -158,7 +166,7 @@ def _repair_stage(recipe: Recipe, section: Repair) -> Stage:
 
 
 def _score_stage(recipe: Recipe, section: Evaluate, name: str, model: str) -> Stage:
-    folder = Path(recipe.out) / "scores" / name
+    folder = out_of(recipe) / "scores" / name
     against = recipe.model if name != "dense" else None
 
     def make(progress: Progress | None) -> None:
@@ -187,7 +195,8 @@ def _check(recipe: Recipe) -> None:
     """What would be wrong at a later stage is refused before the first."""
     if recipe.repair and not recipe.prune:
         raise RessaError("the recipe repairs what it does not prune: add a prune section")
-    resolve(recipe.model)
+    check_pickle(resolve(recipe.model))
+    check_writable(out_of(recipe) / "scores" / "repaired", resolve(recipe.model))
     asked = recipe.evaluate if recipe.evaluate and recipe.evaluate.task == "folder" else None
     splits = [section.split or "test" for section in (recipe.prune, recipe.repair, asked) if section]
     if recipe.evaluate and recipe.evaluate.task != "folder" and recipe.data == "emoji":

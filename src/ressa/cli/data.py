@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +31,7 @@ def emoji(
         write(
             out, train=train, validation=validation, test=test, questions=questions, seed=seed, progress=bar("drawing")
         )
-    print(f"{out}: {train} + {validation} + {test} + {test} scenes")
+    show({}, False, f"{out}: {train} + {validation} + {test} + {test} scenes")
 
 
 def _data_command(name: str, what: str) -> None:
@@ -58,7 +57,7 @@ def _data_command(name: str, what: str) -> None:
     app.command(name)(with_settings(command))
 
 
-def _prepared(out: Path, told: dict[str, Any]) -> Iterator[str]:
+def _prepared(out: str, told: dict[str, Any]) -> Iterator[str]:
     pictures = told["pictures"]
     yield f"{out}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
     yield f"pictures: {pictures['made']:,} of {pictures['asked']:,}"
@@ -82,7 +81,7 @@ for _name, _what in {
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder that `ressa data` prepared.")], as_json: Json = False
+    folder: Annotated[str, typer.Argument(help="A folder that `ressa data` prepared.")], as_json: Json = False
 ) -> None:
     """Compare every file of a prepared folder with its SHA-256 in SHA256SUMS."""
     from ressa.data.prepare import check as verb

@@ -18,6 +18,7 @@ from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.evaluate.generate import measuring
 from ressa.model.load import first, read_config, resolve
+from ressa.model.pickles import check_pickle
 
 SHORTLIST = 128
 NOT_LISTED = -100.0
@@ -40,6 +41,7 @@ def load(name: Any, *, dtype: Any = "auto") -> tuple[Any, Any]:
     Raises:
         RessaError: no such model, or weights that are missing from it.
     """
+    check_pickle(resolve(name))
     try:
         auto: Any = Blip2ForImageTextRetrieval
         options = {"config": read_config(name), "dtype": dtype, "use_safetensors": True, "output_loading_info": True}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
@@ -21,7 +20,9 @@ from ressa.evaluate.divergence import answer_sums
 from ressa.evaluate.tasks.base import Sample, Source, Task
 from ressa.machine import Machine
 from ressa.model.folder import check_writable
-from ressa.model.load import load_to_ask
+from ressa.model.load import load_to_ask, resolve
+from ressa.paths import expanded, path_of
+from ressa.printable import to_json
 
 Model = str | Path | tuple[Any, Any]
 
@@ -86,13 +87,13 @@ def evaluate(
     wanted.check(known)
     if limit is not None and limit < 1:
         raise RessaError("limit must be at least 1")
-    source = Source(data, split or known.split, Path(images) if images else None)
+    source = Source(_place(data), split or known.split, path_of(images, "images") if images is not None else None)
     reading = known.read(source)
     samples = _chosen(reading.samples, limit, grey)
     if not samples:
         raise RessaError(f"{data}: nothing to ask in {source.split} ({dict(reading.left_out) or 'it is empty'})")
     _check_ids(samples, data)
-    folder = _writable(out)
+    folder = _writable(out, model, data)
     if versus is not None:
         summary.read_answers(versus)
     measuring = against is not None or perplexity
@@ -111,8 +112,8 @@ def evaluate(
     told |= {"machine": chosen.describe()}
     scores |= told | {"seconds": round(time.monotonic() - started, 2)}
     if folder and parallel.rank() == 0:
-        write_atomic(folder / "answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-        write_atomic(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(folder / "answers.jsonl", "".join(to_json(r) + "\n" for r in rows))
+        write_atomic(folder / "scores.json", to_json(scores, indent=2) + "\n")
     parallel.close()
     return scores | {"answers": {s.record.id: said for s, said in zip(asked.samples, asked.answers, strict=True)}}
 
@@ -168,12 +169,21 @@ def _grey(sample: Sample) -> Sample:
     return replace(sample, record=replace(sample.record, image=GreyImage(image))) if image else sample
 
 
-def _writable(out: str | Path | None) -> Path | None:
+def _place(data: Any) -> Any:
+    """`data` with ~ as the home folder, if it is a path."""
+    return type(data)(expanded(data, "data")) if isinstance(data, str | Path) else data
+
+
+def _writable(out: str | Path | None, model: Model, data: Any) -> Path | None:
     """The output folder, known to be possible before any weight is loaded; it is made when there is something in it."""
     if out is None:
         return None
-    check_writable(out)
-    return Path(out)
+    path = path_of(out, "the output")
+    if parallel.rank() == 0:
+        check_writable(out, None if isinstance(model, tuple) else resolve(model))
+    if isinstance(data, str | Path) and os.path.realpath(path) == os.path.realpath(expanded(data, "data")):
+        raise RessaError(f"{out}: is the folder of the data, where answers would look like a split; name another")
+    return path
 
 
 def _matcher(model: Model, task: Task, measuring: bool, device: str, dtype: str) -> tuple[Any, Any, Machine] | None:

@@ -12,6 +12,7 @@ import numpy as np
 from ressa.errors import RessaError
 from ressa.evaluate.metrics.intervals import Measured, compared, interval
 from ressa.evaluate.tasks.base import Sample, Task
+from ressa.paths import path_of
 
 Sums = Sequence[tuple[float, float, float, int]]  # of `divergence.answer_sums`
 
@@ -116,7 +117,7 @@ def versus(task: Task, samples: Sequence[Sample], measured: dict[str, Measured],
 
 def read_answers(folder: str | Path) -> dict[str, str]:
     """{record id: answer} of an evaluated folder."""
-    path = Path(folder) / "answers.jsonl"
+    path = path_of(folder, "versus") / "answers.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]  # of bytes: U+2028 ends no line
         return {str(line["id"]): str(line["answer"]) for line in lines}

@@ -57,8 +57,7 @@ def write_folder(
     Raises:
         RessaError: as `check_output` and `verify`.
     """
-    check_output(out)
-    path = Path(out).absolute()
+    path = check_output(out).absolute()
     with partial(path) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -20,6 +20,8 @@ from transformers import (
 from ressa.demo import CARRIED
 from ressa.errors import RessaError, unknown
 from ressa.machine import DTYPES, Machine, machine
+from ressa.model.pickles import check_pickle
+from ressa.paths import path_of
 
 
 def load(
@@ -34,6 +36,7 @@ def load(
         RessaError: no such folder, no config.json, no weights, a kind of model that ressa does not know.
     """
     source = resolve(name)
+    check_pickle(source)
     config = read_config(name)
     text_only = auto_class(config, name) is AutoModelForCausalLM
     processor_class: Any = AutoTokenizer if text_only else AutoProcessor
@@ -66,7 +69,7 @@ def machine_for(model: PreTrainedModel, device: torch.device | str, dtype: str) 
 
 def resolve(name: str | Path) -> str:
     """The folder or hub name that `name` stands for. Raises RessaError for a path that is no model folder."""
-    path = Path(name).expanduser()
+    path = path_of(name, "the model")
     if str(name) in CARRIED and (str(name) == "demo" or not path.is_dir()):
         return str(CARRIED[str(name)])
     if path.is_dir():

@@ -26,9 +26,10 @@ from ressa.calibration.samples import drawn
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.machine import AUTO
-from ressa.model.folder import check_output, patterns_of, read_manifest, refuse_adapter, write_folder
+from ressa.model.folder import check_output, check_writable, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
+from ressa.model.pickles import check_pickle
 from ressa.model.precision import dtypes_of
 from ressa.patterns import Pattern
 from ressa.provenance import peak_memory, plain, versions
@@ -108,11 +109,13 @@ def repair(
     """
     given = {name: plain(value) for name, value in locals().items() if name not in ("out", "progress")}
     settings = Settings(**{field.name: given[field.name] for field in fields(Settings)}).complete
-    out, started = Path(out), time.perf_counter()
     where = Where(device, _dtype(dtype, bf16))
-    if "tensorboard" in check_reports(report_to):  # its own default lies in the folder of checkpoints, which goes
+    started, reports = time.perf_counter(), check_reports(report_to)
+    out = check_output(out, resolve(pruned), resolve(teacher))
+    if settings.teacher_cache is not None:
+        check_writable(settings.teacher_cache, resolve(pruned), resolve(teacher))
+    if "tensorboard" in reports:  # its own default lies in the folder of checkpoints, which goes
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"{out}.logs")
-    check_output(out)
     refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
     records = drawn(read_records(data, split), samples, seed)
@@ -186,6 +189,8 @@ def _parts(matrices: dict[str, Any]) -> dict[str, Any]:
 
 def _check_teacher(pruned: str | Path, teacher: str | Path) -> None:
     """Refuse, from the configs alone, a teacher whose answers cannot be compared token by token."""
+    for name in (pruned, teacher):
+        check_pickle(resolve(name))
     sparse, dense = read_config(pruned), read_config(teacher)
     for what, one, two in (
         ("a {} model", sparse.model_type, dense.model_type),

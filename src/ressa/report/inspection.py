@@ -10,7 +10,7 @@ from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.model.structure import Part, structure
 from ressa.patterns import parse
-from ressa.report.table import plain
+from ressa.report.table import cell, plain
 
 
 def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
@@ -55,10 +55,11 @@ def tables(told: dict[str, Any]) -> list[Any]:
     for name, p in told["parts"].items():
         share = f"{p['zeros'] / p['weights']:.1%}" if p["weights"] else ""
         counts = [f"{p[key]:,}" for key in ("parameters", "blocks", "linears", "weights")]
-        parts.add_row(name, *counts, share, "pruned" if p["pruned_by_default"] else "if asked")
+        parts.add_row(cell(name), *counts, share, "pruned" if p["pruned_by_default"] else "if asked")
     reasons = plain("not pruned")
     for header in ("why", "how many", "for example"):
         reasons.add_column(header, overflow="fold")
     for why, n in Counter(told["kept"].values()).most_common():
-        reasons.add_row(why, str(n), next(name for name, reason in told["kept"].items() if reason == why))
+        first = next(name for name, reason in told["kept"].items() if reason == why)
+        reasons.add_row(cell(why), str(n), cell(first))
     return [parts, *where, reasons, *list(told["unfit"].values())[:5]]

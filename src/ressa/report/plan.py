@@ -17,6 +17,7 @@ from ressa.errors import RessaError
 from ressa.methods import METHODS
 from ressa.model.load import auto_class, first, read_config
 from ressa.model.structure import Structure, structure
+from ressa.paths import path_of
 from ressa.patterns import Pattern, parse
 from ressa.report.costs import (
     WIDE,
@@ -137,7 +138,7 @@ def _positive(**told: float | None) -> None:
 
 
 def _config(model: str | Path) -> PreTrainedConfig:
-    path = Path(model).expanduser()
+    path = path_of(model, "the model")
     if not path.is_file():
         return read_config(model)
     try:
