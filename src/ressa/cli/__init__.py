@@ -151,7 +151,11 @@ def repair(
     with quiet(), bars() as bar:
         options = asdict(settings) | asdict(runtime)
         told = verb(pruned, out, teacher=teacher, data=data, seed=seed, progress=bar("repairing"), **options)
-    show(told, as_json, f"{out}: repaired in {told['seconds']:.0f} s; every zero of {pruned} is still zero on disk")
+    show(
+        told,
+        as_json,
+        f"{Path(out)}: repaired in {told['seconds']:.0f} s; every zero of {Path(pruned)} is still zero on disk",
+    )
 
 
 @app.command()

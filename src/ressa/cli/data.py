@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ def emoji(
         write(
             out, train=train, validation=validation, test=test, questions=questions, seed=seed, progress=bar("drawing")
         )
-    show({}, False, f"{out}: {train} + {validation} + {test} + {test} scenes")
+    show({}, False, f"{Path(out)}: {train} + {validation} + {test} + {test} scenes")
 
 
 def _data_command(name: str, what: str) -> None:
@@ -59,7 +60,7 @@ def _data_command(name: str, what: str) -> None:
 
 def _prepared(out: str, told: dict[str, Any]) -> Iterator[str]:
     pictures = told["pictures"]
-    yield f"{out}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
+    yield f"{Path(out)}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
     yield f"pictures: {pictures['made']:,} of {pictures['asked']:,}"
     for what in ("unusable", "converted", "skipped"):
         if told[what]:
@@ -88,4 +89,4 @@ def check(
 
     with bars() as bar:
         told = verb(folder, bar("checking"))
-    show(told, as_json, f"{folder}: {told['files']:,} files, {told['bytes']:,} bytes, all as they were prepared")
+    show(told, as_json, f"{Path(folder)}: {told['files']:,} files, {told['bytes']:,} bytes, all as they were prepared")

@@ -112,7 +112,7 @@ def versus(task: Task, samples: Sequence[Sample], measured: dict[str, Measured],
         )
     other = task.measure(samples, [theirs[s.record.id] for s in samples])
     pairs = {name: (m, other[name]) for name, m in measured.items() if m.fixed is None and name in other}
-    return {"folder": str(folder)} | {name: compared(a, b) for name, (a, b) in pairs.items()}
+    return {"folder": str(Path(folder))} | {name: compared(a, b) for name, (a, b) in pairs.items()}
 
 
 def read_answers(folder: str | Path) -> dict[str, str]:
