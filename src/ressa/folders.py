@@ -26,15 +26,15 @@ def check_output(out: str | Path, *read: str | Path | None) -> Path:
     """
     path = path_of(out, "the output")
     if path.is_symlink():
-        raise RessaError(f"{out}: the output is a link; name the folder it leads to, {os.path.realpath(path)}")
+        raise RessaError(f"{path}: the output is a link; name the folder it leads to, {os.path.realpath(path)}")
     if os.path.lexists(path) and not path.is_dir():
-        raise RessaError(f"{out}: the output is a file; name a new folder")
+        raise RessaError(f"{path}: the output is a file; name a new folder")
     if path.name == "..":
-        raise RessaError(f"{out}: the output ends in ..; name the folder itself")
+        raise RessaError(f"{path}: the output ends in ..; name the folder itself")
     if path.is_dir() and any(path.iterdir()):
-        raise RessaError(f"{out}: the output folder is not empty; name a new one or empty it")
+        raise RessaError(f"{path}: the output folder is not empty; name a new one or empty it")
     _check_apart(path, read)
-    _probe(out, path.absolute().parent, f".{path.absolute().name}.12345678.partial")  # what `partial` makes
+    _probe(path, path.absolute().parent, f".{path.absolute().name}.12345678.partial")  # what `partial` makes
     return path
 
 
@@ -42,11 +42,11 @@ def check_writable(out: str | Path, *read: str | Path | None) -> Path:
     """`out` as a path. Raises RessaError if nothing could be made in (or as) that folder; else as `check_output`."""
     path = path_of(out, "the output")
     _check_apart(path, read)
-    _probe(out, path.absolute())
+    _probe(path, path.absolute())
     return path
 
 
-def _probe(out: str | Path, folder: Path, *names: str) -> None:
+def _probe(out: Path, folder: Path, *names: str) -> None:
     """Raises RessaError if no file could be made in `folder`, which may not be there yet, or in `names` below it."""
     above = folder
     while not os.path.lexists(above):
