@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from PIL import Image, ImageDraw
 
 import pico
+from ressa import cli
 
 COLOURS = ["red", "green", "blue", "yellow"]
 SHAPES = ["square", "circle"]
+TRACE = ("Traceback", "━", 'File "')  # of an error nobody foresaw, of a progress bar
 SPLITS = {"train": 12, "validation": 4, "test": 8}
 
 
@@ -100,3 +103,45 @@ def _scene(root: Path, number: int) -> tuple[dict, dict]:
         question = f"Is the {colour} thing a square or a circle?"
         record = {"image": name, "question": question, "answers": [shape], "kind": "shape"}
     return record, {"image": name, "caption": f"a {colour} {shape}"}
+
+
+@pytest.fixture
+def ressa(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ressa", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def refused(ressa, tmp_path):
+    """Runs what must be refused; gives the one line on stderr."""
+
+    def run(*words: object) -> str:
+        before = tree(tmp_path)
+        code, out, err = ressa(*words)
+        assert code == 2, (code, out, err)
+        assert out == ""
+        assert err.startswith("ressa: ")
+        assert len(err.splitlines()) == 1, err
+        assert not any(mark in err for mark in TRACE)
+        assert len(err.split()) >= 4, "too short to help"
+        assert tree(tmp_path) == before
+        return err
+
+    return run
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    """Every file below `root` with its bytes, hidden ones too."""
+    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}

@@ -18,50 +18,6 @@ from ressa import cli
 from ressa.recipe import SECTIONS
 from ressa.settings import Recipe
 
-TRACE = ("Traceback", "━", 'File "')  # of an error nobody foresaw, of a progress bar
-
-
-@pytest.fixture
-def ressa(monkeypatch, capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ressa", *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
-
-
-@pytest.fixture
-def refused(ressa, tmp_path):
-    """Runs what must be refused; gives the one line on stderr."""
-
-    def run(*words: object) -> str:
-        before = tree(tmp_path)
-        code, out, err = ressa(*words)
-        assert code == 2, (code, out, err)
-        assert out == ""
-        assert err.startswith("ressa: ")
-        assert len(err.splitlines()) == 1, err
-        assert not any(mark in err for mark in TRACE)
-        assert len(err.split()) >= 4, "too short to help"
-        assert tree(tmp_path) == before
-        return err
-
-    return run
-
-
-def tree(root: Path) -> dict[str, bytes | None]:
-    """Every file below `root` with its bytes, hidden ones too."""
-    return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
-
 
 @pytest.fixture
 def data(tiny_data, tmp_path) -> Path:

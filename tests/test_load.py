@@ -78,7 +78,7 @@ def test_weights_that_are_missing_are_refused_and_not_made_up(copied):
 def test_weights_in_pickles_are_refused(copied):
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
-    with pytest.raises(RessaError, match="cannot be loaded from safetensors"):
+    with pytest.raises(RessaError, match="its weights are a pickle"):
         load(copied)
 
 

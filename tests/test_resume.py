@@ -16,6 +16,7 @@ from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.prune import prune
+from ressa.repair import repair
 from ressa.resume import FinishedBlocks, stamp
 
 blocks = importlib.import_module("ressa.blocks")
@@ -157,3 +158,27 @@ def test_a_killed_command_goes_on(llava_folder, tiny_data, tmp_path):
     assert call("out", -1) == 0
     assert call("whole", -1) == 0
     assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole")
+
+
+def test_a_second_run_on_the_same_output_is_refused_and_the_first_keeps_its_work(llava_folder, tiny_data, tmp_path):
+    prune(llava_folder, tmp_path / "pruned", method="magnitude")
+    work = [tmp_path / ".out.prune", tmp_path / ".out.train"]
+    for folder in work:
+        folder.mkdir()
+        (folder / "block").write_text("hours of it")
+    code = (
+        "import fcntl, os, sys\n"
+        "for name in sys.argv[1:]: fcntl.flock(os.open(name, os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, *map(str, work)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RessaError, match=r"\.out\.prune: another run is at work there; wait for it"):
+            prune(llava_folder, tmp_path / "out", data=tiny_data, method="wanda", **SMALL)
+        with pytest.raises(RessaError, match=r"\.out\.train: another run is at work there; wait for it"):
+            repair(tmp_path / "pruned", tmp_path / "out", teacher=llava_folder, data=tiny_data, steps=1)
+        other.communicate("")
+    assert all((folder / "block").read_text() == "hours of it" for folder in work)
+    prune(llava_folder, tmp_path / "out", data=tiny_data, method="wanda", **SMALL)
+    assert not work[0].exists()

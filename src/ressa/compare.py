@@ -16,8 +16,10 @@ from ressa.evaluate.score import evaluate, questions, write_atomic
 from ressa.limits import check as check_values
 from ressa.limits import check_instance, check_paths
 from ressa.machine import check_machine
-from ressa.model.folder import read_manifest
+from ressa.model.folder import check_writable, read_manifest
 from ressa.model.load import load_to_ask, resolve
+from ressa.model.pickles import check_pickle
+from ressa.paths import path_of
 from ressa.prune import prune
 from ressa.recipe import checked
 from ressa.run import Progress, Stage, carry_out, dtype_key
@@ -64,7 +66,7 @@ def compare(
     check_instance(Evaluate, asked, "compare")
     check_instance(Runtime, runtime, "compare")
     check_machine(runtime.device, runtime.dtype)
-    asked, out = checked(asked, "compare"), Path(out)
+    asked, out = checked(asked, "compare"), path_of(out, "the output")
     if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
         raise RessaError("name at least one method, and each of them once")
     each = {method: checked(replace(settings, method=method), "compare") for method in methods}
@@ -74,7 +76,8 @@ def compare(
         raise RessaError(f"compare scores exact match on records of your own: leave task '{asked.task}' out")
 
     def check() -> None:
-        resolve(model)
+        check_pickle(resolve(model))
+        check_writable(out / "scores" / max(methods, key=len), resolve(model))
         read_records(data, settings.split)
         questions(data, **asdict(asked))
 

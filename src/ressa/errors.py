@@ -5,13 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ressa.printable import printable, shown
+
+MOST = 6000  # letters of a line: room for the longest path and what to do about it
+
 
 class RessaWarning(UserWarning):
     """Something the user should know that stops nothing; the command line prints it as one line."""
 
 
 class RessaError(Exception):
-    """A request that cannot be carried out. Its text is one line for the user; the CLI prints it and exits with 2."""
+    """A request that cannot be carried out. Its text is one line for the user; the CLI prints it and exits with 2.
+
+    It mostly names something of the user's data, so what a terminal would obey is spelled out.
+    """
+
+    def __init__(self, text: object = "") -> None:
+        line = printable(text)
+        super().__init__(line if len(line) <= MOST else f"{line[: MOST // 2]} … {line[-MOST // 2 :]}")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> RessaError:
@@ -23,7 +34,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> RessaError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f": did you mean '{near[0]}'?" if near else ":"
-    return RessaError(f"unknown {what} '{name}'{hint} (known: {', '.join(names)})")
+    return RessaError(f"unknown {what} {shown(name)}{hint} (known: {', '.join(names)})")
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -25,7 +25,7 @@ from ressa.errors import RessaError
 from ressa.limits import check, check_paths
 from ressa.machine import Machine, check_machine
 from ressa.model.folder import check_output, refuse_adapter, write_folder
-from ressa.model.load import auto_class, load, machine_for, read_config
+from ressa.model.load import auto_class, load, machine_for, read_config, resolve
 from ressa.model.precision import cast_back, dtypes_of
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
@@ -114,7 +114,7 @@ def prune(
         raise RessaError(f"method '{method}' looks at the inputs of layers: name the data to calibrate on")
     if request.needs_data and data is None:
         raise RessaError(f"allocation '{allocation}' looks at how blocks are used: name the data to calibrate on")
-    check_output(out)
+    out = check_output(out, resolve(model))
     refuse_adapter(model)
     _check_parts(model, vision, connector)
     records = None if data is None else read_records(data, split)
@@ -136,7 +136,7 @@ def prune(
     if run.needs is None:
         by_weights(run, blocks, patterns, progress)
     else:
-        with finished_blocks(Path(out), _identity(arguments, chosen, records or [], patterns)) as finished:
+        with finished_blocks(out, _identity(arguments, chosen, records or [], patterns)) as finished:
             resumed = by_inputs(run, ground, blocks, patterns, propagate, order, asymmetric, finished)
     cast_back(net, dtypes, [name for name, pattern in patterns.items() if pattern.sparsity])
     manifest = _manifest(arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)

@@ -13,6 +13,7 @@ import yaml
 
 from ressa.errors import RessaError, unknown
 from ressa.limits import SHARES, as_kind, options, within
+from ressa.paths import path_of
 from ressa.settings import TASKS, Evaluate, Prune, Recipe, Repair, Runtime
 
 SECTIONS = {"prune": Prune, "repair": Repair, "evaluate": Evaluate, "runtime": Runtime}
@@ -25,7 +26,7 @@ def read_recipe(path: str | Path) -> Recipe:
         RessaError: no such file, no YAML, an unknown key (with the nearest right one), a value of the wrong kind.
     """
     try:
-        told = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        told = yaml.load(path_of(path, "the recipe").read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, `!!int x`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -31,13 +32,41 @@ def work_path(out: Path, what: str) -> Path:
 
 
 def begin(work: Path, identity: dict[str, Any]) -> str:
-    """Make the folder `work`, emptied unless a run with the same identity and versions made it; their digest."""
+    """Make the folder `work`, emptied unless a run with the same identity and versions made it; their digest.
+
+    Raises:
+        RessaError: another process is at work there.
+    """
     note, text = work / "arguments.json", json.dumps(identity | {"versions": versions("peft")}, indent=1)
+    work.mkdir(parents=True, exist_ok=True)
+    _hold(work)
     if not note.is_file() or note.read_text(encoding="utf-8") != text:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        for left in work.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         note.write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hold(work: Path) -> None:
+    """Lock `work` until this process ends, however it does, or begins again; file systems without locks do without."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    if work in _held:
+        os.close(_held.pop(work))
+    folder = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _held[work] = folder
+    except BlockingIOError:
+        os.close(folder)
+        raise RessaError(f"{work}: another run is at work there; wait for it, or name another output") from None
+    except OSError:
+        os.close(folder)
+
+
+_held: dict[Path, int] = {}
 
 
 def stamp(name: str | Path) -> list[Any]:

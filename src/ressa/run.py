@@ -20,10 +20,12 @@ from ressa.data.emoji import write as write_emoji
 from ressa.data.records import read_records
 from ressa.errors import RessaError, unknown
 from ressa.evaluate.score import evaluate, questions, task_of, write_atomic
-from ressa.folders import check_output, tidy_parents
+from ressa.folders import check_output, check_writable, tidy_parents
 from ressa.limits import check_instance
 from ressa.machine import check_machine
 from ressa.model.load import resolve
+from ressa.model.pickles import check_pickle
+from ressa.paths import path_of
 from ressa.prune import prune
 from ressa.recipe import checked, write_recipe
 from ressa.repair.settings import Settings
@@ -71,7 +73,7 @@ def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> di
     """
     check_instance(Recipe, recipe, "run")
     recipe = checked(recipe, "recipe")
-    out, plan = Path(recipe.out), stages(recipe)
+    out, plan = out_of(recipe), stages(recipe)
     seconds = carry_out(plan, out, progress, check=lambda: _check(recipe))
     write_atomic(out / "recipe.yaml", write_recipe(recipe))
     return {
@@ -151,14 +153,19 @@ def _write(ledger: dict[str, Any], out: Path) -> None:
 
 def models(recipe: Recipe) -> dict[str, str]:
     """The models of a run, dense first, by name."""
-    out = Path(recipe.out)
+    out = out_of(recipe)
     made = {"pruned": recipe.prune, "repaired": recipe.repair}
     return {"dense": recipe.model} | {name: str(out / name) for name, section in made.items() if section}
 
 
+def out_of(recipe: Recipe) -> Path:
+    """The folder of a run. Raises RessaError as `path_of`."""
+    return path_of(recipe.out, "out")
+
+
 def data_of(recipe: Recipe) -> str:
     """The data folder of a run."""
-    return str(Path(recipe.out) / "data") if recipe.data == "emoji" else recipe.data
+    return str(out_of(recipe) / "data") if recipe.data == "emoji" else recipe.data
 
 
 def stages(recipe: Recipe) -> list[Stage]:
@@ -177,7 +184,7 @@ def _data_stage(recipe: Recipe) -> Stage:
     def make(progress: Progress | None) -> None:
         write_emoji(data_of(recipe), seed=recipe.seed, progress=progress)
 
-    return Stage("data", Path(recipe.out) / "data" / "README.txt", (), {"seed": recipe.seed}, make, fresh=True)
+    return Stage("data", out_of(recipe) / "data" / "README.txt", (), {"seed": recipe.seed}, make, fresh=True)
 
 
 def dtype_key(runtime: Runtime | None) -> dict[str, str]:
@@ -190,7 +197,7 @@ def _where(recipe: Recipe) -> dict[str, Any]:
 
 
 def _prune_stage(recipe: Recipe, section: Prune) -> Stage:
-    out = Path(recipe.out) / "pruned"
+    out = out_of(recipe) / "pruned"
 
     def make(progress: Progress | None) -> None:
         source: dict[str, Any] = {"data": data_of(recipe), "seed": recipe.seed, "progress": progress}
@@ -200,7 +207,7 @@ def _prune_stage(recipe: Recipe, section: Prune) -> Stage:
 
 
 def _repair_stage(recipe: Recipe, section: Repair) -> Stage:
-    pruned, out = Path(recipe.out) / "pruned", Path(recipe.out) / "repaired"
+    pruned, out = out_of(recipe) / "pruned", out_of(recipe) / "repaired"
 
     def make(progress: Progress | None) -> None:
         source: dict[str, Any] = {"teacher": recipe.model, "data": data_of(recipe), "seed": recipe.seed}
@@ -210,7 +217,7 @@ def _repair_stage(recipe: Recipe, section: Repair) -> Stage:
 
 
 def _score_stage(recipe: Recipe, section: Evaluate, name: str, model: str) -> Stage:
-    folder = Path(recipe.out) / "scores" / name
+    folder = out_of(recipe) / "scores" / name
     against = recipe.model if name != "dense" else None
 
     def make(progress: Progress | None) -> None:
@@ -239,7 +246,8 @@ def _check(recipe: Recipe) -> None:
     """What would be wrong at a later stage is refused before the first."""
     if recipe.repair and not recipe.prune:
         raise RessaError("the recipe repairs what it does not prune: add a prune section")
-    resolve(recipe.model)
+    check_pickle(resolve(recipe.model))
+    check_writable(out_of(recipe) / "scores" / "repaired", resolve(recipe.model))
     runtime = recipe.runtime or Runtime()
     if recipe.repair:
         Where(runtime.device, dtype_of(runtime.dtype, recipe.repair.bf16))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ressa.errors import RessaError, unknown
+from ressa.paths import path_of
 
 UNITS = ("block", "linear")
 
@@ -41,7 +42,7 @@ def read_allocation(path: str | Path) -> Saved:
         RessaError: no such file, no JSON, or not what `write_allocation` writes, with what is wrong.
     """
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        told = json.loads(path_of(path, "the allocation").read_text(encoding="utf-8"))
     except OSError as error:
         raise RessaError(f"{path}: the allocation cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -13,9 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from ressa.cli import data as data_commands
+from ressa.cli.exits import carry_out
 from ressa.cli.options import Data, Json, MaybeData, Model, Out, Seed, told_apart, with_settings
 from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import RessaError
+from ressa.paths import path_of
 from ressa.recipe import read_recipe
 from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
 
@@ -32,11 +34,7 @@ app.add_typer(data_commands.app, name="data")
 
 def main() -> None:
     """The entry point: what ressa refuses is one line on stderr and exit code 2."""
-    try:
-        app()
-    except RessaError as error:
-        print(f"ressa: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(carry_out(lambda: app(standalone_mode=False, prog_name="ressa")))
 
 
 @app.command()
@@ -135,7 +133,7 @@ def _allotted(allocation: dict[str, Any], together: dict[str, Any]) -> Iterator[
 @app.command()
 @with_settings
 def repair(
-    pruned: Annotated[Path, typer.Argument(help="The folder of a pruned model.")],
+    pruned: Annotated[str, typer.Argument(help="The folder of a pruned model.")],
     out: Out,
     settings: Repair,
     runtime: Runtime,
@@ -153,7 +151,11 @@ def repair(
     with quiet(), bars() as bar:
         options = asdict(settings) | asdict(runtime)
         told = verb(pruned, out, teacher=teacher, data=data, seed=seed, progress=bar("repairing"), **options)
-    show(told, as_json, f"{out}: repaired in {told['seconds']:.0f} s; every zero of {pruned} is still zero on disk")
+    show(
+        told,
+        as_json,
+        f"{Path(out)}: repaired in {told['seconds']:.0f} s; every zero of {Path(pruned)} is still zero on disk",
+    )
 
 
 @app.command()
@@ -168,9 +170,9 @@ def evaluate(
     ] = None,
     against: Annotated[str | None, typer.Option(help="The dense model: adds the KL of MODEL's answers to it.")] = None,
     versus: Annotated[
-        Path | None, typer.Option(help="The --out of another model's evaluation: adds differences and their p.")
+        str | None, typer.Option(help="The --out of another model's evaluation: adds differences and their p.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep scores.json and every answer here; resumes there too.")] = None,
+    out: Annotated[str | None, typer.Option(help="Keep scores.json and every answer here; resumes there too.")] = None,
     grey: Annotated[
         bool, typer.Option("--grey", help="Show grey pictures: what can be guessed without looking?")
     ] = False,
@@ -204,7 +206,7 @@ def evaluate(
         told = verb(model, data=data, progress=progress, **options, **asdict(settings))
     told.pop("answers")
     if first:
-        show(told, as_json, by_kind({Path(model).name: told}), *lines(told))
+        show(told, as_json, by_kind({Path(model).name or model: told}), *lines(told))
 
 
 @app.command()
@@ -215,7 +217,7 @@ def compare(
     settings: Prune,
     runtime: Runtime,
     methods: Annotated[str, typer.Option(help="Names of pruning methods, with commas between them.")],
-    out: Annotated[Path, typer.Option(help="Where each method's model and scores go; resumes there.")],
+    out: Annotated[str, typer.Option(help="Where each method's model and scores go; resumes there.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions. [all]")] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -233,13 +235,13 @@ def compare(
         told = verb(model, out, data=data, methods=names, progress=bar, **options)
     show(told, as_json, table(told))
     if not as_json:
-        print(f"plot: {plot(told, out / 'blocks.png')}")
+        show({}, False, f"plot: {plot(told, path_of(out, 'out') / 'blocks.png')}")
 
 
 @app.command()
 @with_settings
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file; see the shipped ones in ressa/recipes.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file; see the shipped ones in ressa/recipes.")],
     runtime: Runtime,
 ) -> None:
     """Carry out a recipe: prune, repair, evaluate. Stages that are finished are not run again."""
@@ -250,10 +252,10 @@ def run(
 @with_settings
 def demo(
     runtime: Runtime,
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo-out"),
+    out: Annotated[str, typer.Option(help="Where everything goes.")] = "demo-out",
 ) -> None:
     """Everything on the embedded model, in minutes: dense, 2:4 by Wanda, repaired; with a table and a picture."""
-    _run(_placed(replace(read_recipe(Path(__file__).parents[1] / "recipes" / "demo.yaml"), out=str(out)), runtime))
+    _run(_placed(replace(read_recipe(Path(__file__).parents[1] / "recipes" / "demo.yaml"), out=out), runtime))
 
 
 def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
@@ -263,20 +265,17 @@ def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
 
 
 def _run(recipe: Recipe) -> None:
-    from rich.console import Console
-
     from ressa.report.picture import picture
     from ressa.report.table import by_kind, summary
-    from ressa.run import data_of
+    from ressa.run import data_of, out_of
     from ressa.run import run as verb
 
     with quiet(), bars() as bar:
         result = verb(recipe, bar)
-    console = Console()
-    console.print(summary(result))
+    show(result, False, summary(result))
     if recipe.evaluate:
-        console.print(by_kind(result["scores"]))
+        show(result, False, by_kind(result["scores"]))
         if recipe.evaluate.task != "folder":
             return  # a benchmark's pictures are in files of its own
-        if path := picture(result, data_of(recipe), recipe.evaluate.split or "test", Path(recipe.out) / "answers.png"):
-            print(f"picture: {path}")
+        if path := picture(result, data_of(recipe), recipe.evaluate.split or "test", out_of(recipe) / "answers.png"):
+            show(result, False, f"picture: {path}")

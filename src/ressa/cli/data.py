@@ -32,7 +32,7 @@ def emoji(
         write(
             out, train=train, validation=validation, test=test, questions=questions, seed=seed, progress=bar("drawing")
         )
-    print(f"{out}: {train} + {validation} + {test} + {test} scenes")
+    show({}, False, f"{Path(out)}: {train} + {validation} + {test} + {test} scenes")
 
 
 def _data_command(name: str, what: str) -> None:
@@ -58,9 +58,9 @@ def _data_command(name: str, what: str) -> None:
     app.command(name)(with_settings(command))
 
 
-def _prepared(out: Path, told: dict[str, Any]) -> Iterator[str]:
+def _prepared(out: str, told: dict[str, Any]) -> Iterator[str]:
     pictures = told["pictures"]
-    yield f"{out}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
+    yield f"{Path(out)}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
     yield f"pictures: {pictures['made']:,} of {pictures['asked']:,}"
     for what in ("unusable", "converted", "skipped"):
         if told[what]:
@@ -82,11 +82,11 @@ for _name, _what in {
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder that `ressa data` prepared.")], as_json: Json = False
+    folder: Annotated[str, typer.Argument(help="A folder that `ressa data` prepared.")], as_json: Json = False
 ) -> None:
     """Compare every file of a prepared folder with its SHA-256 in SHA256SUMS."""
     from ressa.data.prepare import check as verb
 
     with bars() as bar:
         told = verb(folder, bar("checking"))
-    show(told, as_json, f"{folder}: {told['files']:,} files, {told['bytes']:,} bytes, all as they were prepared")
+    show(told, as_json, f"{Path(folder)}: {told['files']:,} files, {told['bytes']:,} bytes, all as they were prepared")

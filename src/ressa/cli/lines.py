@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from ressa.printable import printable
+
 EVERY = 10.0  # seconds between two lines, at least
 
 
@@ -30,7 +32,8 @@ class Lines:
             if now - self.last < self.every:
                 return
             self.last = now
-            print(_line(title, done, total, what, now - started, done - begun_at), file=sys.stderr, flush=True)
+            line = _line(title, done, total, what, now - started, done - begun_at)
+            print(printable(line), file=sys.stderr, flush=True)
 
         return update
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect as reflection
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -18,7 +17,7 @@ Model = Annotated[str, typer.Argument(help="A model folder, a hub name, or `demo
 _DATA = typer.Option(help="A folder with {split}.jsonl, or one .jsonl file.")
 Data = Annotated[str, _DATA]
 MaybeData = Annotated[str | None, _DATA]  # Typer looks for its words at the outermost type only
-Out = Annotated[Path, typer.Argument(help="The folder to write; must be new or empty.")]
+Out = Annotated[str, typer.Argument(help="The folder to write; must be new or empty.")]
 Seed = Annotated[int, typer.Option(min=0, max=SEEDS, help="Draws the samples, the order and the adapters.")]
 Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 

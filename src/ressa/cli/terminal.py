@@ -11,6 +11,7 @@ from typing import Any
 
 from ressa.cli.lines import Lines
 from ressa.errors import RessaWarning
+from ressa.printable import printable
 
 
 @contextmanager
@@ -21,6 +22,7 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int | None, str], None]]]:
     """
     from rich import progress as rich
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -40,10 +42,10 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int | None, str], None]]]:
     shown = False
 
     def bar(title: str) -> Callable[[int, int | None, str], None]:
-        task = progress.add_task(title, total=None, what="")
+        task = progress.add_task(escape(printable(title)), total=None, what="")
 
         def update(done: int, total: int | None, what: str) -> None:
-            progress.update(task, completed=done, total=total, what=what if what != title else "")
+            progress.update(task, completed=done, total=total, what=printable(what) if what != title else "")
 
         return update
 
@@ -70,7 +72,7 @@ def quiet() -> Iterator[None]:
 
     def show_ours(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, RessaWarning):
-            print(f"ressa: warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+            print(f"ressa: warning: {printable(message)}", file=sys.stderr)
         else:
             show_others(message, category, *where, **more)
 
@@ -94,6 +96,6 @@ def show(told: dict[str, Any], as_json: bool, *lines: Any) -> None:
 
     for line in lines:
         if isinstance(line, str):
-            print(line)  # rich would wrap it, and read [brackets] in names as colours
+            print(printable(line))  # rich would wrap it, and read [brackets] in names as colours
         else:
             Console().print(line, highlight=False)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ressa.data.pixels import to_rgb
 from ressa.errors import RessaError
+from ressa.printable import shown as shown  # readers know it from here
 
 LFS = b"version https://git-lfs"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: Pillow would run Ghostscript on it
@@ -164,12 +165,3 @@ class ImageFolder:
 
     def _leaves(self, what: str) -> RessaError:
         return RessaError(f"{what} leaves the data folder {self.root}; pictures must lie inside it")
-
-
-def shown(value: object, limit: int = 80) -> str:
-    """A value of the user's data, on one line, in quotes, at most `limit` characters long."""
-    try:
-        text = " ".join(str(value).split())
-    except RecursionError:  # JSON of thousands of brackets
-        text = f"{type(value).__name__} nested too deeply"
-    return f"'{text if len(text) <= limit else text[: limit - 1] + '…'}'"

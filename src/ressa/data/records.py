@@ -31,6 +31,7 @@ from ressa.data.fields import as_text, picture, unmarked
 from ressa.data.images import ImageFolder, Picture, shown
 from ressa.data.parse import parse
 from ressa.errors import RessaError
+from ressa.paths import path_of
 
 Find = Callable[[object, str], Picture]  # (what the image field holds, where) -> the picture
 
@@ -81,7 +82,7 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
     """
     if not isinstance(source, str | Path):
         return _from_table(source, split, "dataset")
-    path = Path(source)
+    path = path_of(source, "data")
     if path.is_file():
         table = path.suffix == ".parquet"
         return _from_table(path, path.stem, str(path)) if table else _from_jsonl(path, path.stem)

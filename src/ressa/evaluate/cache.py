@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ressa.errors import RessaError
 from ressa.evaluate import parallel
+from ressa.printable import to_json
 
 Progress = Callable[[int, int, str], None]
 
@@ -69,7 +70,7 @@ def append(path: Path, lines: Sequence[dict[str, str]]) -> None:
             end = file.tell()
             file.seek(max(end - 1, 0))
             broken = end > 0 and file.read(1) != b"\n"  # or the next line would continue the broken one
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            text = "".join(to_json(line) + "\n" for line in lines)
             file.write((b"\n" if broken else b"") + text.encode())
     except OSError as error:
         raise RessaError(f"{path}: cannot be written ({error.strerror})") from None

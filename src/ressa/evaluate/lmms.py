@@ -11,6 +11,7 @@ from ressa.errors import RessaError
 from ressa.evaluate import parallel
 from ressa.machine import AUTO, first_device
 from ressa.model.load import read_config, resolve
+from ressa.paths import path_of
 
 # Which of lmms-eval's model classes loads which of transformers' (lmms_eval/models, version 0.7); others go to the one
 # that takes any model with a chat template.
@@ -85,4 +86,6 @@ def command(
         raise RessaError(f"{model}: lmms-eval's {chosen} takes batches of {ONE[chosen]} only: leave --batch-size out")
     words += ["--tasks", ",".join(names), "--batch_size", size, "--device", device]
     words += ["--limit", str(limit)] if limit is not None else []
-    return words + (["--output_path", str(Path(out) / "lmms"), "--log_samples"] if out is not None else [])
+    if out is None:
+        return words
+    return [*words, "--output_path", str(path_of(out, "the output") / "lmms"), "--log_samples"]

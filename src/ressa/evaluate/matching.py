@@ -18,6 +18,7 @@ from ressa.data.records import Record
 from ressa.errors import RessaError, one_line
 from ressa.evaluate.generate import measuring
 from ressa.model.load import read_config, resolve
+from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
 from ressa.model.quantised import plain_dtype
 from ressa.model.sound import check_loaded
@@ -43,6 +44,7 @@ def load(name: Any, *, dtype: Any = "auto") -> tuple[Any, Any]:
     Raises:
         RessaError: no such model, or weights that are missing from it.
     """
+    check_pickle(resolve(name))
     config, processor = read_config(name), load_processor(name, resolve(name), text_only=False)
     try:
         auto: Any = Blip2ForImageTextRetrieval

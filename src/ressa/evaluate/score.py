@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
@@ -24,7 +23,9 @@ from ressa.evaluate.tasks.retrieval import queries
 from ressa.limits import as_kind, check, check_paths
 from ressa.machine import Machine, check_machine
 from ressa.model.folder import check_writable
-from ressa.model.load import load_to_ask, read_config
+from ressa.model.load import load_to_ask, read_config, resolve
+from ressa.paths import expanded, path_of
+from ressa.printable import to_json
 from ressa.settings import Evaluate
 
 Model = str | Path | tuple[Any, Any]
@@ -88,7 +89,7 @@ def evaluate(
     _check_arguments(model, against, out, versus)
     check_machine(parallel.device_of(device), dtype)
     known, wanted, source, reading = questions(**given)
-    samples, folder = reading.samples, _writable(out)
+    samples, folder = reading.samples, _writable(out, model, data)
     if versus is not None:
         summary.answers_to(queries(samples) if known.mode == "retrieval" else samples, versus)
     if against is not None:
@@ -112,8 +113,8 @@ def evaluate(
     told |= {"machine": chosen.describe()}
     scores |= told | {"seconds": round(time.monotonic() - started, 2)}
     if folder and parallel.rank() == 0:
-        write_atomic(folder / "answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-        write_atomic(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(folder / "answers.jsonl", "".join(to_json(r) + "\n" for r in rows))
+        write_atomic(folder / "scores.json", to_json(scores, indent=2) + "\n")
     parallel.close()
     return scores | {"answers": {s.record.id: said for s, said in zip(asked.samples, asked.answers, strict=True)}}
 
@@ -141,7 +142,8 @@ def questions(data: Any, grey: bool = False, **given: Any) -> tuple[Task, Wishes
     if data is None:
         raise RessaError("evaluate: needs data, where the records or the task's files are")
     images = given["images"]
-    source = Source(data, given["split"] or known.split, Path(images) if images else None)
+    place = path_of(images, "images") if images is not None else None
+    source = Source(_place(data), given["split"] or known.split, place)
     reading = known.read(source)
     samples = _chosen(reading.samples, given["limit"], grey)
     if not samples:
@@ -201,12 +203,21 @@ def _grey(sample: Sample) -> Sample:
     return replace(sample, record=replace(sample.record, image=GreyImage(image))) if image else sample
 
 
-def _writable(out: str | Path | None) -> Path | None:
+def _place(data: Any) -> Any:
+    """`data` with ~ as the home folder, if it is a path."""
+    return type(data)(expanded(data, "data")) if isinstance(data, str | Path) else data
+
+
+def _writable(out: str | Path | None, model: Model, data: Any) -> Path | None:
     """The output folder, known to be possible before any weight is loaded; it is made when there is something in it."""
     if out is None:
         return None
-    check_writable(out)
-    return Path(out)
+    path = path_of(out, "the output")
+    if parallel.rank() == 0:
+        check_writable(out, None if isinstance(model, tuple) else resolve(model))
+    if isinstance(data, str | Path) and os.path.realpath(path) == os.path.realpath(expanded(data, "data")):
+        raise RessaError(f"{out}: is the folder of the data, where answers would look like a split; name another")
+    return path
 
 
 def _matcher(model: Model, task: Task, measuring: bool, device: str, dtype: str) -> tuple[Any, Any, Machine] | None:

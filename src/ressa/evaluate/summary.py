@@ -12,6 +12,7 @@ import numpy as np
 from ressa.errors import RessaError
 from ressa.evaluate.metrics.intervals import Measured, compared, interval
 from ressa.evaluate.tasks.base import Sample, Task
+from ressa.paths import path_of
 
 Sums = Sequence[tuple[float, float, float, int]]  # of `divergence.answer_sums`
 
@@ -105,7 +106,7 @@ def versus(task: Task, samples: Sequence[Sample], measured: dict[str, Measured],
     """
     other = task.measure(samples, answers_to(samples, folder))
     pairs = {name: (m, other[name]) for name, m in measured.items() if m.fixed is None and name in other}
-    return {"folder": str(folder)} | {name: compared(a, b) for name, (a, b) in pairs.items()}
+    return {"folder": str(Path(folder))} | {name: compared(a, b) for name, (a, b) in pairs.items()}
 
 
 def answers_to(samples: Sequence[Sample], folder: str | Path) -> list[str]:
@@ -125,7 +126,7 @@ def answers_to(samples: Sequence[Sample], folder: str | Path) -> list[str]:
 
 def read_answers(folder: str | Path) -> dict[str, str]:
     """{record id: answer} of an evaluated folder."""
-    path = Path(folder) / "answers.jsonl"
+    path = path_of(folder, "versus") / "answers.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]  # of bytes: U+2028 ends no line
         return {str(line["id"]): str(line["answer"]) for line in lines}

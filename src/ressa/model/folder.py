@@ -58,9 +58,8 @@ def write_folder(
     Raises:
         RessaError: as `check_output` and `verify`, and for a parameter that holds NaN or infinity.
     """
-    check_output(out)
+    path = check_output(out).absolute()
     check_finite(out, model)
-    path = Path(out).absolute()
     with partial(path) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -19,9 +19,11 @@ from ressa.demo import CARRIED
 from ressa.errors import RessaError, one_line, unknown
 from ressa.machine import DTYPES, Machine, machine
 from ressa.model.described import check_generation, config_of, described
+from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
 from ressa.model.quantised import forget_quantised, plain_dtype
 from ressa.model.sound import check_loaded, check_stored
+from ressa.paths import path_of
 
 
 def load(
@@ -36,6 +38,7 @@ def load(
         RessaError: no such folder, no config.json, no weights, a kind of model that ressa does not know.
     """
     source = resolve(name)
+    check_pickle(source)
     config = read_config(name)
     text_only = auto_class(config, name) is AutoModelForCausalLM
     processor = load_processor(name, source, text_only=text_only)
@@ -62,7 +65,7 @@ def machine_for(model: PreTrainedModel, device: torch.device | str, dtype: str) 
 
 def resolve(name: str | Path) -> str:
     """The folder or hub name that `name` stands for. Raises RessaError for a path that is no model folder."""
-    path = Path(name).expanduser()
+    path = path_of(name, "the model")
     if str(name) in CARRIED and (str(name) == "demo" or not path.is_dir()):
         return str(CARRIED[str(name)])
     if path.is_dir():

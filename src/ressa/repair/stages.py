@@ -20,8 +20,10 @@ from ressa.calibration.samples import samples as batches_of
 from ressa.data.prompts import encode
 from ressa.data.records import Record
 from ressa.errors import RessaError
+from ressa.folders import writing
 from ressa.machine import Machine, decide, found
 from ressa.model.load import load, machine_for
+from ressa.paths import path_of
 from ressa.repair.reconstruct import Passes, reconstruct
 from ressa.repair.settings import Settings
 from ressa.repair.student import Student
@@ -101,7 +103,7 @@ class Run:
             "hidden states": bool(settings.hidden_weight),
             "connector": bool(settings.connector_weight),
         }
-        folder = Path(settings.teacher_cache)
+        folder = path_of(settings.teacher_cache, "the teacher's cache")
         cache = open_cache(folder, identity)
         if cache is None and self.processes.is_main_process:
             model, processor = load(self.teacher)
@@ -149,8 +151,9 @@ class Run:
             del dense
             partial = file.with_suffix(".partial")
             weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-            save_file(weights, partial, {"far": json.dumps(far)})
-            partial.replace(file)
+            with writing(file):
+                save_file(weights, partial, {"far": json.dumps(far)})
+                partial.replace(file)
         self.processes.wait_for_everyone()
         saved = load_file(file)
         with torch.no_grad():

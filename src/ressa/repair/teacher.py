@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +31,7 @@ from ressa.calibration.outputs import outputs_of
 from ressa.data.prompts import IGNORED, encode, is_encoder_decoder, shortest_first
 from ressa.data.records import Record
 from ressa.errors import RessaError
+from ressa.folders import partial as partial_of
 from ressa.model.load import resolve
 from ressa.model.structure import Block
 from ressa.repair.distill import top_words
@@ -143,10 +142,9 @@ def write_cache(
         asking: batch with labels -> (inputs, positions) as the losses take them.
         share: records in a file.
     """
-    config, partial = teacher.model.config, folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    config = teacher.model.config
     names = tuple(block.name for block in teacher.blocks)
-    partial.mkdir(parents=True)
-    try:
+    with partial_of(folder.absolute()) as partial:
         for start in range(0, len(records), share):
             chosen = records[start : start + share]
             tensors: dict[str, Tensor] = {}
@@ -164,8 +162,6 @@ def write_cache(
         if folder.is_dir():
             folder.rmdir()
         os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Cache(folder, names, share)
 
 

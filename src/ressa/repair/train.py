@@ -30,6 +30,7 @@ from ressa.machine import AUTO, check_machine
 from ressa.model.folder import check_output, check_writable, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
+from ressa.model.pickles import check_pickle
 from ressa.model.precision import dtypes_of
 from ressa.patterns import Pattern
 from ressa.provenance import forget_peak, peak_memory, plain, versions
@@ -110,7 +111,7 @@ def repair(
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "progress")}
     check_paths("repair", pruned=pruned, out=out, teacher=teacher)
-    out, started = Path(out), time.perf_counter()
+    started = time.perf_counter()
     forget_peak()
     check(Repair, given, "repair")
     where = Where(device, dtype_of(dtype, bf16))
@@ -120,9 +121,9 @@ def repair(
     given = {name: plain(value) for name, value in given.items()}
     settings = Settings.complete_from(given)
     check_reports(report_to)
-    check_output(out)
+    out = check_output(out, resolve(pruned), resolve(teacher))
     if teacher_cache is not None:
-        check_writable(teacher_cache)
+        check_writable(teacher_cache, resolve(pruned), resolve(teacher))
     refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
     records = drawn(read_records(data, split), samples, seed)
@@ -199,6 +200,8 @@ def _parts(matrices: dict[str, Any]) -> dict[str, Any]:
 
 def _check_teacher(pruned: str | Path, teacher: str | Path) -> None:
     """Refuse, from the configs alone, a teacher whose answers cannot be compared token by token."""
+    for name in (pruned, teacher):
+        check_pickle(resolve(name))
     sparse, dense = read_config(pruned), read_config(teacher)
     for what, one, two in (
         ("a {} model", sparse.model_type, dense.model_type),

@@ -24,6 +24,7 @@ from ressa.calibration.logits import forced, logits_at
 from ressa.calibration.outputs import outputs_of
 from ressa.data.prompts import IGNORED
 from ressa.errors import RessaError, unknown
+from ressa.folders import writing
 from ressa.machine import Machine
 from ressa.repair.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl
 from ressa.repair.hidden import connector_end, hidden_loss, streams
@@ -141,6 +142,10 @@ class Adaptation(Trainer):
         first = 1e-6 / max(self.args.learning_rate, 1e-6)
         self.lr_scheduler = LambdaLR(cast(Any, optimizer or self.optimizer), lambda step: 1.0 if step else first)
         return self.lr_scheduler
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

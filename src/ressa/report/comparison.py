@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from ressa.printable import printable
+from ressa.report.figure import save
 from ressa.report.table import plain
 
 
@@ -56,13 +58,22 @@ def plot(told: dict[str, Any], path: str | Path) -> Path:
         label = f"{method}   {result['exact_match']:.1%}, KL {result['kl']:.3f}"
         axes.plot(range(len(names)), [result["blocks"][name] for name in names], marker="o", markersize=4, label=label)
     axes.set_yscale("log")
-    axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=60, ha="right", fontsize=8)
+    axes.set_xticks(
+        range(len(names)),
+        [printable(_short(name)) for name in names],
+        rotation=60,
+        ha="right",
+        fontsize=8,
+        parse_math=False,
+    )
     axes.set_ylabel("relative squared error of the block's output")
-    axes.set_title(f"{Path(told['model']).name} at {told['sparsity']}: exact match {told['dense']:.1%} when dense")
+    title = (
+        f"{Path(told['model']).name or told['model']} at {told['sparsity']}: exact match {told['dense']:.1%} when dense"
+    )
+    axes.set_title(printable(title), parse_math=False)
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    return save(figure, path, dpi=120)
 
 
 def _short(name: str) -> str:

@@ -12,7 +12,7 @@ from ressa.limits import check_paths
 from ressa.model.load import load
 from ressa.model.structure import BY_DEFAULT, PARTS, Part, structure
 from ressa.patterns import parse
-from ressa.report.table import plain, when
+from ressa.report.table import cell, plain, when
 
 UNSEEN = "not seen"
 SEEN = {
@@ -77,11 +77,12 @@ def tables(told: dict[str, Any]) -> list[Any]:
     for name, p in told["parts"].items():
         share = f"{p['zeros'] / p['weights']:.1%}" if p["weights"] else ""
         counts = [f"{p[key]:,}" for key in ("parameters", "blocks", "linears", "weights")]
-        parts.add_row(name, *counts, share, when(p))
+        parts.add_row(cell(name), *counts, share, when(p))
     reasons = plain("not pruned")
     for header in ("why", "how many", "for example"):
         reasons.add_column(header, overflow="fold")
     for why, n in Counter(told["kept"].values()).most_common():
-        reasons.add_row(why, str(n), next(name for name, reason in told["kept"].items() if reason == why))
+        first = next(name for name, reason in told["kept"].items() if reason == why)
+        reasons.add_row(cell(why), str(n), cell(first))
     pictures = f"pictures: {SEEN.get(told['pictures'], told['pictures'])}"
     return [parts, *where, pictures, reasons, *list(told["unfit"].values())[:5]]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import textwrap
-import warnings
 from pathlib import Path
 from typing import Any
 
 from ressa.data.records import Record, read_records
+from ressa.printable import printable
+from ressa.report.figure import save
 
 TITLE, IMAGE, WORDS = 0.8, 3.0, 1.4  # heights in inches
 GOOD, BAD, INK, PALE = "#1a7f37", "#cf222e", "#24292f", "#57606a"
@@ -42,10 +43,7 @@ def picture(
     height = figure.get_figheight()
     edges = {"left": 0.02, "right": 0.98, "top": 1 - TITLE / height, "bottom": WORDS / height}
     figure.subplots_adjust(**edges, wspace=0.12, hspace=WORDS / IMAGE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks are drawn as boxes
-        figure.savefig(path, dpi=100)
-    return Path(path)
+    return save(figure, path, dpi=100)
 
 
 def _answers(path: Path) -> dict[str, dict[str, Any]]:
@@ -95,4 +93,5 @@ def _caption(axes: Any, question: str, told: dict[str, dict[str, Any]]) -> None:
 def _write(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
     """`text`, (x, y) points from the middle of the lower edge of a picture of any shape. A $ in it is no formula."""
     place = {"xy": (0.5, 0), "xycoords": "axes fraction", "xytext": (x, y), "textcoords": "offset points"}
-    axes.annotate(text, **place, va="top", parse_math=False, annotation_clip=False, **style)
+    lines = "\n".join(map(printable, text.split("\n")))
+    axes.annotate(lines, **place, va="top", parse_math=False, annotation_clip=False, **style)

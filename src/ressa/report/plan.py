@@ -19,6 +19,7 @@ from ressa.methods import METHODS
 from ressa.model.described import config_of, described
 from ressa.model.load import auto_class, read_config
 from ressa.model.structure import BY_DEFAULT, PARTS, Structure, structure
+from ressa.paths import path_of
 from ressa.patterns import Pattern, parse
 from ressa.report.costs import (
     WIDE,
@@ -133,7 +134,7 @@ def _positive(kind: type[int] | type[float], **told: float | None) -> None:
 
 
 def _config(model: str | Path) -> PreTrainedConfig:
-    path = Path(model).expanduser()
+    path = path_of(model, "the model")
     if not path.is_file():
         return read_config(model)
     return config_of(model, str(path))

@@ -11,11 +11,17 @@ from rich.text import Text
 
 from ressa.model.folder import read_manifest, zeros
 from ressa.model.load import resolve
+from ressa.printable import printable
 
 
 def plain(title: str) -> Table:
     """A table without lines, so that nine columns find room in a terminal of 80."""
-    return Table(title=Text(title), title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    return Table(title=cell(title), title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def cell(text: object) -> Text:
+    """A text of the user's in a table: on one line, with nothing that rich or the terminal would obey."""
+    return Text(printable(text))
 
 
 def when(part: dict[str, Any]) -> str:
@@ -49,10 +55,10 @@ def by_kind(scores: dict[str, dict[str, Any]]) -> Table:
     table.add_column("kind", overflow="fold")
     table.add_column("questions", justify="right")
     for name in scores:
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(cell(name), justify="right", overflow="fold")
     kinds = next(iter(scores.values()))["by_kind"]
     for kind, first in kinds.items():
-        table.add_row(Text(kind), str(first["n"]), *(percent(s["by_kind"][kind].get(metric)) for s in scores.values()))
+        table.add_row(cell(kind), str(first["n"]), *(percent(s["by_kind"][kind].get(metric)) for s in scores.values()))
     return table
 
 

@@ -37,11 +37,10 @@ def write(
     Raises:
         RessaError: `out` exists and is not empty, or cannot be written, or a number is not positive.
     """
-    path = Path(out).absolute()  # so that "." has a name and a parent, too
     sizes = dict(zip(SPLITS, (train, validation, test, test), strict=True))
     if min(*sizes.values(), questions) < 1:
         raise RessaError("ressa data emoji: train, validation, test and questions must each be at least 1")
-    check_output(out)
+    path = check_output(out).absolute()  # so that "." has a name and a parent, too
     with partial(path) as folder:
         (folder / "images").mkdir()
         done = 0
@@ -52,7 +51,7 @@ def write(
             done += n
         (folder / "README.txt").write_text(CREDIT, encoding="utf-8")
         os.replace(folder, path)
-    return Path(out)
+    return path
 
 
 def _write_split(folder: Path, split: str, n: int, questions: int, seed: int) -> Iterator[int]:

@@ -17,6 +17,7 @@ from ressa.data.prepare.pictures import SCALED
 from ressa.data.prepare.sums import write_sums
 from ressa.errors import RessaError
 from ressa.folders import sync
+from ressa.printable import printable, to_json
 
 REPORT = "report.csv"
 MANIFEST = "ressa.json"
@@ -80,7 +81,7 @@ def _jsonl(path: Path, records: Iterator[Mapping[str, Any]]) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in records:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(to_json(row) + "\n")
             count += 1
     if not count:
         path.unlink()
@@ -98,7 +99,8 @@ def write_report(db: sqlite3.Connection, out: Path) -> dict[str, Any]:
         sheet = csv.writer(file, lineterminator="\n")
         sheet.writerow(["picture", "outcome", "what", "detail", "file", "record"])
         for name, reason, detail, changes, made, origin in rows:
-            sheet.writerow([name, "unusable" if reason else "converted", reason or changes, detail, made or "", origin])
+            outcome = "unusable" if reason else "converted"
+            sheet.writerow(map(_cell, (name, outcome, reason or changes, detail, made or "", origin)))
     converted: Counter[str] = Counter()
     for changes, count in db.execute("select changes, count(*) from pictures where changes != '' group by changes"):
         converted.update(dict.fromkeys(changes.split(", "), count))
@@ -113,9 +115,15 @@ def write_report(db: sqlite3.Connection, out: Path) -> dict[str, Any]:
     }
 
 
+def _cell(text: str) -> str:
+    """A cell that no terminal obeys, nor a spreadsheet, for which =, +, - and @ begin a formula."""
+    line = printable(text)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
+
+
 def finish(db: sqlite3.Connection, out: Path, manifest: Mapping[str, Any], *, sharded: bool) -> None:
     """Writes ressa.json and the sums, and waits until all is on the disk."""
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
     made = db.execute("select file, sha256 from pictures where file is not null order by file")
     write_sums(out, () if sharded else made)
     for path in out.iterdir():

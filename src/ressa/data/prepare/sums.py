@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ressa.data.images import shown
 from ressa.errors import RessaError
+from ressa.paths import path_of
 
 SUMS = "SHA256SUMS"
 
@@ -39,7 +40,7 @@ def check(folder: str | Path, progress: Callable[[int, int | None, str], None] |
     Raises:
         RessaError: files are missing, changed or additional (how many, and the first of each), or there are no sums.
     """
-    root = Path(folder)
+    root = path_of(folder, "the folder")
     sums = root / SUMS
     if not sums.is_file():
         raise RessaError(f"{folder}: no {SUMS}; only folders that `ressa data` prepared have one")

@@ -34,6 +34,7 @@ from ressa.data.prepare.vg import vg
 from ressa.data.prepare.work import make_pictures
 from ressa.errors import RessaError, unknown
 from ressa.folders import check_output, not_written, sync
+from ressa.paths import expanded
 
 Read = Callable[[Path], Iterator[Item | Skip]]
 
@@ -92,11 +93,12 @@ def prepare(
     """
     options = Options(**told)
     _check_options(name, options)
-    check_output(out)
+    out, source = check_output(out), expanded(source, "the source")
+    images = [expanded(entry, "images") for entry in images]
     items, cell, identity = _source(name, source, options)
     places = Places(images, cell, workers=workers, timeout=timeout, retries=retries)
     manifest = {"verb": "data", "name": name, "source": source, "images": list(images), "settings": asdict(options)}
-    partial = Path(out).absolute().parent / f".{Path(out).absolute().name}.partial"
+    partial = out.absolute().parent / f".{out.absolute().name}.partial"
     with _plan(partial, manifest, identity) as db:
         if plan.settings_of(db) is None:
             _planned(db, items, options, json.dumps([manifest, identity]), progress("reading"))
@@ -112,7 +114,7 @@ def prepare(
             progress=progress("making pictures"),
         )
         result = _written(db, partial / "out", pictures, options, manifest, progress("writing records"))
-    _appear(partial, Path(out).absolute())
+    _appear(partial, out.absolute())
     return result
 
 
