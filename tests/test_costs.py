@@ -185,7 +185,8 @@ def test_the_work_and_the_activations_of_repair_are_foretold(tmp_path, tiny_data
     ressa.prune("demo", tmp_path / "pruned", method="magnitude")
     seen: dict[str, float] = {}
     _count_a_step(monkeypatch, seen)
-    ressa.repair(tmp_path / "pruned", tmp_path / "out", teacher="demo", data=tiny_data, batch_size=12, steps=1)
+    asked_for = {"teacher": "demo", "data": tiny_data, "batch_size": 12, "steps": 1, "dtype": "float32"}
+    ressa.repair(tmp_path / "pruned", tmp_path / "out", **asked_for)
     net, _ = load("demo")
     shapes, head = shapes_of(net), net.get_output_embeddings().weight.numel()
     asked = Load(12, 12, int(seen["tokens"]), 36, seen["answers"] / 12)

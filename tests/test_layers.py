@@ -107,6 +107,7 @@ MAY = {
         "compare",
         "data",
         "errors",
+        "methods",
         "evaluate",
         "paths",
         "printable",

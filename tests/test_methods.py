@@ -14,6 +14,7 @@ from ressa import methods
 from ressa.errors import RessaError
 from ressa.inputs import Gram, GramAndMoments, InputNorm, Moments
 from ressa.methods import METHODS, REFIT, get
+from ressa.methods.refit import refit
 from ressa.patterns import NofM, Unstructured, parse
 
 AUTHORS = load_file(Path(__file__).parent / "references" / "authors.safetensors")
@@ -228,3 +229,50 @@ def test_get_fixes_settings_ignores_none_and_refuses_what_a_method_does_not_have
 
 def test_examples_in_docstrings_are_true():
     assert doctest.testmod(methods).failed == 0
+
+
+# ---- parameters in brackets ------------------------------------------------------------------------------------------
+
+
+def test_parameters_in_brackets_are_those_of_the_function():
+    torch.manual_seed(0)
+    weight_OI, inputs = torch.randn(8, 16), Gram(16)
+    inputs.add(torch.randn(64, 16))
+    for spelled, same in (
+        ("ria(power=0)", lambda: METHODS["ria"](weight_OI, inputs, NofM(2, 4), power=0.0)),
+        ("admm(iterations=4, damp=1)", lambda: METHODS["admm"](weight_OI, inputs, NofM(2, 4), iterations=4, damp=1.0)),
+        (
+            "wanda + refit(damp=1)",
+            lambda: refit(weight_OI, METHODS["wanda"](weight_OI, inputs, NofM(2, 4)), inputs, damp=1.0),
+        ),
+        ("random(seed=7)", lambda: METHODS["random"](weight_OI, None, NofM(2, 4), seed=7)),
+    ):
+        assert torch.equal(get(spelled, seed=1)(weight_OI, inputs, NofM(2, 4)), same()), spelled
+
+
+@pytest.mark.parametrize(
+    ("spelled", "message"),
+    [
+        ("ria(pwer=0.3)", "unknown parameter of ria 'pwer': did you mean 'power'"),
+        ("ria(power=much)", "power: 'much' is not a number"),
+        ("ria(power=-1)", "power: -1.0 must be finite and at least 0"),
+        ("admm(iterations=2.5)", "iterations: 2.5 is not a whole number"),
+        ("wanda(power=1)", "method 'wanda' has no parameters"),
+        ("ria(power)", "not of the form power=0.3"),
+        ("ria(power=0.3", "not of the form NAME"),
+        ("ria+refit+refit", "only [+]refit may follow"),
+        ("wanda+admm", "only [+]refit may follow"),
+        ("rai(power=0.3)", "unknown method 'rai': did you mean 'ria'"),
+        ("__import__('os')", "not of the form power=0.3"),
+        ("ria(power=__import__('os'))", "not of the form NAME"),
+    ],
+)
+def test_wrong_parameters_are_refused_in_a_line(spelled, message):
+    with pytest.raises(RessaError, match=message):
+        get(spelled)
+
+
+def test_a_parameter_is_not_told_twice():
+    with pytest.raises(RessaError, match="damp is told twice"):
+        get("admm(damp=0.2)", damp=0.1)
+    assert get("admm(damp=0.2)+refit", damp=0.1)

@@ -60,7 +60,7 @@ def every_path(model: Path, data: Path) -> dict[str, list[object]]:
         "evaluate --against": [*evaluate, "--against", "PATH"],
         "evaluate --versus": [*evaluate, "--versus", "PATH"],
         "evaluate --out": [*evaluate, "--out", "PATH"],
-        "evaluate --images": [*evaluate, "--images", "PATH"],
+        "evaluate --images": [*evaluate, "--task", "vqav2", "--images", "PATH"],
         "compare MODEL": ["compare", "PATH", "--data", data, "--methods", "wanda", "--out", "out"],
         "compare --data": ["compare", model, "--data", "PATH", "--methods", "wanda", "--out", "out"],
         "compare --out": ["compare", model, "--data", data, "--methods", "wanda", "--out", "PATH"],

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 
 import datasets
+import huggingface_hub
 import pytest
 
 import official
@@ -127,7 +128,9 @@ def test_all_answers_of_a_table_are_kept(tmp_path):
     assert record.target == "an owl"
 
 
-def test_a_missing_table_or_column_is_named(tmp_path):
+def test_a_missing_table_or_column_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # or a machine without network tries for 20 seconds
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     table().save_to_disk(tmp_path / "saved")
     saved = str(tmp_path / "saved")
     assert "no table that datasets can read" in refusal("dataset", "no-such-owner/no-such-name", tmp_path / "data")

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from ressa.errors import RessaError
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-    # Waiting threads of OpenMP spin and take the core that the working one needs; read when torch is first imported.
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    # Waiting threads of OpenMP spin, 300,000 times, and take the core that a working one needs. To sleep at once would
+    # cost more than half of a small model's time (benchmarks/results/threads.md). Read when torch is first imported.
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 if TYPE_CHECKING:
     from ressa.evaluate.score import evaluate

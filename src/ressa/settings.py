@@ -46,7 +46,8 @@ class Prune:
     method: str = setting(
         "admm",
         "How zeros are chosen: magnitude, random, wanda, ria, dsnot (which leave the other weights as they are), "
-        "sparsegpt, admm or alps; with +refit (wanda+refit) the best weights for the zeros chosen.",
+        "sparsegpt, admm or alps; with +refit (wanda+refit) the best weights for the zeros chosen. Parameters of "
+        "its own in brackets: ria(power=0.3), admm(iterations=40).",
     )
     sparsity: str = setting(
         "2:4", "Of vision and language: 2:4 keeps 2 of every 4 neighbouring inputs; 50% zeroes half."

@@ -227,9 +227,10 @@ def compare(
     **Example:** `ressa compare demo --data data/ --methods wanda,sparsegpt,admm --sparsity 2:4 --out compared/`
     """
     from ressa.compare import compare as verb
+    from ressa.methods.spelling import apart
     from ressa.report.comparison import plot, table
 
-    names, asked = [name.strip() for name in methods.split(",") if name.strip()], Evaluate(limit=limit)
+    names, asked = apart(methods), Evaluate(limit=limit)
     with quiet(), bars() as bar:
         options: dict[str, Any] = {"settings": settings, "asked": asked, "runtime": runtime, "seed": seed}
         told = verb(model, out, data=data, methods=names, progress=bar, **options)

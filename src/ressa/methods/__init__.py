@@ -18,6 +18,7 @@ from ressa.methods.random import random
 from ressa.methods.refit import refit
 from ressa.methods.ria import ria
 from ressa.methods.sparsegpt import sparsegpt
+from ressa.methods.spelling import checked, steps
 from ressa.methods.wanda import wanda
 from ressa.patterns import Pattern
 
@@ -39,22 +40,28 @@ REFIT = "+refit"  # after a method's name: its zeros, and for them the best weig
 def get(name: str, seed: int | None = None, **settings: Any) -> Method:
     """The method called `name`, with those of its `settings` fixed that are not None; RessaError for unknown ones.
 
-    "wanda+refit" is Wanda's zeros with the least-squares answer for them; so with any other. `seed` is told to a method
-    that draws by lot; to others it is nothing.
+    "wanda+refit" is Wanda's zeros with the least-squares answer for them; so with any other. Its own parameters stand
+    in brackets: "ria(power=0.3)". `seed` is told to a method that draws by lot; to others it is nothing.
 
-    >>> get("sparsegpt", damp=0.1).needs.__name__, get("wanda+refit").needs.__name__
+    >>> get("sparsegpt", damp=0.1).needs.__name__, get("ria(power=0.3)+refit").needs.__name__
     ('Gram', 'Gram')
     """
-    first = name.removesuffix(REFIT)
+    (first, own), *rest = steps(name)
     if first not in METHODS:
         raise unknown("method", first, METHODS)
+    if [step for step, _ in rest] not in ([], ["refit"]):
+        raise RessaError(f"method '{name}': only +refit may follow a method, and once")
     method = METHODS[first]
-    if seed is not None and "seed" in _settings(method):
-        method = _fixed(method, seed=seed)
-    method = method if first == name else _refitted(method)
+    drawn = {"seed": seed} if seed is not None and "seed" in _settings(method) else {}
+    if fixed := drawn | checked(first, method, own):
+        method = _fixed(method, **fixed)
+    if rest:
+        method = _refitted(method, **checked("refit", refit, rest[0][1]))
     given = {key: value for key, value in settings.items() if value is not None}
     for key in given.keys() - _settings(method):
         raise RessaError(f"method '{name}' has no setting '{key}': leave it out")
+    for key in given.keys() & (rest[0][1] if rest else own).keys():
+        raise RessaError(f"method '{name}': {key} is told twice, here and as a setting of its own; leave one out")
     return _fixed(method, **given) if given else method
 
 
@@ -72,9 +79,10 @@ def _fixed(method: Method, **given: Any) -> Method:
     return cast(Method, update_wrapper(partial(method, **given), method))
 
 
-def _refitted(method: Method) -> Method:
+def _refitted(method: Method, **told: Any) -> Method:
     @needs(GramAndMoments if method.needs is Moments else Gram, by_row=method.by_row)
-    def both(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.01) -> Tensor:
-        return refit(weight_OI, method(weight_OI, inputs, pattern), inputs, damp=damp)
+    def both(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float | None = None) -> Tensor:
+        given = told if damp is None else told | {"damp": damp}
+        return refit(weight_OI, method(weight_OI, inputs, pattern), inputs, **given)
 
     return both
