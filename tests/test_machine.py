@@ -233,11 +233,11 @@ def test_a_log_file_gets_at_most_a_line_every_ten_seconds(capsys):
 
 def test_time_left_counts_only_what_this_run_did(capsys):
     now = 0.0
-    update = Lines(clock=lambda: now)("repairing")
+    update = Lines(clock=lambda: now)("repair")
     update(80, 100, "repair")
     now = 10.0
     update(90, 100, "repair, loss 0.25")
-    assert capsys.readouterr().err == "repairing: 90 of 100 (90%), 0:00:10 left, repair, loss 0.25\n"
+    assert capsys.readouterr().err == "repair: 90 of 100 (90%), 0:00:10 left, loss 0.25\n"
 
 
 def test_a_warning_of_ours_is_one_line_on_the_command_line(bf16_folder, tiny_data, monkeypatch, capsys):

@@ -29,7 +29,8 @@ def cast_back(model: nn.Module, dtypes: dict[str, torch.dtype], pruned: Iterable
         RessaError: a pruned weight is not finite in its dtype.
     """
     for name, weight in parameters_of(model, pruned).items():
-        weight.data = keep_kept(weight.data, weight.data, dtypes[name])
+        if weight.dtype != dtypes[name]:
+            weight.data = keep_kept(weight.data, weight.data, dtypes[name])
     for name, tensor in named_tensors(model):
         tensor.data = tensor.data.to(dtypes[name])
 
