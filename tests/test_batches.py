@@ -172,7 +172,7 @@ def test_a_killed_evaluation_loses_no_finished_answer(emoji, demo, tmp_path, mon
         return real(model, processor, records, how)
 
     monkeypatch.setattr(generating, "generate", spy)
-    told = ressa.evaluate(load("demo"), data=emoji, split="test", out=tmp_path / "out", batch_size=16)
+    told = ressa.evaluate("demo", data=emoji, split="test", out=tmp_path / "out", batch_size=16)
     assert len(asked) == told["n"] - len(finished)
     assert finished.items() <= caching.read(cache).items()
 
