@@ -20,22 +20,23 @@ from ressa.patterns import parse
 
 pytestmark = pytest.mark.formats
 
-# Plain transformers, told nothing of ressa: answers to the questions in argv[2], from the folder argv[1]; in float32.
+# Plain transformers, told nothing of ressa, in float32: argv[1] is [[folder, [[picture, question], ...]], ...] in JSON.
 PLAIN = """
 import json, sys
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
-model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
-processor = AutoProcessor.from_pretrained(sys.argv[1])
 said = []
-for image, question in json.loads(sys.argv[2]):
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=[Image.open(image)], text=[prompt], return_tensors="pt").to(model.dtype)
-    with torch.no_grad():
-        ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-    said.append(processor.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip())
+for folder, asked in json.loads(sys.argv[1]):
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    for image, question in asked:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(images=[Image.open(image)], text=[prompt], return_tensors="pt").to(model.dtype)
+        with torch.no_grad():
+            ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+        said.append(processor.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip())
 assert not any(name.split(".")[0] == "ressa" for name in sys.modules)
 print(json.dumps(said))
 """
@@ -92,9 +93,11 @@ def test_every_stage_loads_with_plain_transformers_and_gives_the_same_answers(
     stages: dict[str, Path], scenes: Path
 ) -> None:
     records = {r.id: r for r in read_records(scenes, "test")}
+    asked, ours = [], []
     for folder in stages.values():
         told = ressa.evaluate(folder, data=scenes, limit=8, batch_size=1, max_new_tokens=32, dtype="float32")["answers"]
-        asked = json.dumps([(str(records[id].image.path), records[id].question) for id in told])  # type: ignore[union-attr]
-        command = [sys.executable, "-W", "ignore", "-c", PLAIN, str(folder), asked]
-        plain = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert json.loads(plain.stdout) == list(told.values())
+        asked.append((str(folder), [(str(records[id].image.path), records[id].question) for id in told]))  # type: ignore[union-attr]
+        ours += told.values()
+    command = [sys.executable, "-W", "ignore", "-c", PLAIN, json.dumps(asked)]
+    plain = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(plain.stdout) == ours

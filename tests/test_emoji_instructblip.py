@@ -19,20 +19,21 @@ from ressa.model.load import load
 
 pytestmark = pytest.mark.formats
 
-# Plain transformers, told nothing of ressa: answers to the prompts in argv[2], from the folder argv[1]; in float32.
+# Plain transformers, told nothing of ressa, in float32: argv[1] is [[folder, [[picture, prompt], ...]], ...] in JSON.
 PLAIN = """
 import json, sys
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
-model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
-processor = AutoProcessor.from_pretrained(sys.argv[1])
 said = []
-for image, prompt in json.loads(sys.argv[2]):
-    inputs = processor(images=[Image.open(image)], text=[prompt], return_tensors="pt").to(model.dtype)
-    with torch.no_grad():
-        ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-    said.append(processor.decode(ids[0], skip_special_tokens=True).strip())
+for folder, asked in json.loads(sys.argv[1]):
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    for image, prompt in asked:
+        inputs = processor(images=[Image.open(image)], text=[prompt], return_tensors="pt").to(model.dtype)
+        with torch.no_grad():
+            ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+        said.append(processor.decode(ids[0], skip_special_tokens=True).strip())
 assert not any(name.split(".")[0] == "ressa" for name in sys.modules)
 print(json.dumps(said))
 """
@@ -68,9 +69,13 @@ def test_it_feels_pruning_and_stays_an_ordinary_model(tmp_path: Path) -> None:
     dense, sparse = (ressa.evaluate(m, data=scenes, batch_size=64) for m in ("emoji-instructblip", pruned))
     assert dense["exact_match"] - sparse["exact_match"] >= 0.1
     records = {r.id: r for r in read_records(scenes, "test")}
+    asked, ours = [], []
     for folder in (INSTRUCTBLIP, pruned):
         told = ressa.evaluate(folder, data=scenes, limit=8, batch_size=1, max_new_tokens=32, dtype="float32")["answers"]
-        asked = [(str(records[id].image.path), QUESTION.format(records[id].question)) for id in told]
-        command = [sys.executable, "-W", "ignore", "-c", PLAIN, str(folder), json.dumps(asked)]
-        plain = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert json.loads(plain.stdout) == list(told.values())
+        asked.append(
+            (str(folder), [(str(records[id].image.path), QUESTION.format(records[id].question)) for id in told])
+        )
+        ours += told.values()
+    command = [sys.executable, "-W", "ignore", "-c", PLAIN, json.dumps(asked)]
+    plain = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(plain.stdout) == ours

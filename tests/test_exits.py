@@ -85,7 +85,9 @@ def test_no_words_at_all_are_answered_by_the_help(ressa):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_command_that_is_stopped_leaves_nothing_half_written(tmp_path, sent, code):
     words = [*RESSA, "data", "emoji", str(tmp_path / "new" / "out")]
-    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell that starts tests in the background has them ignore Ctrl-C, and they hand that on
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
     until = time.monotonic() + 60
     while not list(tmp_path.glob("new/.out.*/images/*")):
         assert time.monotonic() < until

@@ -41,7 +41,7 @@ class Lines:
 def _line(title: str, done: int, total: int | None, what: str, seconds: float, did: int) -> str:
     told = [f"{done:,} of {total:,} ({done / total:.0%})" if total else f"{done:,}"]
     told.append(f"{_time(seconds / did * (total - done))} left" if total and did > 0 else f"{_time(seconds)} so far")
-    if more := what.removeprefix(title).removeprefix(", "):
+    if more := what.removeprefix(title).lstrip(", "):
         told.append(more)
     return f"{title}: {', '.join(told)}"
 
