@@ -127,7 +127,7 @@ def found() -> Found:
     return Found({name: count for name, count in counts.items() if count}, frozenset(native | _cpu_bf16()))
 
 
-def cpu_has_bf16(onednn: bool, avx512_bf16: bool, amx: bool, architecture: str) -> bool:
+def cpu_has_bf16(onednn: bool, avx512_bf16: bool, amx: bool, architecture: str, capability: str) -> bool:
     """Whether a CPU multiplies bfloat16 natively.
 
     Args:
@@ -135,8 +135,12 @@ def cpu_has_bf16(onednn: bool, avx512_bf16: bool, amx: bool, architecture: str) 
             float32, at half the speed. It respects ONEDNN_MAX_CPU_ISA.
         avx512_bf16, amx: instructions of an x86-64 processor.
         architecture: as `platform.machine` gives it.
+        capability: what torch's own kernels use; held to less than AVX-512 (ATEN_CPU_CAPABILITY), its attention in
+            bfloat16 fails beside a oneDNN that has AMX.
     """
-    return onednn and (avx512_bf16 or amx or architecture.lower() in ("aarch64", "arm64"))
+    if architecture.lower() in ("aarch64", "arm64"):
+        return onednn
+    return onednn and (avx512_bf16 or amx) and capability.startswith("AVX512")
 
 
 def _cpu_bf16() -> set[str]:
@@ -145,7 +149,8 @@ def _cpu_bf16() -> set[str]:
 
     onednn = says(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.backends.mkldnn.is_available()
     avx512_bf16, amx = says(torch.cpu, "_is_avx512_bf16_supported"), says(torch.cpu, "_is_amx_tile_supported")
-    return {"cpu"} if cpu_has_bf16(onednn, avx512_bf16, amx, platform.machine()) else set()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"cpu"} if cpu_has_bf16(onednn, avx512_bf16, amx, platform.machine(), capability) else set()
 
 
 def _count(kind: str) -> int:
