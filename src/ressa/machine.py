@@ -33,6 +33,11 @@ class Found:
     accelerators: dict[str, int]
     native_bf16: frozenset[str]
 
+    @property
+    def first(self) -> str:
+        """What `auto` stands for."""
+        return next(iter(self.accelerators), "cpu")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -92,7 +97,7 @@ def decide(device: str, dtype: str, stored: torch.dtype, there: Found) -> tuple[
     """
     known = {"cpu": "cpu"} | {f"{name}:{i}": name for name, n in there.accelerators.items() for i in range(n)}
     if device == AUTO:
-        device = next(iter(there.accelerators), "cpu")
+        device = there.first
     elif device not in (*known, *known.values()):
         raise RessaError(f"device: '{device}' is not on this machine, which has {', '.join(known)}")
     if dtype != AUTO and dtype not in DTYPES:
@@ -112,11 +117,6 @@ def native(device: str, there: Found) -> set[torch.dtype]:
     kind = device.partition(":")[0]
     half = {torch.float16} if kind != "cpu" else set()
     return {torch.float32} | half | ({torch.bfloat16} if kind in there.native_bf16 else set())
-
-
-def first_device() -> str:
-    """What `auto` stands for on this machine."""
-    return next(iter(found().accelerators), "cpu")
 
 
 @cache

@@ -12,7 +12,7 @@ EVERY = 10.0  # seconds between two lines, at least
 
 
 class Lines:
-    """Hands out progress callables that print "pruning: 3 of 12 (25 %), 0:01:20 left, NAME" to stderr.
+    """Hands out progress callables that print "pruning: 3 of 12 (25%), 0:01:20 left, NAME" to stderr.
 
     The clock is one for all of them. What takes less than `every` seconds prints nothing.
     """

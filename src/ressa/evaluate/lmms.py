@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ressa.errors import RessaError
 from ressa.evaluate import parallel
-from ressa.machine import AUTO, first_device
+from ressa.machine import AUTO, found
 from ressa.model.load import read_config, resolve
 from ressa.paths import path_of
 
@@ -76,7 +76,7 @@ def command(
     kind = read_config(model).model_type
     if kind in REFUSED:
         raise RessaError(f"{model}: {REFUSED[kind]}")
-    chosen, device = CLASSES.get(kind, ANY), first_device() if device == AUTO else device
+    chosen, device = CLASSES.get(kind, ANY), found().first if device == AUTO else device
     arguments = f"pretrained={resolve(model)}" + (f",device_map={device}" if chosen == ANY else "")
     if "," in resolve(model):
         raise RessaError(f"{model}: lmms-eval cannot read a path with a comma; rename the folder")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ressa.machine import ACCELERATORS, AUTO, first_device
+from ressa.machine import ACCELERATORS, AUTO, found
 
 
 def world() -> int:
@@ -23,7 +23,7 @@ def device_of(device: str) -> str:
     """This process's own device of those that `device` names: "cuda" is "cuda:1" for the second process."""
     if world() == 1 or device not in (AUTO, *ACCELERATORS):
         return device
-    kind = first_device() if device == AUTO else device
+    kind = found().first if device == AUTO else device
     return kind if kind in ("cpu", "mps") else f"{kind}:{os.environ.get('LOCAL_RANK', '0')}"
 
 

@@ -133,10 +133,9 @@ class Run:
         return last_checkpoint(work) is not None or (work / RECONSTRUCTED).is_file()
 
     def reconstructed(
-        self, model: PreTrainedModel, processor: Any, matrices: dict[str, Any], work: Path
+        self, model: PreTrainedModel, processor: Any, matrices: dict[str, Any], work: Path, chosen: Machine
     ) -> dict[str, Any]:
         """Reconstruct the blocks of `model` in place, if asked for; what the manifest says of it."""
-        device = self.where.machine(model).block_device
         model.float()
         settings, file = self.settings, work / RECONSTRUCTED
         if not settings.reconstruct:
@@ -145,9 +144,10 @@ class Run:
             size, seed = settings.batch_size, settings.seed
             batches = batches_of(self.records, processor, model.config, len(self.records), batch_size=size, seed=seed)
             passes = Passes(settings.reconstruct, settings.reconstruct_lr, seed)
-            chosen = [name for name, entry in matrices.items() if entry["part"] in settings.trained_parts]
+            trained = [name for name, entry in matrices.items() if entry["part"] in settings.trained_parts]
             dense = load(self.teacher)[0].float()
-            far = reconstruct(model, dense, batches, chosen, passes, device=device, progress=self.progress)
+            where: dict[str, Any] = {"device": chosen.block_device, "progress": self.progress}
+            far = reconstruct(model, dense, batches, trained, passes, **where)
             del dense
             partial = file.with_suffix(".partial")
             weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}

@@ -139,7 +139,7 @@ def repair(
     work = run.work_folder(out, {**asdict(settings), **about})
     try:
         log: dict[str, Any] = {"machine": chosen.describe()}
-        log |= run.reconstructed(model, processor, matrices, work)
+        log |= run.reconstructed(model, processor, matrices, work, chosen)
         student = Student(model, "none", None, tuple(matrices), (), dtypes)
         if settings.steps != 0:
             set_seed(seed)  # A of every adapter is drawn
