@@ -25,9 +25,9 @@ from ressa import methods
 from ressa.calibration.gather import gather
 from ressa.calibration.tokens import token_weights
 from ressa.calibration.walk import walk
-from ressa.inputs import Gram
 from ressa.model.structure import structure
 from ressa.patterns import NofM
+from ressa.statistics import Gram
 
 RESULTS = Path(__file__).parent / "results" / "cost.md"
 WIDTHS = (576, 1536)

@@ -21,7 +21,7 @@ import torch
 import ressa
 from ressa.machine import found, processor
 from ressa.model.load import load_to_ask
-from ressa.recipe import read_recipe
+from ressa.pipeline.recipe import read_recipe
 from ressa.settings import Runtime
 
 ROOT = Path(__file__).parents[1]

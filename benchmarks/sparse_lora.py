@@ -32,8 +32,8 @@ import peft
 import torch
 from torch import nn
 
-from ressa.provenance import forget_peak, peak_memory
-from ressa.repair import SparseLoraConfig
+from ressa.machine import forget_peak, peak_memory
+from ressa.repairing import SparseLoraConfig
 
 RESULTS = Path(__file__).parent / "results" / "sparse_lora.md"
 OUT, IN, RANK, TOKENS = 4096, 11008, 8, 1024

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ressa.data.prepare import prepare
-from ressa.data.prepare.output import REPORT
 from ressa.errors import RessaError
+from ressa.preparation import prepare
+from ressa.preparation.output import REPORT
 
 # What each kind of odd picture must become: a reason for being left out, or a conversion.
 UNUSABLE = {

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ressa.repair.sparse_lora import SparseLoraConfig
+from ressa.repairing.sparse_lora import SparseLoraConfig
 
 LINEARS = ["q_proj", "gate_proj", "down_proj"]
 TOLERANCE = 1e-5  # of the largest gradient: float32 sums in another order

@@ -19,10 +19,10 @@ from ressa.errors import RessaError
 from ressa.model.folder import write_folder
 from ressa.model.load import load
 from ressa.model.precision import dtypes_of
-from ressa.repair.kept import KeptLinear
-from ressa.repair.settings import OBJECTIVES
-from ressa.repair.student import part_from_lora, pruned_matrices, unwrap, wrap
-from ressa.repair.train import _zeros
+from ressa.repairing.kept import KeptLinear
+from ressa.repairing.settings import OBJECTIVES
+from ressa.repairing.student import part_from_lora, pruned_matrices, unwrap, wrap
+from ressa.repairing.verb import _zeros
 from test_repair import assert_same_zeros, changed, kl_to_dense, prune_by_magnitude, settings_of
 
 ADAPTERS = ["sparse-lora", "ste", "masked-ft", "lora"]

@@ -22,9 +22,9 @@ from ressa.allocation.ecoflap import STEP, ecoflap, saliency, shaken
 from ressa.allocation.file import read_allocation, write_allocation
 from ressa.allocation.keep_dense import most_sensitive
 from ressa.allocation.magnitude import magnitude
-from ressa.allocation.measure import Ground
 from ressa.allocation.owl import outliers, owl
 from ressa.allocation.uniform import uniform
+from ressa.calibration.data import CalibrationData
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.methods import METHODS, get
@@ -32,7 +32,7 @@ from ressa.model.folder import read_manifest, zeros
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import Unstructured
-from ressa.prune import prune
+from ressa.pruning.verb import prune
 
 AUTHORS = load_file(Path(__file__).parent / "references" / "owl.safetensors")
 SHARES = {"uniform": uniform, "owl": owl, "dlp": dlp, "ecoflap": ecoflap}
@@ -279,10 +279,10 @@ def test_a_file_that_is_no_allocation_is_refused_in_one_line(text, told, tmp_pat
 
 
 @pytest.fixture
-def ground(llava_folder, tiny_data) -> Ground:
+def ground(llava_folder, tiny_data) -> CalibrationData:
     net, processor = load(llava_folder)
     records = read_records(tiny_data, "train")
-    made = Ground(net, processor, records, samples=6, batch_size=4)
+    made = CalibrationData(net, processor, records, samples=6, batch_size=4)
     return made.over(structure(net).blocks(["vision", "language"]))
 
 
@@ -493,7 +493,7 @@ def test_a_wrong_request_is_refused_before_weights_are_loaded(
     def refuse(*_args, **_kwargs):
         raise AssertionError("weights were loaded before the request was checked")
 
-    monkeypatch.setattr(importlib.import_module("ressa.prune"), "load", refuse)
+    monkeypatch.setattr(importlib.import_module("ressa.pruning.verb"), "load", refuse)
     with pytest.raises(RessaError, match=message) as refusal:
         prune(llava_folder, tmp_path / "out", **({"data": tiny_data} | wrong))
     assert "\n" not in str(refusal.value)

@@ -17,10 +17,10 @@ import ressa
 import ressa.demo
 from ressa.data.emoji import write
 from ressa.data.records import read_records
-from ressa.evaluate import cache as caching
-from ressa.evaluate import generate as generating
-from ressa.evaluate.choose import choices, likelihood
-from ressa.evaluate.generate import Generation, Lead, answers, generate, near
+from ressa.evaluation import cache as caching
+from ressa.evaluation import generate as generating
+from ressa.evaluation.choose import choices, likelihood
+from ressa.evaluation.generate import Generation, Lead, answers, generate, near
 from ressa.model.load import load
 
 _HAS_DEMO = pytest.mark.skipif(not ressa.demo.EMBEDDED.is_dir(), reason="the embedded model is not there yet")

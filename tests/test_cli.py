@@ -15,7 +15,7 @@ import typer
 
 import pico
 from ressa import cli
-from ressa.recipe import SECTIONS
+from ressa.pipeline.recipe import SECTIONS
 from ressa.settings import Recipe
 
 

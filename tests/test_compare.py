@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ressa.calibration.samples import samples
-from ressa.compare import compare
 from ressa.errors import RessaError
-from ressa.evaluate.blocks import block_errors
+from ressa.evaluation.blocks import block_errors
 from ressa.model.load import load
-from ressa.report.comparison import geometric_mean, plot, table
+from ressa.pipeline.compare import compare
+from ressa.reporting.comparison import geometric_mean, plot, table
 from ressa.settings import Evaluate, Prune
 
 METHODS = ["magnitude", "wanda", "sparsegpt"]

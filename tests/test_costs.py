@@ -15,17 +15,12 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import ressa
 from ressa import methods
-from ressa.blocks import prune_block
 from ressa.calibration.gather import gather
 from ressa.calibration.tokens import token_weights
 from ressa.calibration.walk import walk
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
-from ressa.model.load import load
-from ressa.model.structure import structure
-from ressa.patterns import parse
-from ressa.repair.trainer import Adaptation
-from ressa.report.costs import (
+from ressa.inspection.costs import (
     WORK,
     Load,
     activation_bytes,
@@ -36,6 +31,11 @@ from ressa.report.costs import (
     statistic_bytes,
     work_bytes,
 )
+from ressa.model.load import load
+from ressa.model.structure import structure
+from ressa.patterns import parse
+from ressa.pruning.blocks import prune_block
+from ressa.repairing.trainer import Adaptation
 
 PATCHES, TOKENS, SAMPLES, BATCH = 16, 40, 32, 8
 FAMILIES = ("llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm")

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from ressa.calibration.logits import decoder_inputs, logits_at, targets
 from ressa.data.prompts import IGNORED, encode, is_encoder_decoder
 from ressa.data.records import Record, read_records
-from ressa.repair.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl, top_words
-from ressa.repair.teacher import Said
-from ressa.repair.trainer import Objective
+from ressa.repairing.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl, top_words
+from ressa.repairing.teacher import Said
+from ressa.repairing.trainer import Objective
 
 SEEING = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama"]
 

@@ -4,7 +4,7 @@ import torch
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.evaluate.divergence import answer_kl
+from ressa.evaluation.divergence import answer_kl
 from ressa.model.load import load
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm"]

@@ -33,7 +33,7 @@ from ressa import settings
 from ressa.cli import app, main
 from ressa.data.records import read_records
 from ressa.methods import METHODS
-from ressa.recipe import read_recipe
+from ressa.pipeline.recipe import read_recipe
 from test_layers import MAY
 
 ROOT = Path(__file__).parents[1]

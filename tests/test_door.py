@@ -33,16 +33,16 @@ def test_every_verb_stands_in_the_docstring_of_the_door():
 
 def test_importing_a_module_does_not_put_it_in_the_place_of_the_verb():
     code = """
-import ressa.prune, ressa.run, ressa.repair, ressa.evaluate
-import ressa.repair.train, ressa.evaluate.score
+import ressa.pruning.verb, ressa.pipeline.run, ressa.repairing, ressa.evaluation
+import ressa.repairing.verb, ressa.evaluation.verb
 import ressa, sys
 for name in ("prune", "run", "repair", "evaluate"):
     assert type(getattr(ressa, name)).__name__ == "function", name
     assert type(sys.modules["ressa." + name]).__name__ == "module", name
 from ressa import evaluate, prune, repair, run
-from ressa.prune import prune as same
+from ressa.pruning.verb import prune as same
 assert same is prune
-from ressa.evaluate import score
+from ressa.evaluation import verb as score
 assert score.evaluate is evaluate
 """
     subprocess.run([sys.executable, "-c", code], check=True)

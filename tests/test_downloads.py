@@ -13,8 +13,8 @@ import pytest
 
 import official
 from official import refusal, report
-from ressa.data.prepare import prepare
 from ressa.data.records import read_records
+from ressa.preparation import prepare
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -65,7 +65,7 @@ def pages():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("ressa.data.prepare.download.PAUSE", 0.01)
+    monkeypatch.setattr("ressa.preparation.download.PAUSE", 0.01)
     return {"timeout": 1.2, "retries": 1}
 
 
@@ -102,7 +102,7 @@ def test_of_addresses_the_dead_ones_are_named_with_what_they_said_and_tried_agai
 
 
 def test_what_is_too_large_is_given_up(pages, impatient, tmp_path, monkeypatch):
-    monkeypatch.setattr("ressa.data.prepare.download.MOST_BYTES", 500)
+    monkeypatch.setattr("ressa.preparation.download.MOST_BYTES", 500)
     source = official.cc3m_tsv(tmp_path, [f"{pages}/1.jpg"])
     assert "too many bytes 1" in refusal("cc3m", str(source), tmp_path / "data", **impatient)
 

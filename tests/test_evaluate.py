@@ -8,9 +8,9 @@ import torch
 from ressa.data.prompts import encode
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.evaluate import generate as generating
-from ressa.evaluate.generate import Generation, answers, fingerprint
-from ressa.evaluate.score import evaluate
+from ressa.evaluation import generate as generating
+from ressa.evaluation.generate import Generation, answers, fingerprint
+from ressa.evaluation.verb import evaluate
 from ressa.model.load import load
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm"]
@@ -268,7 +268,7 @@ def test_a_text_only_model_is_evaluated_on_the_questions(causal_lm_folder, tiny_
     ],
 )
 def test_wrong_uses_are_refused_before_any_weight_is_loaded(tiny_data, tmp_path, monkeypatch, options, named):
-    monkeypatch.setattr(sys.modules["ressa.evaluate.score"], "load_to_ask", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(sys.modules["ressa.evaluation.verb"], "load_to_ask", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(RessaError, match=named):
         evaluate("some/model", **{"data": tiny_data, "out": tmp_path / "out"} | options)
     assert not (tmp_path / "out").exists()

@@ -11,22 +11,22 @@ from torch import nn
 
 from families import proof
 from ressa import methods
-from ressa.blocks import prune_block
 from ressa.calibration.gather import gather, reading_order
+from ressa.calibration.resume import FinishedBlocks
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import walk
 from ressa.errors import RessaError
-from ressa.inputs import Gram, InputNorm
+from ressa.inspection.plan import plan
 from ressa.model.folder import verify
 from ressa.model.matrix import AsLinear, fused, fused_experts, holder, is_expert, transposed, weight_of
 from ressa.model.structure import structure
 from ressa.patterns import NofM
-from ressa.repair import SparseLoraConfig
-from ressa.repair.experts import MaskedSum, SparseLoraExperts, kept
-from ressa.repair.kept import put
-from ressa.repair.reconstruct import Passes, reconstruct
-from ressa.report.plan import plan
-from ressa.resume import FinishedBlocks
+from ressa.pruning.blocks import prune_block
+from ressa.repairing import SparseLoraConfig
+from ressa.repairing.experts import MaskedSum, SparseLoraExperts, kept
+from ressa.repairing.kept import put
+from ressa.repairing.reconstruct import Passes, reconstruct
+from ressa.statistics import Gram, InputNorm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 

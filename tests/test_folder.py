@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from ressa.errors import RessaError
-from ressa.folders import partial
+from ressa.files.folders import partial
 from ressa.model.folder import check_output, patterns_of, read_manifest, verify, write_folder, zeros
 from ressa.model.load import load
 from ressa.model.structure import structure

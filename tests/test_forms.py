@@ -19,10 +19,10 @@ from PIL import Image
 import official
 from ressa.data.fields import NAMES
 from ressa.data.fields import PICTURES as PICTURES_OF_RECORDS
-from ressa.data.prepare import prepare
-from ressa.data.prepare.pictures import normalise
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
+from ressa.preparation import prepare
+from ressa.preparation.pictures import normalise
 
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 pytestmark = pytest.mark.usefixtures("datasets_cache")

@@ -12,7 +12,7 @@ import pico
 import ressa
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
-from ressa.evaluate.divergence import answer_sums
+from ressa.evaluation.divergence import answer_sums
 from ressa.model.load import load
 
 TEMPLATE = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %} {% endfor %}"

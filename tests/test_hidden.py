@@ -11,10 +11,10 @@ from ressa.calibration.samples import samples
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.evaluate.blocks import block_errors
+from ressa.evaluation.blocks import block_errors
 from ressa.model.load import load
 from ressa.model.structure import structure
-from ressa.repair.hidden import hidden_loss
+from ressa.repairing.hidden import hidden_loss
 
 
 def told(student, teacher, batch):

@@ -14,16 +14,15 @@ from PIL import Image
 from hostile import VALUES, raw, sayable
 from ressa.cli.lines import Lines
 from ressa.cli.terminal import bars, quiet, show
-from ressa.data.prepare import prepare
-from ressa.data.prepare.work import file_stem
-from ressa.errors import MOST, RessaError, RessaWarning, unknown
-from ressa.evaluate.summary import read_answers
-from ressa.folders import check_output
-from ressa.printable import printable, shown, to_json
-from ressa.recipe import build
-from ressa.report import comparison
-from ressa.report.picture import picture
-from ressa.report.table import by_kind, plain
+from ressa.errors import MOST, RessaError, RessaWarning, printable, shown, to_json, unknown
+from ressa.evaluation.summary import read_answers
+from ressa.files.folders import check_output
+from ressa.pipeline.recipe import build
+from ressa.preparation import prepare
+from ressa.preparation.work import file_stem
+from ressa.reporting import comparison
+from ressa.reporting.picture import picture
+from ressa.reporting.table import by_kind, plain
 from ressa.settings import Prune, Recipe
 
 SAYABLE = [value for value in VALUES if sayable(value)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ressa.errors import RessaError
-from ressa.inputs import Gram, InputNorm, Moments
+from ressa.statistics import Gram, InputNorm, Moments
 
 ALL = pytest.mark.parametrize("statistic", [InputNorm, Moments, Gram])
 

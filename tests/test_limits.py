@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import ressa
-from ressa.compare import compare
 from ressa.errors import RessaError
+from ressa.inspection.plan import plan
 from ressa.limits import check
-from ressa.recipe import build
-from ressa.report.plan import plan
+from ressa.pipeline.compare import compare
+from ressa.pipeline.recipe import build
 from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
 
 SECTIONS = [Prune, Repair, Evaluate]

@@ -9,7 +9,7 @@ import pytest
 
 from ressa import cli
 from ressa.errors import RessaError
-from ressa.evaluate import lmms
+from ressa.evaluation import lmms
 
 
 def config(folder, **told):

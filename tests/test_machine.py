@@ -19,7 +19,7 @@ from ressa.machine import Found, Machine, cpu_has_bf16, decide
 from ressa.model.folder import patterns_of, read_manifest, zeros
 from ressa.model.load import load, load_to_ask
 from ressa.model.precision import cast_back, dtypes_of
-from ressa.repair.stages import Where
+from ressa.repairing.stages import Where
 
 pytestmark = pytest.mark.formats
 
@@ -200,7 +200,7 @@ def test_a_weight_too_small_for_its_dtype_stays_a_weight():
 def test_repair_takes_float16_for_bfloat16_where_that_is_native_else_for_float32(llava_folder, monkeypatch):
     model = load(llava_folder)[0].half()
     for there, device, compute in ((OLD_CPU, "cpu", F32), (NEW_CPU, "cpu", F32), (NEW_GPU, "cuda", BF16)):
-        for module in (machine, sys.modules["ressa.repair.stages"]):
+        for module in (machine, sys.modules["ressa.repairing.stages"]):
             monkeypatch.setattr(module, "found", lambda there=there: there)
         model.config.dtype = F16
         assert Where(device, "auto").machine(model).compute == compute

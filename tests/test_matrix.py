@@ -13,15 +13,15 @@ from transformers.pytorch_utils import Conv1D
 import pico
 from ressa.calibration.samples import samples
 from ressa.errors import RessaError
-from ressa.inputs import Gram
 from ressa.methods import METHODS
 from ressa.model.folder import read_manifest, zeros
 from ressa.model.load import load
 from ressa.model.matrix import AsLinear, is_patch_embedding, matrix, patches
 from ressa.model.structure import structure
 from ressa.patterns import NofM
-from ressa.prune import prune
-from ressa.repair import repair
+from ressa.pruning.verb import prune
+from ressa.repairing import repair
+from ressa.statistics import Gram
 
 SMALL = {"samples": 6, "batch_size": 4}
 

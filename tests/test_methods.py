@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from ressa import methods
 from ressa.errors import RessaError
-from ressa.inputs import Gram, GramAndMoments, InputNorm, Moments
 from ressa.methods import METHODS, REFIT, get
 from ressa.methods.refit import refit
 from ressa.patterns import NofM, Unstructured, parse
+from ressa.statistics import Gram, GramAndMoments, InputNorm, Moments
 
 AUTHORS = load_file(Path(__file__).parent / "references" / "authors.safetensors")
 PATTERNS = [*map(parse, ("50%", "70%", "2:4", "4:8", "1:4", "3:5")), Unstructured(0.5, "matrix"), Unstructured(0.33)]

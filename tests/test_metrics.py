@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from ressa.errors import RessaError
-from ressa.evaluate import retrieve
-from ressa.evaluate.metrics import basic, captions, coco, ptb
-from ressa.evaluate.metrics.basic import caption_scores, choice, recall_at, says_no, yes_or_no
-from ressa.evaluate.metrics.intervals import Measured, compared, interval
-from ressa.evaluate.tasks import base, mmmu_open
+from ressa.evaluation import retrieve
+from ressa.tasks import base, mmmu_open
+from ressa.tasks.metrics import basic, captions, coco, ptb
+from ressa.tasks.metrics.basic import caption_scores, choice, recall_at, says_no, yes_or_no
+from ressa.tasks.metrics.intervals import Measured, compared, interval
 
 # ---- captions --------------------------------------------------------------------------------------------------------
 

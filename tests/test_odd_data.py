@@ -14,14 +14,14 @@ from PIL import Image
 
 import official
 from official import lines
+from ressa import tasks
 from ressa.data import embedded, fields, parse
-from ressa.data.prepare import prepare
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.evaluate import tasks
-from ressa.evaluate.summary import read_answers
-from ressa.evaluate.tasks.base import Source
-from ressa.evaluate.tasks.files import Pictures, read_json
+from ressa.evaluation.summary import read_answers
+from ressa.preparation import prepare
+from ressa.tasks.base import Source
+from ressa.tasks.files import Pictures, read_json
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 

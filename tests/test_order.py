@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import load_file
 
 import ressa
-from ressa.blocks import prune_block
 from ressa.calibration.asymmetric import shifts
 from ressa.calibration.gather import gather, reading_order
 from ressa.calibration.samples import samples
 from ressa.calibration.tokens import token_weights
 from ressa.calibration.walk import walk
 from ressa.errors import RessaError
-from ressa.evaluate.blocks import block_errors
-from ressa.inputs import Gram
+from ressa.evaluation.blocks import block_errors
 from ressa.methods import get
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import parse
+from ressa.pruning.blocks import prune_block
+from ressa.statistics import Gram
 
 SMALL = {"samples": 12, "batch_size": 4, "sparsity": "50%"}
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 import pico
 import ressa
 from ressa.errors import RessaError
-from ressa.folders import check_output, writing
+from ressa.files.folders import check_output, writing
+from ressa.files.paths import path_of
 from ressa.model.pickles import command
-from ressa.paths import path_of
 from ressa.settings import Evaluate, Prune, Recipe
 
 LONG = "o" * 300

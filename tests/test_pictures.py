@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageFile
 
 import official
-from ressa.data.prepare.pictures import normalise
-from ressa.data.prepare.unusable import Unusable
+from ressa.preparation.pictures import normalise
+from ressa.preparation.unusable import Unusable
 
 
 def opened(data: bytes) -> Image.Image:

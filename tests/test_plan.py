@@ -10,10 +10,10 @@ import pytest
 import ressa.demo
 from ressa.cli import main
 from ressa.errors import RessaError
+from ressa.inspection import plan as module
+from ressa.inspection.plan import plan, to_bytes
 from ressa.methods import METHODS
 from ressa.model.load import load
-from ressa.report import plan as module
-from ressa.report.plan import plan, to_bytes
 from test_configs import CONFIGS
 
 LLAVA = CONFIGS / "llava-1.5-7b-hf.json"

@@ -26,12 +26,12 @@ import official
 import ressa
 from official import digests, lines, refusal, report
 from ressa import cli
-from ressa.data.prepare import SOURCES, check, plan, prepare, verb
-from ressa.data.prepare.forms import FORMS, INSTRUCTIONS
-from ressa.data.prepare.output import MANIFEST, REPORT
-from ressa.data.prepare.sums import SUMS
 from ressa.data.records import read_records
 from ressa.errors import RessaError
+from ressa.preparation import SOURCES, check, plan, prepare, verb
+from ressa.preparation.forms import FORMS, INSTRUCTIONS
+from ressa.preparation.output import MANIFEST, REPORT
+from ressa.preparation.sums import SUMS
 from ressa.settings import Prepare
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")

@@ -18,7 +18,7 @@ from ressa.errors import RessaError
 from ressa.model.folder import patterns_of, read_manifest, verify, zeros
 from ressa.model.load import load
 from ressa.model.structure import structure
-from ressa.prune import prune
+from ressa.pruning.verb import prune
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama"]
 SMALL = {"samples": 6, "batch_size": 4}
@@ -140,8 +140,8 @@ def never_loads(monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("weights were loaded before the request was checked")
 
-    # by way of importlib: `ressa.prune` may be the verb, which the package exports under its module's name
-    monkeypatch.setattr(importlib.import_module("ressa.prune"), "load", refuse)
+    # by way of importlib: `ressa.pruning.verb` may be the verb, which the package exports under its module's name
+    monkeypatch.setattr(importlib.import_module("ressa.pruning.verb"), "load", refuse)
 
 
 EARLY = {

@@ -10,7 +10,7 @@ import pytest
 
 import ressa
 from ressa.errors import RessaError
-from ressa.recipe import build, read_recipe, write_recipe
+from ressa.pipeline.recipe import build, read_recipe, write_recipe
 from ressa.settings import SEEDS, Evaluate, Prune, Recipe, Repair
 
 SHIPPED = sorted((Path(ressa.__file__).parent / "recipes").glob("*.yaml"))

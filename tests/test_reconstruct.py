@@ -9,10 +9,10 @@ import torch
 
 import ressa
 from ressa.calibration.samples import samples
-from ressa.evaluate.blocks import block_errors
+from ressa.evaluation.blocks import block_errors
 from ressa.model.load import load
-from ressa.repair.reconstruct import Passes, reconstruct
-from ressa.repair.student import pruned_matrices
+from ressa.repairing.reconstruct import Passes, reconstruct
+from ressa.repairing.student import pruned_matrices
 from test_repair import assert_same_zeros, bytes_of, changed, kl_to_dense, prune_by_magnitude
 
 

@@ -22,10 +22,10 @@ from ressa.model.folder import write_folder
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import NofM, Unstructured, parse
-from ressa.repair import repair
-from ressa.repair.distill import answer_kl
-from ressa.repair.settings import Settings
-from ressa.repair.trainer import last_checkpoint
+from ressa.repairing import repair
+from ressa.repairing.distill import answer_kl
+from ressa.repairing.settings import Settings
+from ressa.repairing.trainer import last_checkpoint
 
 pytestmark = pytest.mark.formats
 

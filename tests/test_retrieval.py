@@ -11,8 +11,8 @@ import pico
 import ressa
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.evaluate import matching, retrieve
-from ressa.evaluate.choose import likelihood
+from ressa.evaluation import matching, retrieve
+from ressa.evaluation.choose import likelihood
 from ressa.model.load import load
 
 

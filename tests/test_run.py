@@ -14,10 +14,10 @@ from rich.console import Console
 
 import ressa
 from ressa.errors import RessaError
-from ressa.recipe import read_recipe
-from ressa.report.picture import picture
-from ressa.report.table import by_kind, summary
-from ressa.run import run
+from ressa.pipeline.recipe import read_recipe
+from ressa.pipeline.run import run
+from ressa.reporting.picture import picture
+from ressa.reporting.table import by_kind, summary
 from ressa.settings import Evaluate, Prune, Recipe, Repair
 
 VERBS = ("prune", "repair", "evaluate", "write_emoji")
@@ -395,7 +395,7 @@ def test_records_without_pictures_make_no_picture(answered, tmp_path):
 
 def test_the_command_line_prints_tables_and_draws_the_picture_again(copied, idle, tmp_path, monkeypatch, capsys):
     from ressa import cli
-    from ressa.recipe import write_recipe
+    from ressa.pipeline.recipe import write_recipe
 
     idle()
     (tmp_path / "recipe.yaml").write_text(write_recipe(copied), encoding="utf-8")

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from ressa.errors import RessaError
-from ressa.inputs import InputNorm, Moments
 from ressa.methods import get
 from ressa.methods.dsnot import STARTS
 from ressa.patterns import NofM, Unstructured, parse
-from ressa.prune import prune
+from ressa.pruning.verb import prune
+from ressa.statistics import InputNorm, Moments
 
 REFERENCES = Path(__file__).parent / "references"
 LAYER, AUTHORS = (load_file(REFERENCES / f"{name}.safetensors") for name in ("authors", "scores"))

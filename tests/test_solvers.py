@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from ressa.errors import RessaError
-from ressa.inputs import Gram
 from ressa.methods import METHODS, get
 from ressa.methods.refit import refit
 from ressa.patterns import NofM, Unstructured, parse
+from ressa.statistics import Gram
 from test_methods import PATTERNS, error, layer, recorded
 
 THEIRS = load_file(Path(__file__).parent / "references" / "admm.safetensors")

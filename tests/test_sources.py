@@ -13,8 +13,8 @@ import pytest
 
 import official
 from official import lines, refusal
-from ressa.data.prepare import prepare
 from ressa.data.records import read_records
+from ressa.preparation import prepare
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 

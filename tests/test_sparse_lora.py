@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
 from ressa.model.precision import keep_kept
-from ressa.repair import masked
-from ressa.repair.masked import MaskedLinear, StraightThrough, effective_weight
-from ressa.repair.sparse_lora import SparseLoraConfig, SparseLoraLinear
+from ressa.repairing import masked
+from ressa.repairing.masked import MaskedLinear, StraightThrough, effective_weight
+from ressa.repairing.sparse_lora import SparseLoraConfig, SparseLoraLinear
 
 OUT, IN, RANK = 12, 8, 3
 

@@ -22,10 +22,10 @@ import pico
 from families.shrink import pico_config
 from families.specials import SPECIALS
 from ressa.errors import RessaError
+from ressa.inspection.verb import _part
 from ressa.model.load import load
 from ressa.model.structure import structure
-from ressa.report.inspection import _part
-from ressa.report.table import when
+from ressa.reporting.table import when
 
 # linears per part: vision, connector, language
 COUNTS = {

@@ -14,16 +14,17 @@ import pytest
 
 import miniatures
 import ressa.demo
-from ressa import cli, recipe
+from ressa import cli, tasks
 from ressa.data.embedded import ImageText
 from ressa.errors import RessaError
-from ressa.evaluate import score, tasks
-from ressa.evaluate.ask import Wishes
-from ressa.evaluate.metrics import coco
-from ressa.evaluate.metrics.ptb import words
-from ressa.evaluate.tasks import tables
-from ressa.evaluate.tasks.base import Source, asked, candidates, family, options
+from ressa.evaluation import verb as score
+from ressa.evaluation.ask import Wishes
 from ressa.model.load import load
+from ressa.pipeline import recipe
+from ressa.tasks import tables
+from ressa.tasks.base import Source, asked, candidates, family, options
+from ressa.tasks.metrics import coco
+from ressa.tasks.metrics.ptb import words
 
 pytestmark = pytest.mark.formats
 
@@ -129,7 +130,7 @@ def test_captions_that_are_those_of_the_file_score_highest(name, mini, drawn, re
     def recite(net, processor, records, *more):
         return {r.id: scene.caption for r, scene in zip(records, drawn[-len(records) :], strict=True)}
 
-    monkeypatch.setattr(sys.modules["ressa.evaluate.ask"], "answers", recite)
+    monkeypatch.setattr(sys.modules["ressa.evaluation.ask"], "answers", recite)
     scores, _, _ = ressa_evaluate(name, mini(name))
     assert scores["CIDEr"] > 6
     assert scores["BLEU_4"] == pytest.approx(1)

@@ -13,9 +13,9 @@ from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.model.load import load
-from ressa.repair import stages
-from ressa.repair.teacher import Teacher, said, write_cache
-from ressa.repair.trainer import Objective
+from ressa.repairing import stages
+from ressa.repairing.teacher import Teacher, said, write_cache
+from ressa.repairing.trainer import Objective
 from test_repair import bytes_of, prune_by_magnitude, weights
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_llama", "instructblip_t5"]

@@ -13,16 +13,16 @@ from torch import nn
 
 import ressa
 from ressa import methods
-from ressa.compare import compare
 from ressa.errors import RessaError
-from ressa.inputs import Gram, Moments, needs
+from ressa.machine import forget_peak, peak_memory
 from ressa.model.load import load
 from ressa.patterns import NofM, Unstructured
-from ressa.provenance import forget_peak, peak_memory
-from ressa.repair.stages import Run
-from ressa.repair.trainer import LOGS
-from ressa.run import run
+from ressa.pipeline.compare import compare
+from ressa.pipeline.run import run
+from ressa.repairing.stages import Run
+from ressa.repairing.trainer import LOGS
 from ressa.settings import Evaluate, Prune, Recipe, Repair
+from ressa.statistics import Gram, Moments, needs
 
 
 @pytest.fixture

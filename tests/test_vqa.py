@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ressa.evaluate import vqa
-from ressa.evaluate.vqa import challenge_accuracy, exact_match, normalise, vqa_accuracy
+from ressa.tasks.metrics import vqa
+from ressa.tasks.metrics.vqa import challenge_accuracy, exact_match, normalise, vqa_accuracy
 
 # What the challenge's own evaluation code makes of these (salesforce/LAVIS lavis/common/vqa_tools/vqa_eval.py,
 # commit 506965b, run on 2025-11-21).

@@ -17,9 +17,9 @@ from ressa.calibration.samples import samples
 from ressa.calibration.tokens import TokenWeights, token_weights
 from ressa.calibration.walk import walk
 from ressa.errors import RessaError
-from ressa.inputs import Gram, InputNorm
 from ressa.model.load import load
 from ressa.model.structure import Block, structure
+from ressa.statistics import Gram, InputNorm
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama"]
 

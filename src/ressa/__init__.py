@@ -11,9 +11,7 @@ ressa.run(recipe)                      all of it, from one recipe
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ressa.errors import RessaError
@@ -24,30 +22,31 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys(
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
 if TYPE_CHECKING:
-    from ressa.evaluate.score import evaluate
+    from ressa.evaluation.verb import evaluate
+    from ressa.inspection.verb import inspect
     from ressa.model.load import load
-    from ressa.prune import prune
-    from ressa.repair.train import repair
-    from ressa.report.inspection import inspect
-    from ressa.run import run
+    from ressa.pipeline.run import run
+    from ressa.pruning.verb import prune
+    from ressa.repairing.verb import repair
 
 __all__ = ["RessaError", "evaluate", "inspect", "load", "prune", "repair", "run"]
 
 _HOMES = {
-    "evaluate": "ressa.evaluate.score",
-    "inspect": "ressa.report.inspection",
+    "evaluate": "ressa.evaluation.verb",
+    "inspect": "ressa.inspection.verb",
     "load": "ressa.model.load",
-    "prune": "ressa.prune",
-    "repair": "ressa.repair.train",
-    "run": "ressa.run",
+    "prune": "ressa.pruning.verb",
+    "repair": "ressa.repairing.verb",
+    "run": "ressa.pipeline.run",
 }
 
 
-def _verb(name: str, home: str) -> Any:
-    # The setter drops what the import system would put there: the module `ressa.prune` in place of the verb.
-    return property(lambda door: getattr(import_module(home), name), lambda door, module: None)
+def __getattr__(name: str) -> Any:
+    """Verbs are imported when first used, so that `ressa --help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ressa' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
 
 
-# Verbs are imported when first used, so that `ressa --help` need not wait for torch.
-_verbs = {name: _verb(name, home) for name, home in _HOMES.items()}
-sys.modules[__name__].__class__ = type("Door", (ModuleType,), _verbs)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -18,20 +18,20 @@ from transformers import AutoModelForImageTextToText
 import pico
 import ressa
 import ressa.allocation.measure
-import ressa.report.inspection
+import ressa.inspection.verb
 from families.batches import batches
 from families.shrink import pico_config
 from families.specials import SPECIALS
 from ressa.calibration.walk import walk
 from ressa.data.prompts import IGNORED, is_encoder_decoder
-from ressa.evaluate.divergence import answer_log_probs
+from ressa.evaluation.divergence import answer_log_probs
 from ressa.model.folder import patterns_of, verify, write_folder
 from ressa.model.structure import structure
 
 assert ressa.prune
 assert ressa.repair  # the door imports its verbs when they are asked for, and has them in the place of their modules
 PRUNE, REPAIR, STAGES = (sys.modules[f"ressa.{name}"] for name in ("prune", "repair.train", "repair.stages"))
-INSPECT = sys.modules["ressa.report.inspection"]
+INSPECT = sys.modules["ressa.inspection.verb"]
 
 
 @dataclass

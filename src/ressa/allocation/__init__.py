@@ -15,9 +15,10 @@ from typing import Literal
 from ressa.allocation.dlp import dlp, median
 from ressa.allocation.ecoflap import ecoflap, saliency, shaken
 from ressa.allocation.magnitude import magnitude
-from ressa.allocation.measure import Ground, scored
+from ressa.allocation.measure import scored
 from ressa.allocation.owl import outliers, owl
 from ressa.allocation.uniform import uniform
+from ressa.calibration.data import CalibrationData
 from ressa.errors import unknown
 
 
@@ -26,7 +27,7 @@ class Allocation:
     """`measure` needs data, unless it is None; `share` may have a setting `spread`."""
 
     share: Callable[..., dict[str, float]]
-    measure: Callable[[Ground], dict[str, float]] | None = None
+    measure: Callable[[CalibrationData], dict[str, float]] | None = None
     unit: Literal["block", "linear"] = "block"  # a linear's own score is its weight
 
     @property

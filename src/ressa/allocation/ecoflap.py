@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ressa.allocation.budget import as_sparsity, caps, whole
-from ressa.allocation.measure import Ground
+from ressa.calibration.data import CalibrationData
 from ressa.data.prompts import IGNORED, to_device
 from ressa.errors import RessaError
 from ressa.model.matrix import AsLinear, parameter
@@ -51,12 +51,12 @@ def ecoflap(
     return as_sparsity(whole({name: n - kept[name] for name, n in weights.items()}, zeros, room), weights)
 
 
-def saliency(ground: Ground) -> dict[str, float]:
+def saliency(data: CalibrationData) -> dict[str, float]:
     """The mean of |weight| * |gradient of the answers' loss| over the weights of each block and over the batches.
 
     One backward a batch; a matrix's gradient is used and dropped as soon as it is there.
     """
-    sums = dict.fromkeys((block.name for block in ground.blocks), 0.0)
+    sums = dict.fromkeys((block.name for block in data.blocks), 0.0)
     answers = 0.0
 
     def listen(name: str) -> Any:
@@ -67,47 +67,47 @@ def saliency(ground: Ground) -> dict[str, float]:
 
         return hear
 
-    with _only(ground, requires_grad=True), torch.enable_grad():
+    with _only(data, requires_grad=True), torch.enable_grad():
         handles = [
             weight.register_post_accumulate_grad_hook(listen(block.name))
-            for block in ground.blocks
+            for block in data.blocks
             for weight in {id(p): p for p in map(parameter, block.linears.values())}.values()  # experts share one
         ]
         try:
-            for batch in ground.told(ground.batches, "gradients"):
+            for batch in data.counted(data.batches, "gradients"):
                 answers = _answers(batch)
-                _loss(ground, batch).backward()
+                _loss(data, batch).backward()
         finally:
             for handle in handles:
                 handle.remove()
-    asked = sum(map(_answers, ground.batches))
-    return {name: sums[name] / (asked * n) for name, n in ground.weights.items()}
+    asked = sum(map(_answers, data.batches))
+    return {name: sums[name] / (asked * n) for name, n in data.weights.items()}
 
 
 @torch.no_grad()
-def shaken(ground: Ground) -> dict[str, float]:
+def shaken(data: CalibrationData) -> dict[str, float]:
     """|L(w + e z) - L(w - e z)| / 2e with z drawn by the seed for each block and batch, meaned over the batches.
 
     That is the size of the block's gradient; divided by the root of the number of weights it is that of one weight,
     so that large and small blocks compare. The weights are put back bit by bit. Costs two forwards a block and batch.
     """
-    random = torch.Generator().manual_seed(ground.seed)
-    asked = sum(map(_answers, ground.batches))
+    random = torch.Generator().manual_seed(data.seed)
+    asked = sum(map(_answers, data.batches))
     scores: dict[str, float] = {}
-    with _only(ground, requires_grad=False):
-        for block in ground.told(ground.blocks, "shaking"):
+    with _only(data, requires_grad=False):
+        for block in data.counted(data.blocks, "shaking"):
             linears, slope = list(block.linears.values()), 0.0
             before = [linear.weight.detach().clone() for linear in linears]
-            for batch in ground.batches:
+            for batch in data.batches:
                 z = [torch.randn(weight.shape, generator=random).to(weight.device) for weight in before]
-                up, down = (_loss_at(ground, batch, linears, before, z, step) for step in (STEP, -STEP))
+                up, down = (_loss_at(data, batch, linears, before, z, step) for step in (STEP, -STEP))
                 slope += _answers(batch) * abs(up - down) / (2 * STEP)
             scores[block.name] = slope / asked / math.sqrt(sum(weight.numel() for weight in before))
     return scores
 
 
 def _loss_at(
-    ground: Ground,
+    data: CalibrationData,
     batch: Mapping[str, Any],
     linears: list[nn.Linear | AsLinear],
     before: list[Tensor],
@@ -117,17 +117,17 @@ def _loss_at(
     try:
         for linear, weight, direction in zip(linears, before, z, strict=True):
             linear.weight.copy_(weight.float() + by * direction)
-        return _loss(ground, batch).item()
+        return _loss(data, batch).item()
     finally:
         for linear, weight in zip(linears, before, strict=True):
             linear.weight.copy_(weight)
 
 
-def _loss(ground: Ground, batch: Mapping[str, Any]) -> Tensor:
+def _loss(data: CalibrationData, batch: Mapping[str, Any]) -> Tensor:
     """The model's own loss: the cross-entropy of the answers."""
-    loss = ground.net(**to_device(dict(batch), ground.net), use_cache=False).loss
+    loss = data.net(**to_device(dict(batch), data.net), use_cache=False).loss
     if loss is None:
-        raise RessaError(f"{type(ground.net).__name__} computes no loss from labels: choose allocation owl or dlp")
+        raise RessaError(f"{type(data.net).__name__} computes no loss from labels: choose allocation owl or dlp")
     return loss
 
 
@@ -136,13 +136,13 @@ def _answers(batch: Mapping[str, Any]) -> float:
 
 
 @contextmanager
-def _only(ground: Ground, *, requires_grad: bool) -> Iterator[None]:
+def _only(data: CalibrationData, *, requires_grad: bool) -> Iterator[None]:
     """Gradients for the weights of the blocks (or for none), no dropout; afterwards all is as before."""
-    net, was_training = ground.net, ground.net.training
+    net, was_training = data.net, data.net.training
     before = [(weight, weight.requires_grad) for weight in net.parameters()]
     try:
         net.eval().requires_grad_(False)
-        for block in ground.blocks:
+        for block in data.blocks:
             for linear in block.linears.values():
                 parameter(linear).requires_grad_(requires_grad)
         yield

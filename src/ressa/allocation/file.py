@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ressa.errors import RessaError, unknown
-from ressa.paths import path_of
+from ressa.files.paths import path_of
 
 UNITS = ("block", "linear")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ressa.allocation.measure import Ground
+from ressa.calibration.data import CalibrationData
 from ressa.calibration.gather import gather
 from ressa.calibration.outputs import apart, outputs_of
 from ressa.calibration.walk import Visit
@@ -26,7 +26,7 @@ def most_sensitive(errors: Mapping[str, float], k: int) -> list[str]:
 
 
 @torch.no_grad()
-def sensitivity(ground: Ground, needs: type[Any] | None, change: Change) -> dict[str, float]:
+def sensitivity(data: CalibrationData, needs: type[Any] | None, change: Change) -> dict[str, float]:
     """The squared change of each block's output, relative to the output, if it alone of the model were pruned.
 
     It is measured: `change` prunes the block, which runs again on the inputs it has in the dense model, and is put
@@ -34,17 +34,17 @@ def sensitivity(ground: Ground, needs: type[Any] | None, change: Change) -> dict
     no data (`needs` is None) is told by its weights: their squared change, relative to them.
     """
     if needs is None:
-        return {block.name: _weights_error(block, change) for block in ground.blocks}
+        return {block.name: _weights_error(block, change) for block in data.blocks}
     errors: dict[str, float] = {}
-    for visit in ground.visits():
-        inputs = gather(visit, needs, ground.tokens)
+    for visit in data.visits():
+        inputs = gather(visit, needs, data.tokens)
         before, dense = _copies(visit.block), _outputs(visit)
         try:
             change(visit.block, inputs)
-            errors[visit.block.name] = _relative(ground, visit, dense, _outputs(visit))
+            errors[visit.block.name] = _relative(data, visit, dense, _outputs(visit))
         finally:
             _restore(visit.block, before)
-    for name in (block.name for block in ground.blocks if block.name not in errors):
+    for name in (block.name for block in data.blocks if block.name not in errors):
         raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
     return errors
 
@@ -77,9 +77,9 @@ def _outputs(visit: Visit) -> list[Tensor]:
     return found[visit.block.name]
 
 
-def _relative(ground: Ground, visit: Visit, dense: list[Tensor], pruned: list[Tensor]) -> float:
+def _relative(data: CalibrationData, visit: Visit, dense: list[Tensor], pruned: list[Tensor]) -> float:
     pairs = [
-        apart(after, before, ground.tokens[call.batch], visit.block)
+        apart(after, before, data.tokens[call.batch], visit.block)
         for call, before, after in zip(visit.calls, dense, pruned, strict=True)
     ]
     return sum(far.item() for far, _ in pairs) / (sum(size.item() for _, size in pairs) or 1)

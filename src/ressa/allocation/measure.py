@@ -1,96 +1,18 @@
-"""What allocations measure on: a model, its blocks, calibration batches. And one dense walk that scores every block.
-
-Shapes: O outputs, I inputs.
-"""
+"""One dense walk that scores every block for an allocation. Shapes: O outputs, I inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from ressa.calibration.data import CalibrationData
 from ressa.calibration.gather import gather
-from ressa.calibration.rehearsal import rehearse
-from ressa.calibration.samples import drawn
-from ressa.calibration.samples import samples as draw
-from ressa.calibration.tokens import TokenWeights, token_weights
-from ressa.calibration.walk import Progress, Visit, walk
-from ressa.data.records import Record
 from ressa.errors import RessaError
-from ressa.inputs import InputNorm
-from ressa.model.structure import Block
-
-T = TypeVar("T")
+from ressa.statistics import InputNorm
 
 
-@dataclass(frozen=True)
-class Ground:
-    """A model and the records to calibrate it on. Batches are made when they are first asked for."""
-
-    net: PreTrainedModel
-    processor: Any
-    records: list[Record] | None
-    samples: int = 128
-    batch_size: int = 8
-    seed: int = 0
-    counts: dict[str, float] | None = None
-    device: torch.device | str | None = None
-    autocast: torch.dtype | None = None
-    progress: Progress | None = None
-    blocks: tuple[Block, ...] = ()
-    _made: dict[str, Any] = field(default_factory=dict, repr=False)  # shared by all grounds made `over` this one
-
-    def over(self, blocks: Iterable[Block]) -> Ground:
-        """The same ground, and these blocks on it."""
-        return replace(self, blocks=tuple(blocks))
-
-    @property
-    def batches(self) -> list[dict[str, Tensor]]:
-        if "batches" not in self._made:
-            assert self.records is not None  # prune() refuses what needs data and has none
-            n, size, config = self.samples, self.batch_size, self.net.config
-            self._made["seen"] = rehearse(self.net, self.processor, drawn(self.records, n, self.seed))
-            self._made["batches"] = draw(self.records, self.processor, config, n, batch_size=size, seed=self.seed)
-        return self._made["batches"]
-
-    @property
-    def seen(self) -> str | None:
-        """How the model sees the pictures of the records, once batches were made of them (`data.seeing`)."""
-        return self._made.get("seen")
-
-    @property
-    def tokens(self) -> list[TokenWeights]:
-        """Which tokens of each batch count, and how much."""
-        if "tokens" not in self._made:
-            self._made["tokens"] = [token_weights(batch, self.net.config, self.counts) for batch in self.batches]
-        return self._made["tokens"]
-
-    @cached_property
-    def weights(self) -> dict[str, int]:
-        """How many prunable weights each block has."""
-        return {block.name: sum(linear.weight.numel() for linear in block.linears.values()) for block in self.blocks}
-
-    def visits(self) -> Iterator[Visit]:
-        """Each block, as the dense model enters it."""
-        where: dict[str, Any] = {"device": self.device, "autocast": self.autocast, "progress": self.progress}
-        return walk(self.net, self.blocks, self.batches, propagate="dense", **where)
-
-    def told(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """The items, one by one, while `progress` is told of them."""
-        for done, item in enumerate(items):
-            if self.progress:
-                self.progress(done, len(items), item.name if isinstance(item, Block) else what)
-            yield item
-        if self.progress:
-            self.progress(len(items), len(items), "")
-
-
-def scored(ground: Ground, statistic: Callable[[list[Tensor]], float]) -> dict[str, float]:
+def scored(data: CalibrationData, statistic: Callable[[list[Tensor]], float]) -> dict[str, float]:
     """`statistic` of the Wanda scores, |weight| times norm of the input, of each dense block's linears, (O, I) each.
 
     Nothing is pruned on the way, so that every block is seen as the dense model enters it.
@@ -99,12 +21,12 @@ def scored(ground: Ground, statistic: Callable[[list[Tensor]], float]) -> dict[s
         RessaError: a block that no calibration record enters.
     """
     scores: dict[str, float] = {}
-    for visit in ground.visits():
-        inputs, linears = gather(visit, InputNorm, ground.tokens), visit.block.linears
+    for visit in data.visits():
+        inputs, linears = gather(visit, InputNorm, data.tokens), visit.block.linears
         heard = [name for name in linears if name in inputs and inputs[name].tokens]
         scores_OI = [linears[name].weight.detach().float().abs() * inputs[name].norm_I for name in heard]
         if scores_OI:
             scores[visit.block.name] = statistic(scores_OI)
-    for name in (block.name for block in ground.blocks if block.name not in scores):
+    for name in (block.name for block in data.blocks if block.name not in scores):
         raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
     return scores

@@ -15,7 +15,7 @@ from ressa.calibration.gather import listen, same_input
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import Visit
 from ressa.errors import RessaError
-from ressa.inputs import Gram
+from ressa.statistics import Gram
 
 
 @torch.no_grad()

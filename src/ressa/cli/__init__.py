@@ -17,8 +17,8 @@ from ressa.cli.exits import carry_out
 from ressa.cli.options import Data, Json, MaybeData, Model, Out, Seed, told_apart, with_settings
 from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import RessaError
-from ressa.paths import path_of
-from ressa.recipe import read_recipe
+from ressa.files.paths import path_of
+from ressa.pipeline.recipe import read_recipe
 from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
 
 app = typer.Typer(
@@ -76,14 +76,14 @@ def inspect(
     if asked and not plan:
         raise RessaError(f"--{next(iter(asked)).replace('_', '-')} goes with --plan: add it")
     if plan:
-        from ressa.report import plan as verb
-        from ressa.report.plan_table import tables
+        from ressa.inspection import plan as verb
+        from ressa.inspection.plan_table import tables
 
         with quiet():
             told = verb.plan(model, sparsity, **asked)
     else:
-        from ressa.report.inspection import inspect as look
-        from ressa.report.inspection import tables
+        from ressa.inspection.verb import inspect as look
+        from ressa.inspection.verb import tables
 
         with quiet():
             told = look(model, sparsity)
@@ -105,7 +105,7 @@ def prune(
 
     **Example:** `ressa prune demo out/ --data data/ --method wanda --sparsity 2:4`
     """
-    from ressa.prune import prune as verb
+    from ressa.pruning.verb import prune as verb
 
     with quiet(), bars() as bar:
         options = asdict(settings) | asdict(runtime)
@@ -146,7 +146,7 @@ def repair(
 
     **Example:** `ressa repair pruned/ out/ --teacher demo --data data/ --steps 500`
     """
-    from ressa.repair.train import repair as verb
+    from ressa.repairing.verb import repair as verb
 
     with quiet(), bars() as bar:
         options = asdict(settings) | asdict(runtime)
@@ -186,16 +186,16 @@ def evaluate(
     **Example:** `ressa evaluate out/ --data data/ --against demo`; `ressa evaluate out/ --task vqav2 --data vqav2/`
     """
     if lmms is not None:
-        from ressa.evaluate.lmms import evaluate as by_lmms
+        from ressa.evaluation.lmms import evaluate as by_lmms
 
         given = told_apart(context, "model", "lmms", "out", "limit", "batch_size", "device", refused="--lmms")
         size = settings.batch_size if "batch_size" in given else None
         by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=size, device=runtime.device)
         return
-    from ressa.evaluate.parallel import rank
-    from ressa.evaluate.score import evaluate as verb
-    from ressa.report.scores import lines
-    from ressa.report.table import by_kind
+    from ressa.evaluation.parallel import rank
+    from ressa.evaluation.verb import evaluate as verb
+    from ressa.reporting.scores import lines
+    from ressa.reporting.table import by_kind
 
     if data is None:
         raise RessaError("evaluate: needs --data, where the records or the task's files are")
@@ -226,9 +226,9 @@ def compare(
 
     **Example:** `ressa compare demo --data data/ --methods wanda,sparsegpt,admm --sparsity 2:4 --out compared/`
     """
-    from ressa.compare import compare as verb
     from ressa.methods.spelling import apart
-    from ressa.report.comparison import plot, table
+    from ressa.pipeline.compare import compare as verb
+    from ressa.reporting.comparison import plot, table
 
     names, asked = apart(methods), Evaluate(limit=limit)
     with quiet(), bars() as bar:
@@ -266,10 +266,10 @@ def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
 
 
 def _run(recipe: Recipe) -> None:
-    from ressa.report.picture import picture
-    from ressa.report.table import by_kind, summary
-    from ressa.run import data_of, out_of
-    from ressa.run import run as verb
+    from ressa.pipeline.run import data_of, out_of
+    from ressa.pipeline.run import run as verb
+    from ressa.reporting.picture import picture
+    from ressa.reporting.table import by_kind, summary
 
     with quiet(), bars() as bar:
         result = verb(recipe, bar)

@@ -11,8 +11,7 @@ from typing import Any
 
 import typer
 
-from ressa.errors import RessaError
-from ressa.printable import printable
+from ressa.errors import RessaError, printable
 
 UNREAD, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 128 + 2, 128 + 15
 

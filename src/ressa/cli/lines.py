@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from ressa.printable import printable
+from ressa.errors import printable
 
 EVERY = 10.0  # seconds between two lines, at least
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ressa.errors import RessaError
-from ressa.recipe import checked
+from ressa.pipeline.recipe import checked
 from ressa.settings import SEEDS
 
 Model = Annotated[str, typer.Argument(help="A model folder, a hub name, or `demo` for the model ressa carries.")]

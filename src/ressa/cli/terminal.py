@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ressa.cli.lines import Lines
-from ressa.errors import RessaWarning
-from ressa.printable import printable
+from ressa.errors import RessaWarning, printable
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ressa.data.pixels import to_rgb
 from ressa.errors import RessaError
-from ressa.printable import shown as shown  # readers know it from here
+from ressa.errors import shown as shown  # readers know it from here
 
 LFS = b"version https://git-lfs"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: Pillow would run Ghostscript on it

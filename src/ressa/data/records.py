@@ -31,7 +31,7 @@ from ressa.data.fields import as_text, picture, unmarked
 from ressa.data.images import ImageFolder, Picture, shown
 from ressa.data.parse import parse
 from ressa.errors import RessaError
-from ressa.paths import path_of
+from ressa.files.paths import path_of
 
 Find = Callable[[object, str], Picture]  # (what the image field holds, where) -> the picture
 

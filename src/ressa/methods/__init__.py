@@ -9,7 +9,6 @@ from typing import Any, cast
 from torch import Tensor
 
 from ressa.errors import RessaError, unknown
-from ressa.inputs import Gram, GramAndMoments, Method, Moments, needs
 from ressa.methods.admm import admm
 from ressa.methods.alps import alps
 from ressa.methods.dsnot import dsnot
@@ -21,6 +20,7 @@ from ressa.methods.sparsegpt import sparsegpt
 from ressa.methods.spelling import checked, steps
 from ressa.methods.wanda import wanda
 from ressa.patterns import Pattern
+from ressa.statistics import Gram, GramAndMoments, Method, Moments, needs
 
 METHODS: dict[str, Method] = {
     "magnitude": magnitude,

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ressa.inputs import Gram, needs
 from ressa.patterns import NofM, Pattern
+from ressa.statistics import Gram, needs
 
 RHO = 1.0  # how strongly the two copies of the weights are held together; the inputs have norm one
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ressa.inputs import Gram, needs
 from ressa.methods.admm import step
 from ressa.methods.refit import refit
 from ressa.patterns import Pattern
+from ressa.statistics import Gram, needs
 
 RHO, RISE, EVERY = 0.1, 1.1, 3  # the penalty at first, and its rise after so many iterations
 AT_LEAST, SETTLED = 30, 3e-4  # iterations, after which fewer changes than this share of the kept weights end it

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ressa.errors import unknown
-from ressa.inputs import Moments, needs
 from ressa.methods.magnitude import magnitude
 from ressa.methods.random import random
 from ressa.methods.ria import ria
 from ressa.methods.wanda import wanda
 from ressa.patterns import Pattern
+from ressa.statistics import Moments, needs
 
 STARTS = {"magnitude": magnitude, "random": random, "ria": ria, "wanda": wanda}
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ressa.inputs import needs
 from ressa.patterns import Pattern
+from ressa.statistics import needs
 
 
 @needs(None, by_row=True)

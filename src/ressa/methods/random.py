@@ -10,8 +10,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from ressa.inputs import needs
 from ressa.patterns import Pattern
+from ressa.statistics import needs
 
 
 @needs(None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ressa.inputs import Gram
+from ressa.statistics import Gram
 
 SMALL = 1e-6  # share of the gradient at weights of zero that passes for none
 ROUNDS = 3  # each begins with the true gradient: the one that conjugate gradients carry along drifts in float32

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ressa.inputs import Gram, InputNorm, Moments, needs
 from ressa.patterns import Pattern
+from ressa.statistics import Gram, InputNorm, Moments, needs
 
 TINY = torch.finfo(torch.float32).tiny
 

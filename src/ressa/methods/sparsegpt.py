@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ressa.inputs import Gram, needs
 from ressa.patterns import Pattern
+from ressa.statistics import Gram, needs
 
 SLAB = 128  # inputs pruned before the rest of the matrix hears of it, in one product
 FEW = 16  # inputs pruned before the rest of the slab hears of it, likewise

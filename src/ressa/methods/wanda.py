@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ressa.inputs import Gram, InputNorm, Moments, needs
 from ressa.patterns import Pattern
+from ressa.statistics import Gram, InputNorm, Moments, needs
 
 
 @needs(InputNorm, by_row=True)

@@ -18,8 +18,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ressa.errors import RessaError
-from ressa.folders import check_output, partial, sync
-from ressa.folders import check_writable as check_writable  # verbs know it from here
+from ressa.files.folders import check_output, partial, sync
+from ressa.files.folders import check_writable as check_writable  # verbs know it from here
 from ressa.model.load import auto_class, read_config, resolve
 from ressa.model.matrix import fused_experts, matrix, weight_of
 from ressa.model.sound import check_finite

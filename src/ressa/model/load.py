@@ -17,13 +17,13 @@ from transformers import (
 
 from ressa.demo import CARRIED
 from ressa.errors import RessaError, one_line, unknown
+from ressa.files.paths import path_of
 from ressa.machine import DTYPES, Machine, machine
 from ressa.model.described import check_generation, config_of, described
 from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
 from ressa.model.quantised import forget_quantised, plain_dtype
 from ressa.model.sound import check_loaded, check_stored
-from ressa.paths import path_of
 
 
 def load(

@@ -10,7 +10,7 @@ from pathlib import Path
 from ressa.data.emoji.questions import ask, caption
 from ressa.data.emoji.scenes import SPLITS, draw, scene
 from ressa.errors import RessaError
-from ressa.folders import check_output, partial
+from ressa.files.folders import check_output, partial
 
 CREDIT = """Emoji scenes, made by ressa (`ressa data emoji`).
 Art: OpenMoji, the open-source emoji and icon project (https://openmoji.org), licence CC BY-SA 4.0; so are these \

@@ -1,0 +1,136 @@
+"""From answers to scores: overall with intervals, by kind, beside another model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ressa.errors import RessaError
+from ressa.files.paths import path_of
+from ressa.tasks.base import Sample, Task
+from ressa.tasks.metrics.intervals import Measured, compared, interval
+
+Sums = Sequence[tuple[float, float, float, int]]  # of `divergence.answer_sums`
+
+
+def kind_of(sample: Sample) -> str:
+    """What `by_kind` groups by."""
+    return sample.record.kind or ("caption" if sample.record.caption else "question")
+
+
+def rows(
+    samples: Sequence[Sample], answers: Sequence[str], measured: dict[str, Measured], sums: Sums | None, dense: bool
+) -> list[dict[str, Any]]:
+    """One row a sample for answers.jsonl: question, references, answer and every score that is the sample's own."""
+    own = {n: m.rows[:, 0] for n, m in measured.items() if m.rows.shape == (len(samples), 1) and not m.of}
+    found = []
+    for i, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
+        record = sample.record
+        row: dict[str, Any] = {"id": record.id, "kind": kind_of(sample), "question": record.question}
+        row |= {"references": list(record.references), "answer": answer}
+        row |= {"choices": list(sample.choices)} if sample.choices else {}
+        row |= {name: float(values[i]) for name, values in own.items()}
+        if sums is not None:
+            kl, nll, _, tokens = sums[i]
+            row |= ({"kl": kl} if dense else {}) | {"nll": nll, "tokens": tokens}
+        found.append(row)
+    return found
+
+
+def scores(
+    task: Task,
+    samples: Sequence[Sample],
+    answers: Sequence[str],
+    measured: dict[str, Measured],
+    sums: Sums | None,
+    dense: bool,
+) -> dict[str, Any]:
+    """{n, each metric, kl, perplexity, metrics: their names, intervals, by_kind, by: {breakdown: ...}}."""
+    told = _summary(samples, measured, sums, dense)
+    sure = measured | _divergences(sums, dense)
+    told |= {"metrics": list(measured)}
+    told |= {"intervals": {name: list(interval(m)) for name, m in sure.items() if m.fixed is None}}
+    names = dict.fromkeys(name for sample in samples for name in sample.kinds)
+    groups = {name: [sample.kinds.get(name, "none") for sample in samples] for name in names}
+    by = {name: _by(task, labels, samples, answers, sums, dense) for name, labels in groups.items()}
+    own = [kind_of(sample) for sample in samples]
+    return told | {"by_kind": _by(task, own, samples, answers, sums, dense)} | ({"by": by} if by else {})
+
+
+def _by(
+    task: Task, labels: Sequence[str], samples: Sequence[Sample], answers: Sequence[str], sums: Sums | None, dense: bool
+) -> dict[str, Any]:
+    found = {}
+    for label in sorted(set(labels)):
+        where = [i for i, one in enumerate(labels) if one == label]
+        mine = [samples[i] for i in where]
+        measured = task.measure(mine, [answers[i] for i in where])
+        found[label] = _summary(mine, measured, [sums[i] for i in where] if sums is not None else None, dense)
+    return found
+
+
+def _summary(
+    samples: Sequence[Sample], measured: dict[str, Measured], sums: Sums | None, dense: bool
+) -> dict[str, Any]:
+    told = {"n": len(samples), **{name: m.value for name, m in measured.items()}, "kl": None}
+    return told | {name: m.value for name, m in _divergences(sums, dense).items()}
+
+
+def _divergences(sums: Sums | None, dense: bool) -> dict[str, Measured]:
+    """KL to the dense model and perplexities, over tokens."""
+    if sums is None:
+        return {}
+    rows = np.array(sums, dtype=float)
+
+    def per_token(column: int) -> Any:
+        return lambda means: means[..., column] / np.maximum(means[..., 3], 1e-9)
+
+    def perplexity(column: int) -> Any:
+        return lambda means: np.exp(means[..., column] / np.maximum(means[..., 3], 1e-9))
+
+    found = {"perplexity": Measured(rows, perplexity(1))}
+    if dense:
+        found = {"kl": Measured(rows, per_token(0))} | found | {"dense_perplexity": Measured(rows, perplexity(2))}
+    return found
+
+
+def versus(task: Task, samples: Sequence[Sample], measured: dict[str, Measured], folder: str | Path) -> dict[str, Any]:
+    """Each metric beside that of another model's answers, which an evaluation of the same task left in `folder`.
+
+    Raises:
+        RessaError: as `answers_to`.
+    """
+    other = task.measure(samples, answers_to(samples, folder))
+    pairs = {name: (m, other[name]) for name, m in measured.items() if m.fixed is None and name in other}
+    return {"folder": str(Path(folder))} | {name: compared(a, b) for name, (a, b) in pairs.items()}
+
+
+def answers_to(samples: Sequence[Sample], folder: str | Path) -> list[str]:
+    """What an evaluated folder answers to these samples.
+
+    Raises:
+        RessaError: no answers.jsonl there, or it does not answer all of them.
+    """
+    theirs = read_answers(folder)
+    if missing := [s.record.id for s in samples if s.record.id not in theirs]:
+        raise RessaError(
+            f"{folder}: has no answer to record '{missing[0]}' and {len(missing) - 1} more; evaluate both models on "
+            "the same task, data and limit"
+        )
+    return [theirs[s.record.id] for s in samples]
+
+
+def read_answers(folder: str | Path) -> dict[str, str]:
+    """{record id: answer} of an evaluated folder."""
+    path = path_of(folder, "versus") / "answers.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]  # of bytes: U+2028 ends no line
+        return {str(line["id"]): str(line["answer"]) for line in lines}
+    except OSError:
+        raise RessaError(f"{folder}: no answers.jsonl there; name the --out folder of another evaluation") from None
+    except (ValueError, KeyError, TypeError):
+        raise RessaError(f"{path}: is not what `ressa evaluate --out` writes; evaluate that model again") from None

@@ -1,0 +1,254 @@
+"""The verb `evaluate`: put a task to a model, score it, compare it with the dense model and with another one."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ressa import tasks
+from ressa.calibration.rehearsal import check_room
+from ressa.data.images import GreyImage
+from ressa.errors import RessaError, to_json
+from ressa.evaluation import matching, parallel, summary
+from ressa.evaluation.ask import Asked, Wishes, ask
+from ressa.evaluation.cache import Progress
+from ressa.evaluation.divergence import answer_sums
+from ressa.files.paths import expanded, path_of
+from ressa.files.text import write_atomic
+from ressa.limits import as_kind, check, check_paths
+from ressa.machine import Machine, check_machine
+from ressa.model.folder import check_writable
+from ressa.model.load import load_to_ask, read_config, resolve
+from ressa.settings import Evaluate
+from ressa.tasks.base import Reading, Sample, Source, Task
+from ressa.tasks.retrieval import queries
+
+Model = str | Path | tuple[Any, Any]
+
+
+def evaluate(
+    model: Model,
+    *,
+    data: str | Path | Any,
+    task: str = "folder",
+    split: str | None = None,
+    images: str | Path | None = None,
+    against: Model | None = None,
+    versus: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    prompt: str | None = None,
+    choices: str | None = None,
+    max_new_tokens: int | None = None,
+    min_new_tokens: int | None = None,
+    num_beams: int | None = None,
+    length_penalty: float | None = None,
+    perplexity: bool = False,
+    out: str | Path | None = None,
+    grey: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a model's answers to a task.
+
+    Args:
+        model: a model folder or name, or a loaded (model, processor).
+        task: a name of `evaluate.tasks.TASKS`; `folder` is records of your own.
+        data: a folder with the task's official files, one of them, or a hub dataset; for `folder` what `read_records`
+            reads.
+        split: which part of it; the task's own if not named.
+        images: where pictures lie, if not in `data`.
+        against: the dense model, for `kl`: the mean over answer tokens of KL(dense || model), in nats; and both
+            models' perplexity of the reference answers.
+        versus: the `out` folder of another model's evaluation: adds differences, their intervals and p.
+        limit: score this many records only, drawn at random (always the same ones).
+        out: a folder for scores.json, answers.jsonl (question, references and answer of each record) and
+            answers.cache.jsonl (a killed run goes on from there).
+        grey: show a plain grey picture of the same size instead of each picture: how much can be guessed.
+        prompt: how a question is put, with {question}, {options} and {hint} in it.
+        choices: multiple choice by "likelihood" or "generation".
+        max_new_tokens, min_new_tokens, num_beams, length_penalty: of generation; the task's own if not named.
+        perplexity: of the reference answers, also without `against`.
+        device, dtype: as in `ressa.settings.Runtime`, for models that are not loaded yet.
+
+    Returns:
+        n, the task's metrics (0 to 1; CIDEr to 10), kl (None without `against`), perplexity, intervals, by_kind
+        {kind: the same}, prompt (of the first record), settings, seconds, versions; `answers` {record id: answer},
+        which scores.json leaves out. Of several processes each gets the same.
+
+    Raises:
+        RessaError: anything wrong with the data, the models, the output folder or a number.
+    """
+    given, started = dict(locals()), time.monotonic()
+    _check_arguments(model, against, out, versus)
+    check_machine(parallel.device_of(device), dtype)
+    known, wanted, source, reading = questions(**given)
+    samples, folder = reading.samples, _writable(out, model, data)
+    if versus is not None:
+        summary.answers_to(queries(samples) if known.mode == "retrieval" else samples, versus)
+    if against is not None:
+        _check_vocabularies(model, against)
+    measuring = against is not None or perplexity
+    where = (device, dtype)
+    net, processor, chosen = _matcher(model, known, measuring, *where) or _loaded(model, *where)
+    dense = _loaded(against, *where)[0] if against is not None else None
+    cache = folder / "answers.cache.jsonl" if folder else None
+    asked = ask(net, processor, known, samples, wanted, cache, progress)
+    if measuring:
+        for one in (net, dense) if dense is not None else (net,):
+            check_room(one, processor, asked.records)
+    sums = answer_sums(net, dense, processor, asked.records, wanted.batch_size, progress) if measuring else None
+    scores, rows = _scored(known, asked, sums, dense is not None, versus)
+    told: dict[str, Any] = {"task": task, "model": _name(model), "against": against and _name(against)}
+    told |= {"split": source.split, "grey": grey, "data": _named(data), "prompt": asked.prompt, "pictures": asked.seen}
+    told |= {"settings": asked.settings | {"batch_size": wanted.batch_size, "limit": limit}}
+    told |= {"left_out": dict(reading.left_out), "missing": known.missing(), "processes": parallel.world()}
+    told |= {"versions": {name: version(name) for name in ("ressa", "torch", "transformers")}}
+    told |= {"machine": chosen.describe()}
+    scores |= told | {"seconds": round(time.monotonic() - started, 2)}
+    if folder and parallel.rank() == 0:
+        write_atomic(folder / "answers.jsonl", "".join(to_json(r) + "\n" for r in rows))
+        write_atomic(folder / "scores.json", to_json(scores, indent=2) + "\n")
+    parallel.close()
+    return scores | {"answers": {s.record.id: said for s, said in zip(asked.samples, asked.answers, strict=True)}}
+
+
+def task_of(given: Mapping[str, Any]) -> tuple[Task, Wishes]:
+    """The task and what is wanted otherwise than it has it. Raises RessaError for settings that cannot be."""
+    check(Evaluate, given, "evaluate")
+    known = tasks.get(given["task"])
+    wanted = Wishes(**{f.name: given[f.name] for f in fields(Wishes)})
+    wanted.check(known)
+    if given["images"] is not None and known.name == "folder":
+        raise RessaError("images: records of your own say themselves where their pictures are; leave it out")
+    return known, wanted
+
+
+def questions(data: Any, grey: bool = False, **given: Any) -> tuple[Task, Wishes, Source, Reading]:
+    """The task, what is wanted otherwise, where it was read, and what is asked of that; `given` as `evaluate` takes it.
+    No model is looked at.
+
+    Raises:
+        RessaError: as `evaluate`, for all that can be told without a model.
+    """
+    known, wanted = task_of(given)
+    as_kind(bool, grey, "evaluate: grey")
+    if data is None:
+        raise RessaError("evaluate: needs data, where the records or the task's files are")
+    images = given["images"]
+    place = path_of(images, "images") if images is not None else None
+    source = Source(_place(data), given["split"] or known.split, place)
+    reading = known.read(source)
+    samples = _chosen(reading.samples, given["limit"], grey)
+    if not samples:
+        raise RessaError(f"{data}: nothing to ask in {source.split} ({dict(reading.left_out) or 'it is empty'})")
+    _check_ids(samples, data)
+    return known, wanted, source, replace(reading, samples=samples)
+
+
+def _scored(
+    task: Task, asked: Asked, sums: summary.Sums | None, dense: bool, versus: str | Path | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(scores, one row a sample)."""
+    samples, said = asked.samples, asked.answers
+    measured = task.measure(samples, said)
+    scores = summary.scores(task, samples, said, measured, sums, dense)
+    if versus is not None:
+        scores["versus"] = summary.versus(task, samples, measured, versus)
+    return scores, summary.rows(samples, said, measured, sums, dense)
+
+
+def _chosen(samples: Sequence[Sample], limit: int | None, grey: bool) -> list[Sample]:
+    """At most `limit` samples, those of a group all or none; grey pictures if wanted."""
+    groups: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(sample.group or f"#{i}", []).append(i)
+    parts = list(groups.values())
+    if limit is not None and limit < len(parts):
+        parts = [parts[i] for i in sorted(random.Random(0).sample(range(len(parts)), limit))]
+    chosen = [samples[i] for part in parts for i in part]
+    return [_grey(sample) for sample in chosen] if grey else chosen
+
+
+def _check_ids(samples: Sequence[Sample], data: Any) -> None:
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.record.id in seen:
+            raise RessaError(f"{_named(data)}: two records are called '{sample.record.id}'; give each its own id")
+        seen.add(sample.record.id)
+
+
+def _grey(sample: Sample) -> Sample:
+    image = sample.record.image
+    return replace(sample, record=replace(sample.record, image=GreyImage(image))) if image else sample
+
+
+def _place(data: Any) -> Any:
+    """`data` with ~ as the home folder, if it is a path."""
+    return type(data)(expanded(data, "data")) if isinstance(data, str | Path) else data
+
+
+def _writable(out: str | Path | None, model: Model, data: Any) -> Path | None:
+    """The output folder, known to be possible before any weight is loaded; it is made when there is something in it."""
+    if out is None:
+        return None
+    path = path_of(out, "the output")
+    if parallel.rank() == 0:
+        check_writable(out, None if isinstance(model, tuple) else resolve(model))
+    if isinstance(data, str | Path) and os.path.realpath(path) == os.path.realpath(expanded(data, "data")):
+        raise RessaError(f"{out}: is the folder of the data, where answers would look like a split; name another")
+    return path
+
+
+def _matcher(model: Model, task: Task, measuring: bool, device: str, dtype: str) -> tuple[Any, Any, Machine] | None:
+    """A model that matches pictures and captions, where the task is retrieval and the folder holds one."""
+    if task.mode != "retrieval" or isinstance(model, tuple):
+        return None
+    if not matching.holds(model):
+        return None
+    if measuring:
+        raise RessaError(f"perplexity: {_name(model)} writes nothing whose likelihood could be compared; leave it out")
+    return load_to_ask(model, parallel.device_of(device), dtype, matching.load)
+
+
+def _loaded(model: Model, device: str, dtype: str) -> tuple[Any, Any, Machine]:
+    if isinstance(model, tuple):
+        return *model, Machine(model[0].device, model[0].dtype, model[0].dtype)
+    return load_to_ask(model, parallel.device_of(device), dtype)
+
+
+def _check_arguments(model: Any, against: Any, out: Any, versus: Any) -> None:
+    for name, one in (("model", model), ("against", against)):
+        if isinstance(one, tuple) and len(one) != 2:
+            raise RessaError(f"evaluate: {name}: a loaded one is a pair, (model, processor)")
+        if not isinstance(one, tuple) and (one is not None or name == "model"):
+            check_paths("evaluate", **{name: one})
+    check_paths("evaluate", **{k: v for k, v in {"out": out, "versus": versus}.items() if v is not None})
+
+
+def _check_vocabularies(model: Model, dense: Model) -> None:
+    """Refuse, from the configs alone, two models whose words cannot be compared."""
+    sizes = []
+    for one in (model, dense):
+        config = one[0].config if isinstance(one, tuple) else read_config(one)
+        sizes.append(getattr(config.get_text_config(), "vocab_size", None))
+    if sizes[0] != sizes[1]:
+        raise RessaError(
+            f"the two models have different vocabularies ({sizes[0]} and {sizes[1]} words); compare a model with its "
+            "own original"
+        )
+
+
+def _name(model: Model) -> str:
+    return type(model[0]).__name__ if isinstance(model, tuple) else str(model)
+
+
+def _named(data: Any) -> str:
+    return str(data) if isinstance(data, str | Path) else type(data).__name__

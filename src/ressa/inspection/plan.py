@@ -1,0 +1,290 @@
+"""inspect --plan: what pruning and repairing a model will take, from its config alone. No weight is read or made."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ressa.data.prompts import is_encoder_decoder
+from ressa.errors import RessaError
+from ressa.files.paths import path_of
+from ressa.inspection.costs import (
+    WIDE,
+    Load,
+    Shape,
+    activation_bytes,
+    adapters,
+    prune_bytes,
+    prune_flop,
+    repair_flop,
+    shape_of,
+)
+from ressa.limits import as_kind, check_paths
+from ressa.methods import METHODS
+from ressa.model.described import config_of, described
+from ressa.model.load import auto_class, read_config
+from ressa.model.structure import BY_DEFAULT, PARTS, Structure, structure
+from ressa.patterns import Pattern, parse
+
+STORED = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}  # bytes a prunable weight; int8 leaves the others in bfloat16
+UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+WORDS, PATCHES = 64, 1024  # of text beside a picture; of a picture whose size the config does not tell
+ADAM, TRAINED = 16, 12  # bytes a new number (itself, gradient, two moments), and those a number of the model takes more
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the arithmetic needs of a model."""
+
+    shapes: tuple[Shape, ...]
+    parameters: int
+    width: int  # bytes a stored weight
+    trained: int  # numbers of connector, norms and biases, which repair trains as they are
+    head: int
+    words: int
+    heads: int
+
+
+def plan(
+    model: str | Path,
+    sparsity: str = "2:4",
+    *,
+    samples: int = 128,
+    batch_size: int | None = None,
+    tokens: int | None = None,
+    patches: int | None = None,
+    answers: int = 16,
+    steps: int = 1000,
+    rank: int = 32,
+    memory: str | None = None,
+    gflops: float | None = None,
+) -> dict[str, Any]:
+    """What `model` is made of, its size on disk, and the memory and work of pruning it by each method and repairing it.
+
+    Args:
+        model: a folder (its config.json is enough), a config.json file, a hub name or `demo`.
+        sparsity: of vision and language.
+        samples: records that calibrate; `batch_size` of them run together (8, in repair 16).
+        tokens: of one sample in the language model, picture included; `patches` in the vision tower; both as the config
+            tells unless told.
+        answers: of the tokens that are to be answered.
+        steps, rank: of repair.
+        memory: of the GPU or the machine, "24GiB": each step is told to fit or not, and what to change.
+        gflops: what the machine reaches in matrix products: adds times.
+
+    Raises:
+        RessaError: no such model, a config of no known model, a value out of range.
+    """
+    counts = {"samples": samples, "batch_size": batch_size, "tokens": tokens, "patches": patches}
+    _positive(int, **counts, answers=answers, steps=steps, rank=rank)
+    _positive(float, gflops=gflops)
+    check_paths("inspect", model=model)
+    memory = as_kind(str | None, memory, "memory")
+    limit, pattern = None if memory is None else to_bytes(memory), parse(sparsity)
+    config = _config(model)
+    width = _dtype(config).itemsize  # before a model is made of it, which sets it
+    net = described(model, config, auto_class(config, model))
+    parts = structure(net)
+    sizes = _sizes(net, parts, width)
+    seen, read = _picture(net.config)
+    length = tokens or read + WORDS
+    load = Load(samples, batch_size or 8, length, patches or seen, min(answers, length), is_encoder_decoder(net.config))
+    trains = replace(load, batch_size=batch_size or 16)
+    rows = {"load": _fits(_row(sizes.parameters * sizes.width, 0.0), limit, ())}
+    rows |= {f"prune: {name}": _prune(name, sizes, load, limit) for name in METHODS}
+    rows["repair"] = _repair(sizes, trains, steps, rank, limit)
+    for row in rows.values():
+        row["seconds"] = row["flop"] / gflops / 1e9 if gflops else None
+    return {
+        "model": str(model),
+        "sparsity": sparsity,
+        "parameters": sizes.parameters,
+        "parts": {part.name: _part(part, sizes) for part in parts.parts.values()},
+        "disk": _disk(parts, sizes.parameters, pattern),
+        "assumed": vars(load) | {"repair_batch_size": trains.batch_size, "repair_steps": steps, "rank": rank},
+        "memory": limit,
+        "steps": rows,
+    }
+
+
+def to_bytes(text: str) -> int:
+    """The bytes in "24GiB"; a G, GB or GiB is 1024^3, as memory is sold. Raises RessaError for what is no size.
+
+    >>> to_bytes("1.5 GiB") == 1536 * to_bytes("1M")
+    True
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise RessaError(f"memory: '{text}' is no size; write it as 24GiB or 512MiB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def _positive(kind: type[int] | type[float], **told: float | None) -> None:
+    for name, value in told.items():
+        value = as_kind(kind | None, value, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise RessaError(f"{name} is {value}, but must be greater than 0")
+
+
+def _config(model: str | Path) -> PreTrainedConfig:
+    path = path_of(model, "the model")
+    if not path.is_file():
+        return read_config(model)
+    return config_of(model, str(path))
+
+
+def _dtype(config: PreTrainedConfig) -> torch.dtype:
+    return getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+
+
+def _sizes(net: PreTrainedModel, parts: Structure, width: int) -> _Sizes:
+    blocks = [block for block in parts.blocks(BY_DEFAULT) if block.linears]
+    vectors = sum(p.numel() for block in blocks for p in block.module.parameters() if p.ndim == 1)
+    connector, head = parts.parts.get("connector"), net.get_output_embeddings()
+    text = net.config.get_text_config()
+    return _Sizes(
+        tuple(shape_of(block) for block in blocks),
+        sum(part.parameters for part in parts.parts.values()),
+        width,
+        vectors + (connector.parameters if connector else 0),
+        head.weight.numel() if head is not None else 0,
+        text.vocab_size,
+        getattr(text, "num_attention_heads", None) or 16,
+    )
+
+
+def _part(part: Any, sizes: _Sizes) -> dict[str, Any]:
+    weights = sum(linear.weight.numel() for block in part.blocks for linear in block.linears.values())
+    return {
+        "parameters": part.parameters,
+        "prunable": weights,
+        "share": weights / sizes.parameters,
+        "linears": sum(len(block.linears) for block in part.blocks),
+        "pruned_by_default": part.name in BY_DEFAULT,
+        "can_be_pruned": part.name in PARTS,
+    }
+
+
+def _disk(parts: Structure, parameters: int, pattern: Pattern) -> dict[str, dict[str, float]]:
+    """Bytes by dtype, dense and as values with a bitmask (a kept weight's own bytes, and one bit for every weight)."""
+    pruned = 0
+    for block in parts.blocks(BY_DEFAULT):
+        for name, linear in block.linears.items():
+            try:
+                pattern.check(linear.weight.shape, name)
+            except RessaError:
+                continue  # it stays dense
+            pruned += linear.weight.numel()
+    found = {}
+    for dtype, width in STORED.items():
+        rest = (parameters - pruned) * max(width, 2.0)
+        kept = (1 - pattern.sparsity) * width + 1 / 8
+        found[dtype] = {"dense": pruned * width + rest, "sparse": pruned * kept + rest}
+    return found
+
+
+def _picture(config: Any) -> tuple[int, int]:
+    """(patches of a picture in the vision tower, its tokens in the language model)."""
+    vision, text = getattr(config, "vision_config", None), config.get_text_config()
+    if vision is None:
+        return 0, 0
+    size, patch = (_side(getattr(vision, name, None)) for name in ("image_size", "patch_size"))
+    patches = (size // patch) ** 2 if size and patch and size > patch else PATCHES
+    if getattr(text, "cross_attention_layers", None):
+        return patches, 0  # text attends to the picture instead of reading it
+    for holder, name in (
+        (config, "image_seq_length"),
+        (config, "mm_tokens_per_image"),
+        (config, "num_query_tokens"),
+        (text, "num_image_tokens"),
+    ):
+        if isinstance(value := getattr(holder, name, None), int):
+            return patches, value
+    merged = getattr(vision, "spatial_merge_size", None) or getattr(config, "scale_factor", None) or 1
+    return patches, patches // int(merged) ** 2
+
+
+def _side(value: Any) -> int:
+    value = value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
+    return value if isinstance(value, int) else 0
+
+
+def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
+    return {"bytes": needed, "flop": flop, "fits": None, "change": None, **more}
+
+
+def _prune(name: str, sizes: _Sizes, load: Load, limit: int | None) -> dict[str, Any]:
+    weights = sizes.parameters * sizes.width
+    largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
+
+    def needs(load: Load) -> tuple[float, float]:
+        beside, there = prune_bytes(name, METHODS[name], sizes.shapes, load, sizes.width)
+        return weights + beside, there + largest
+
+    whole, apart = needs(load)
+    work = prune_flop(name, METHODS[name], sizes.shapes, load)
+    one = replace(load, batch_size=1)
+    ways = (
+        (apart, f"a block at a time, ressa.prune(..., device=): {words(apart)} there, {words(whole)} of RAM"),
+        (
+            needs(one)[1],
+            f"a block at a time with batch_size=1: {words(needs(one)[1])} there, {words(needs(one)[0])} of RAM",
+        ),
+        (math.inf, f"not even a block at a time with batch_size=1, which takes {words(needs(one)[1])}"),
+    )
+    return _fits(_row(whole, sum(work.values()), device_bytes=apart, work=work), limit, ways)
+
+
+def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None) -> dict[str, Any]:
+    """Student, teacher, gradients and moments of what is trained, activations, the largest W_eff and all experts'."""
+    trained = adapters(sizes.shapes, rank)
+
+    def needs(load: Load, teachers: int = 1) -> dict[str, float]:
+        kept = sum(activation_bytes(shape, load, sizes.heads) for shape in sizes.shapes)
+        kept += 2 * teachers * WIDE * sum(load.batch_size * load.length(shape) * shape.width for shape in sizes.shapes)
+        kept += 4 * WIDE * load.batch_size * load.answers * sizes.words
+        largest = max((read.weights for shape in sizes.shapes for read in shape.reads), default=0)
+        return {
+            "student": sizes.parameters * WIDE,
+            "teacher": teachers * sizes.parameters * WIDE,
+            "optimizer": trained * ADAM + sizes.trained * TRAINED,
+            "activations": kept,
+            "workspace": WIDE * (2 * largest + sum(shape.fused for shape in sizes.shapes)),
+        }
+
+    told = needs(load)
+    flop = steps * repair_flop(sizes.shapes, load, rank=rank, head=sizes.head, teacher=True)
+    ways = []
+    for size in (8, 4, 2, 1):
+        if size < load.batch_size:
+            total = sum(needs(replace(load, batch_size=size)).values())
+            ways.append((total, f"--batch-size {size}: {words(total)}"))
+    alone = sum(needs(replace(load, batch_size=1), 0).values())
+    ways.append((alone, f"--batch-size 1 --kl-weight 0 --hidden-weight 0 (no teacher): {words(alone)}"))
+    ways.append((math.inf, f"not even --batch-size 1 without a teacher, which takes {words(alone)}"))
+    return _fits(_row(sum(told.values()), flop, memory=told, trained=trained + sizes.trained), limit, ways)
+
+
+def _fits(row: dict[str, Any], limit: int | None, ways: Iterable[tuple[float, str]]) -> dict[str, Any]:
+    """The row with whether it fits and, if not, the first of `ways` (bytes, words) that does."""
+    if limit is None:
+        return row
+    fits = row["bytes"] <= limit
+    change = None if fits else next((text for size, text in ways if size <= limit or size == math.inf), None)
+    return row | {"fits": fits, "change": change}
+
+
+def words(size: float) -> str:
+    """
+    >>> words(3 * 1024**3), words(0.25 * 1024**3)
+    ('3 GiB', '256 MiB')
+    """
+    unit = min(("G", "M", "K"), key=lambda unit: size < 0.95 * UNITS[unit])
+    return f"{size / UNITS[unit]:{'.0f' if size >= 99.5 * UNITS[unit] else '.3g'}} {unit}iB"

@@ -1,0 +1,66 @@
+"""What `plan` found, as tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ressa.inspection.plan import words
+from ressa.reporting.table import plain, when
+
+
+def tables(told: dict[str, Any]) -> list[Any]:
+    """Parts, sizes on disk, what each step takes; then what was assumed, and what to change where one does not fit."""
+    a, limit = told["assumed"], told["memory"]
+    steps = _table(
+        "to do" if limit is None else f"to do in {words(limit)}", "step", "memory", "one block", "TFLOP", "time"
+    )
+    if limit is not None:
+        steps.add_column("", no_wrap=True)
+    for name, row in told["steps"].items():
+        steps.add_row(name, *_cells(row), *([] if limit is None else ["fits" if row["fits"] else "does not fit"]))
+    assumed = (
+        f"{a['samples']} samples of {a['tokens']} tokens and {a['patches']} patches calibrate, {a['batch_size']} at a "
+        f"time; repair takes {a['repair_steps']} steps of {a['repair_batch_size']} at rank {a['rank']}, in float32"
+    )
+    changes = [f"{name} does not fit: {row['change']}" for name, row in told["steps"].items() if row["change"]]
+    return [_parts(told), _disk(told), steps, assumed, *changes]
+
+
+def _parts(told: dict[str, Any]) -> Any:
+    title = f"{told['parameters']:,} parameters in {told['model']}"
+    table = _table(title, "part", "parameters", "linears", "weights in them", "of the model", told["sparsity"])
+    for name, part in told["parts"].items():
+        counts = (f"{part[key]:,}" for key in ("parameters", "linears", "prunable"))
+        table.add_row(name, *counts, f"{part['share']:.1%}", when(part))
+    return table
+
+
+def _disk(told: dict[str, Any]) -> Any:
+    table = _table("on disk", "dtype", "dense", f"{told['sparsity']} with a bitmask")
+    for dtype, sizes in told["disk"].items():
+        table.add_row(dtype, words(sizes["dense"]), words(sizes["sparse"]))
+    return table
+
+
+def _table(title: str, left: str, *right: str) -> Any:
+    table = plain(title)
+    table.add_column(left, overflow="fold")
+    for header in right:
+        table.add_column(header, justify="right", overflow="fold")
+    return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    block = words(row["device_bytes"]) if "device_bytes" in row else ""
+    tera = f"{row['flop'] / 1e12:.3g}" if row["flop"] < 1e15 else f"{row['flop'] / 1e12:,.0f}"
+    return [words(row["bytes"]), block, tera, "" if row["seconds"] is None else clock(row["seconds"])]
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(30), clock(90), clock(7200)
+    ('30 s', '1.5 min', '2.0 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,88 @@
+"""inspect: the parts of a model, what would be pruned, what not and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ressa.data.seeing import sample_seen
+from ressa.errors import RessaError
+from ressa.limits import check_paths
+from ressa.model.load import load
+from ressa.model.structure import BY_DEFAULT, PARTS, Part, structure
+from ressa.patterns import parse
+from ressa.reporting.table import cell, plain, when
+
+UNSEEN = "not seen"
+SEEN = {
+    "tokens": "seen as tokens of the prompt",
+    "pixels": "seen beside the prompt, which holds no tokens of them (another picture changes the logits)",
+    None: "none: the model reads text only",
+}
+
+
+def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
+    """What `model` is made of, and what pruning it to `sparsity` would touch.
+
+    Returns:
+        {"parts": {name: {modules, parameters, blocks, linears, weights, zeros, pruned_by_default,
+         can_be_pruned}},
+          "pictures": how the model sees them ("tokens", "pixels", None if it reads text only), or why it does not,
+         "kept": {module name: why it is never pruned}, "unfit": {linear name: why the pattern does not fit it}}
+    """
+    check_paths("inspect", model=model)
+    pattern = parse(sparsity)
+    net, processor = load(model)
+    plan = structure(net)
+    unfit = {}
+    for block in plan.blocks():
+        for name, linear in block.linears.items():
+            try:
+                pattern.check(linear.weight.shape, name)
+            except RessaError as error:
+                unfit[name] = str(error)
+    parts = {name: _part(part) for name, part in plan.parts.items()}
+    told = {"model": str(model), "sparsity": sparsity, "parts": parts, "pictures": _pictures(net, processor)}
+    return told | {"kept": plan.kept, "unfit": unfit}
+
+
+def _pictures(net: Any, processor: Any) -> str | None:
+    try:
+        return sample_seen(net, processor)
+    except RessaError as error:
+        return f"{UNSEEN}: {error}"
+
+
+def _part(part: Part) -> dict[str, Any]:
+    weights = [linear.weight for block in part.blocks for linear in block.linears.values()]
+    return {
+        "modules": list(part.modules),
+        "parameters": part.parameters,
+        "blocks": len(part.blocks),
+        "linears": len(weights),
+        "weights": sum(w.numel() for w in weights),
+        "zeros": sum(int((w == 0).sum()) for w in weights),
+        "pruned_by_default": part.name in BY_DEFAULT,
+        "can_be_pruned": part.name in PARTS,
+    }
+
+
+def tables(told: dict[str, Any]) -> list[Any]:
+    """The same for people."""
+    where = [f"{name}: {', '.join(part['modules'])}" for name, part in told["parts"].items()]
+    parts = plain(told["model"])
+    for header in ("part", "parameters", "blocks", "linears", "weights in them", "zeros now", told["sparsity"]):
+        parts.add_column(header, justify="left" if header == "part" else "right", overflow="fold")
+    for name, p in told["parts"].items():
+        share = f"{p['zeros'] / p['weights']:.1%}" if p["weights"] else ""
+        counts = [f"{p[key]:,}" for key in ("parameters", "blocks", "linears", "weights")]
+        parts.add_row(cell(name), *counts, share, when(p))
+    reasons = plain("not pruned")
+    for header in ("why", "how many", "for example"):
+        reasons.add_column(header, overflow="fold")
+    for why, n in Counter(told["kept"].values()).most_common():
+        first = next(name for name, reason in told["kept"].items() if reason == why)
+        reasons.add_row(cell(why), str(n), cell(first))
+    pictures = f"pictures: {SEEN.get(told['pictures'], told['pictures'])}"
+    return [parts, *where, pictures, reasons, *list(told["unfit"].values())[:5]]

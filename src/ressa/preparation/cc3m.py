@@ -1,0 +1,110 @@
+"""Conceptual Captions (Sharma et al. 2018), as published and as img2dataset downloads it.
+
+Published: a TSV file, a caption and the address of its picture a line, without a header. Downloaded: tar shards in the
+layout of webdataset, `000000017.jpg` followed by `000000017.txt` (the caption) and `000000017.json`; a folder of them,
+or one. Any other set in either format can be read as well.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ressa.data.images import shown
+from ressa.errors import RessaError
+from ressa.preparation.items import Item, Said, Skip, text
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif")
+LONGEST = 1 << 20  # of a caption or its JSON in a shard, in bytes
+
+
+def cc3m(source: Path) -> Iterator[Item | Skip]:
+    """A picture with its caption. Raises RessaError for what is in neither format."""
+    shards = sorted(source.glob("*.tar")) if source.is_dir() else [source] if source.suffix == ".tar" else []
+    if not shards and not source.is_file():
+        raise RessaError(
+            f"{source}: no such file; give a TSV file of captions and addresses, or a folder of .tar shards"
+        )
+    if not shards:
+        yield from _tsv(source)
+    for shard in shards:
+        yield from _shard(shard)
+
+
+def _tsv(path: Path) -> Iterator[Item | Skip]:
+    try:
+        with path.open("rb") as file:
+            for n, line in enumerate(file, 1):
+                if line.strip():
+                    yield _line(line, f"{path}:{n}")
+    except OSError as error:
+        raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _line(line: bytes, where: str) -> Item:
+    try:
+        caption, *rest = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+    except UnicodeDecodeError:
+        raise RessaError(f"{where}: not UTF-8 text") from None
+    if not rest:
+        raise RessaError(f"{where}: no tab; a line is a caption, a tab and the address of its picture")
+    url = rest[0].strip()
+    if not url.startswith(("http://", "https://")):
+        raise RessaError(f'{where}: field "url", after the tab, must begin with http:// or https://, not {shown(url)}')
+    return Item(url, ("url", url), (Said(caption.strip()),), where)
+
+
+def _shard(path: Path) -> Iterator[Item | Skip]:
+    """Samples are neighbours whose names agree up to the first dot after the last slash."""
+    key, parts = "", dict[str, tarfile.TarInfo]()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, kind = base.partition(".")
+                if not member.isfile() or not stem:
+                    continue
+                if f"{folder}/{stem}" != key and parts:
+                    yield _sample(tar, path, key, parts)
+                    parts = {}
+                key = f"{folder}/{stem}"
+                parts[kind.lower()] = member
+            _check_end(path, tar.offset)
+            if parts:
+                yield _sample(tar, path, key, parts)
+    except tarfile.TarError as error:
+        raise RessaError(f"{path}: after {key.lstrip('/') or 'nothing'}: no sound tar file ({error})") from None
+    except OSError as error:
+        raise RessaError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Raises TarError unless zeros mark the end where reading ended; `tarfile` ends at a damaged header, too."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if not block or block.strip(b"\0"):
+        raise tarfile.TarError(f"it breaks off or is damaged at byte {offset:,}")
+
+
+def _sample(tar: tarfile.TarFile, path: Path, key: str, parts: dict[str, tarfile.TarInfo]) -> Item | Skip:
+    where = f"{path}: sample {key.lstrip('/')}"
+    found = next((parts[kind] for kind in PICTURES if kind in parts), None)
+    if found is None:
+        return Skip("without a picture", where)
+    place = ("tar", str(path.absolute()), found.offset_data, found.size)
+    return Item(f"{path.name}/{found.name}", place, (Said(_caption(tar, parts, where)),), where)
+
+
+def _caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], where: str) -> str:
+    kind = "txt" if "txt" in parts else "json"
+    if kind not in parts:
+        raise RessaError(f"{where}: no .txt and no .json beside the picture, so it has no caption")
+    file = tar.extractfile(parts[kind])
+    try:
+        told = (file.read(LONGEST) if file else b"").decode("utf-8")
+        return told.strip() if kind == "txt" else text(json.loads(told), "caption", where)
+    except (ValueError, AttributeError, RecursionError):  # not UTF-8, no JSON, no object
+        raise RessaError(f"{where}: its .{kind} cannot be read; it must be UTF-8 text or a JSON object") from None

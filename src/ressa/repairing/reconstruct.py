@@ -1,0 +1,136 @@
+"""Block reconstruction: the kept weights of one block after the other are trained to give the dense block's outputs.
+
+The pruned and the dense model walk through the calibration batches side by side (`calibration.walk`). At each block the
+dense one, on its own inputs, says what is wanted; the pruned one, on inputs from blocks that were reconstructed before
+it, is trained towards it by the relative squared distance over the tokens that count; then both go on. Gradients reach
+through one block only, so it is fast, and only one block has an optimiser. (EBFT, arXiv 2402.12419; "A Free Lunch in
+LLM Compression", arXiv 2510.14444.)
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from ressa.calibration.outputs import apart
+from ressa.calibration.tokens import TokenWeights, token_weights
+from ressa.calibration.walk import Call, Visit, walk
+from ressa.model.matrix import holder
+from ressa.model.structure import Block, structure
+from ressa.repairing.experts import KeptExperts, kept
+from ressa.repairing.kept import KeptLinear, put
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How each block is trained: Adam, `epochs` over all batches in an order drawn by `seed`, cosine from `lr` to 0."""
+
+    epochs: int
+    lr: float
+    seed: int
+
+
+def reconstruct(
+    model: PreTrainedModel,
+    dense: PreTrainedModel,
+    batches: Sequence[dict[str, Any]],
+    pruned: Collection[str],
+    passes: Passes,
+    *,
+    device: Any = None,
+    progress: Progress | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Train `model`, in float32 and with zeros in its `pruned` linears, in place; zeros stay zero.
+
+    Kept weights, biases and norms of each block that holds a pruned linear are trained.
+
+    Returns:
+        {block: (relative squared distance from the dense block's outputs before, after)} on the same batches.
+    """
+    tokens = [token_weights(batch, model.config) for batch in batches]
+    ours, theirs = _blocks(model, pruned), _blocks(dense, pruned)
+    told = {}
+    visits = walk(model, ours, batches, device=device, progress=progress)
+    originals = walk(dense, theirs, batches, device=device)
+    for visit, original in zip(visits, originals, strict=True):
+        with torch.no_grad():
+            wanted = [_output(original, call) for call in original.calls]
+        told[visit.block.name] = _train(visit, wanted, tokens, set(pruned), passes)
+    return told
+
+
+def _blocks(model: PreTrainedModel, pruned: Collection[str]) -> list[Block]:
+    return [block for block in structure(model).blocks() if block.linears.keys() & set(pruned)]
+
+
+def _train(
+    visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights], pruned: set[str], passes: Passes
+) -> tuple[float, float]:
+    """Train the visited block; the distance before and after."""
+    block, module = visit.block, visit.block.module
+    inner = (name.removeprefix(f"{block.name}.") for name in sorted(block.linears.keys() & pruned))
+    names = list(dict.fromkeys(holder(module, name) for name in inner))
+    before = _distance(visit, wanted, tokens)
+    module.requires_grad_(False)
+    for name in names:
+        put(module, name, kept(module.get_submodule(name)))
+    trained = [*_trained(module)]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    steps = passes.epochs * len(visit.calls)
+    adam = torch.optim.Adam(trained, lr=passes.lr)
+    cosine = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
+    draw = random.Random(passes.seed)
+    with torch.enable_grad():
+        for _ in range(passes.epochs):
+            for i in draw.sample(range(len(visit.calls)), len(visit.calls)):
+                call = visit.calls[i]
+                far, size = apart(_output(visit, call), wanted[i], tokens[call.batch], block)
+                adam.zero_grad()
+                (far / size.clamp(min=torch.finfo(torch.float32).tiny)).backward()
+                nn.utils.clip_grad_norm_(trained, 1.0)
+                adam.step()
+                cosine.step()
+    for name in names:
+        trained_module: Any = module.get_submodule(name)
+        put(module, name, trained_module.restored())
+    module.requires_grad_(False)
+    return before, _distance(visit, wanted, tokens)
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    """Kept weights, the biases beside them, and norms."""
+    found: list[nn.Parameter] = []
+    for inner in module.modules():
+        if isinstance(inner, KeptExperts):
+            found += inner.kept.values()
+        elif isinstance(inner, KeptLinear):
+            found += [inner.kept_N, *([inner.base.bias] if inner.base.bias is not None else [])]
+        elif "norm" in type(inner).__name__.lower():
+            found += inner.parameters(recurse=False)
+    return found
+
+
+@torch.no_grad()
+def _distance(visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights]) -> float:
+    fars, sizes = 0.0, 0.0
+    for call, reference in zip(visit.calls, wanted, strict=True):
+        far, size = apart(_output(visit, call), reference, tokens[call.batch], visit.block)
+        fars, sizes = fars + far.item(), sizes + size.item()
+    return fars / sizes if sizes else 0.0
+
+
+def _output(visit: Visit, call: Call) -> Tensor:
+    """The first tensor that the block, as it now is, returns."""
+    output = visit.block.module(*call.args, **call.kwargs)
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

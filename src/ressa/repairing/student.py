@@ -1,0 +1,217 @@
+"""The pruned model as a student: which of its parameters are trained, and how it becomes an ordinary model again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTuner
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from ressa.errors import RessaError
+from ressa.model.folder import patterns_of
+from ressa.model.matrix import Convolution, fused, holder
+from ressa.model.precision import cast_back, parameters_of
+from ressa.model.structure import structure
+from ressa.patterns import NofM
+from ressa.repairing.experts import kept
+from ressa.repairing.kept import put
+from ressa.repairing.settings import Settings
+from ressa.repairing.sparse_lora import SparseLoraConfig, SparseLoraModel
+
+PRUNED_FROM = 0.05  # without a manifest, a linear with at least this share of zeros counts as pruned
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model in float32 of which some parameters are trained.
+
+    `pruned` are the matrices whose zeros are to stay, `adapted` those that are trained by the adapter; `dtypes` are
+    those that all tensors came in; `tuner` is peft's, where the adapter is one of peft's.
+    """
+
+    model: PreTrainedModel
+    adapter: str
+    tuner: BaseTuner | None
+    pruned: tuple[str, ...]
+    adapted: tuple[str, ...]
+    dtypes: dict[str, torch.dtype]
+
+    @property
+    def trained(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+
+def pruned_matrices(model: PreTrainedModel, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was pruned, by the name of its linear: the entries of `manifest`, or what the zeros of the weights tell.
+
+    Raises:
+        RessaError: an entry that the model contradicts, or nothing pruned at all.
+    """
+    modules = dict(model.named_modules())
+    asked = any(isinstance(modules.get(name), Convolution) for name in manifest.get("matrices", {}))
+    plan = structure(model, patch_embedding=asked)
+    linears = {n: (block, linear) for block in plan.blocks() for n, linear in block.linears.items()}
+    for name, pattern in patterns_of(manifest).items():
+        if name not in linears or not pattern.holds(linears[name][1].weight):
+            raise RessaError(
+                f"ressa.json says that {name} is pruned to {pattern}, but it is not: prune the model again"
+            )
+    if matrices := manifest.get("matrices"):
+        return matrices
+    found = {name: _entry(block.part, linear.weight) for name, (block, linear) in linears.items()}
+    pruned = {name: entry for name, entry in found.items() if entry["sparsity"] >= PRUNED_FROM}
+    if not pruned:
+        raise RessaError("nothing to repair: no linear of the model has zeros; name a folder that ressa prune wrote")
+    return pruned
+
+
+def _entry(part: str, weight_OI: torch.Tensor) -> dict[str, Any]:
+    """A matrix as `prune` would have told of it: 2:4 if it holds, else the share of zeros it happens to have."""
+    size = weight_OI.numel()
+    zeros = size - int(torch.count_nonzero(weight_OI))
+    pattern = {"pattern": "2:4"} if NofM(2, 4).holds(weight_OI) else {"pattern": repr(zeros / size), "group": "matrix"}
+    sizes = {"shape": list(weight_OI.shape), "weights": size, "zeros": zeros, "sparsity": zeros / size}
+    return {"part": part, **pattern, **sizes}
+
+
+def wrap(
+    model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Settings, dtypes: dict[str, torch.dtype]
+) -> Student:
+    """Put an adapter on every pruned linear of the chosen parts and let the other chosen parameters be trained as
+    they are. A pruned patch embedding stays as it is.
+
+    Everything is computed in float32: the updates of a bfloat16 norm or bias would mostly be rounded away.
+
+    Args:
+        pruned: what `pruned_matrices` gives.
+        settings: complete.
+        dtypes: of the model's tensors before it was made float32.
+    """
+    model.float()
+    part_of = _adapted(model, pruned, settings)
+    linears: dict[str, Any] = {name: model.get_submodule(name) for name in part_of}
+    others = [p for p in _norms(model) if settings.train_norms]
+    biases = (getattr(module, "bias", None) for module in linears.values() if settings.train_biases)
+    others += [bias for bias in biases if isinstance(bias, nn.Parameter)]
+    others += [p for p in _connector(model) if settings.train_connector and not settings.connector_rank]
+    # a pruned weight is trained through its adapter, or its zeros are lost
+    masked = {id(parameter) for parameter in parameters_of(model, (*pruned, *part_of)).values()}
+    model.requires_grad_(False)
+    tuner = _put_adapter(model, part_of, settings)
+    for parameter in others:
+        parameter.requires_grad_(id(parameter) not in masked)
+    student = Student(model, settings.adapter, tuner, tuple(pruned), tuple(part_of), dtypes)
+    if not student.trained:
+        raise RessaError(
+            f"nothing to train: no pruned linear in parts '{settings.parts}', and nothing else is asked for"
+        )
+    return student
+
+
+def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, str]:
+    """{linear: its part} of all that get an adapter: pruned ones and, if it has a rank of its own, the connector.
+
+    As RESSA released it, a Q-Former gets one, but no projection does. Fused experts get one together, in the name of
+    their module, but no dense LoRA.
+    """
+    found = {holder(model, name): entry["part"] for name, entry in pruned.items()}
+    for name, part in list(found.items()):
+        module = model.get_submodule(name)
+        left_out = isinstance(module, Convolution) or (fused(module) and settings.adapter == "lora")
+        if left_out or part not in settings.trained_parts:
+            del found[name]
+    if settings.connector_rank and "connector" in settings.trained_parts and "connector" in structure(model).parts:
+        for block in structure(model).blocks(("connector",)):
+            if not settings.paper or "qformer" in block.name:
+                found |= dict.fromkeys((holder(model, name) for name in block.linears), "connector")
+    return found
+
+
+def _put_adapter(model: PreTrainedModel, part_of: Mapping[str, str], settings: Settings) -> BaseTuner | None:
+    """Adapters on the named linears; peft's model around them, if it is peft that puts them there."""
+    if settings.adapter == "masked-ft":
+        for name in part_of:
+            put(model, name, kept(model.get_submodule(name)))
+        return None
+    if not part_of:
+        return None
+    ranks = {name: settings.of(part)[0] for name, part in part_of.items()}
+    alphas = {name: settings.of(part)[1] for name, part in part_of.items()}
+    each: dict[str, Any] = {"rank_pattern": ranks, "alpha_pattern": alphas, "target_modules": list(part_of)}
+    tuner: BaseTuner  # no PeftModel around it: Trainer knows the model as it is
+    if settings.adapter == "lora":
+        tuner = LoraModel(model, peft.LoraConfig(lora_dropout=settings.dropout, **each), "default")
+    else:
+        through = settings.adapter == "ste"
+        config = SparseLoraConfig(dropout=settings.dropout, straight_through=through, **each)
+        tuner = SparseLoraModel(model, config, "default")
+    if set(tuner.targeted_module_names) != set(part_of):
+        raise RuntimeError("peft adapted other linears than those that were named")
+    return tuner
+
+
+def unwrap(student: Student) -> PreTrainedModel:
+    """The merged model with every tensor in the dtype it came in and exactly the zeros it came with.
+
+    Raises:
+        RessaError: the adapter is a dense LoRA, whose merge would fill zeros.
+    """
+    if student.adapter == "lora" and student.tuner:
+        raise RessaError("a dense LoRA cannot be merged into a sparse model: its update fills the zeros; keep it apart")
+    if student.adapter == "masked-ft":
+        for name in student.adapted:
+            module: Any = student.model.get_submodule(name)
+            put(student.model, name, module.restored())
+    elif student.tuner:
+        student.tuner.merge_and_unload()
+    return _as_it_came(student)
+
+
+def part_from_lora(student: Student) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+    """(the model without its dense LoRA, what writes the LoRA into a folder as peft does)."""
+    tuner: Any = student.tuner
+    state = peft.get_peft_model_state_dict(student.model, adapter_name="default")
+    config = student.model.peft_config["default"]
+    tuner.unload()
+
+    def write(folder: Path) -> None:
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+        save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
+
+    return _as_it_came(student), write
+
+
+def _as_it_came(student: Student) -> PreTrainedModel:
+    """The model without adapters, its tensors in their dtypes, its zeros where they were."""
+    model: Any = student.model
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    cast_back(model, student.dtypes, (*student.pruned, *student.adapted))
+    return model.requires_grad_(True).eval()
+
+
+def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Weights and biases of every normalisation, by the name of its class (LayerNorm, LlamaRMSNorm, T5LayerNorm)."""
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower():
+            yield from module.parameters(recurse=False)
+
+
+def _connector(model: PreTrainedModel) -> Iterator[nn.Parameter]:
+    """Every parameter of the part between vision and language; `Part.modules` may name bare parameters, too."""
+    part = structure(model).parts.get("connector")
+    for name in part.modules if part else ():
+        for full, parameter in model.named_parameters():
+            if full == name or full.startswith(f"{name}."):
+                yield parameter

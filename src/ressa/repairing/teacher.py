@@ -1,0 +1,220 @@
+"""The dense teacher: as a second model, on any device, or as what it once said, kept on disk.
+
+A cache is a folder: for every record the log-probabilities of the likeliest words at each of its answer's places, and
+the outputs of blocks if hidden states are distilled (bfloat16). `about.json`, written last, says of which model,
+records and settings it is; for others it is refused. Reading it needs no teacher in memory.
+
+Shapes: B records, T tokens, D width, N answer places of a batch, K likeliest words.
+"""
+
+# ruff: noqa: N815  (shape suffixes are part of our names)
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from ressa.calibration.logits import logits_at
+from ressa.calibration.outputs import outputs_of
+from ressa.data.prompts import IGNORED, encode, is_encoder_decoder, shortest_first
+from ressa.data.records import Record
+from ressa.errors import RessaError
+from ressa.files.folders import partial as partial_of
+from ressa.model.load import resolve
+from ressa.model.structure import Block
+from ressa.repairing.distill import top_words
+from ressa.repairing.hidden import Outputs, connector_end, streams
+
+ABOUT = "about.json"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the teacher says of a batch: logits at all places, or the likeliest words; and the outputs of blocks."""
+
+    logits_NV: Tensor | None = None
+    top_NK: Tensor | None = None
+    words_NK: Tensor | None = None
+    outputs: Outputs = field(default_factory=dict)
+
+
+class Teacher:
+    """A dense model that answers the student's batches, without any graph."""
+
+    def __init__(self, model: PreTrainedModel, device: Any, *, hidden: bool, connector: bool, bf16: bool) -> None:
+        self.model = model.float().requires_grad_(False).eval().to(device)
+        self.bf16 = bf16
+        self.blocks = heard(self.model, hidden, connector)
+
+    def __call__(self, inputs: dict[str, Any], positions_BT: Tensor) -> Said:
+        """`inputs` as the student's forward takes them, wherever they are; what is said comes to the same device."""
+        home, device = positions_BT.device, self.model.device
+        there = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+        with torch.no_grad(), autocast, outputs_of(self.blocks) as outputs:
+            logits_NV = logits_at(self.model, there, positions_BT)
+        return Said(logits_NV.to(home), outputs={name: [y.to(home) for y in found] for name, found in outputs.items()})
+
+
+def heard(model: PreTrainedModel, hidden: bool, connector: bool) -> list[Block]:
+    """The blocks whose outputs the losses ask for."""
+    return (streams(model) if hidden else []) + (connector_end(model) if connector else [])
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Reads what `write_cache` wrote: `cache([3, 0])` is what the teacher said of records 3 and 0, as tensors."""
+
+    folder: Path
+    blocks: tuple[str, ...]
+    share: int
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """{"top": (N, K), "words": (N, K), block: (B, T, D) padded with zeros}; what `said` takes."""
+        rows: dict[str, list[Tensor]] = {}
+        for index in indices:
+            with safe_open(_part(self.folder, index // self.share), framework="pt") as file:
+                for key in ("top", "words", *self.blocks):
+                    rows.setdefault(key, []).append(file.get_tensor(f"{index}.{key}").clone())
+        joined = {key: torch.cat(rows.pop(key)) for key in ("top", "words")}
+        return joined | {name: pad_sequence(found, batch_first=True) for name, found in rows.items()}
+
+
+def said(cached: dict[str, Tensor]) -> Said:
+    """The cache's tensors of a batch as the losses take them."""
+    outputs = {name: [y] for name, y in cached.items() if name not in ("top", "words")}
+    return Said(None, cached["top"], cached["words"].long(), outputs)
+
+
+def open_cache(folder: Path, identity: dict[str, Any]) -> Cache | None:
+    """The cache in `folder`, None if there is none yet.
+
+    Raises:
+        RessaError: it is of another model, other records or other settings.
+    """
+    file = folder / ABOUT
+    if not file.is_file():
+        if folder.exists() and any(folder.iterdir()):
+            raise RessaError(f"{folder}: is no teacher's cache, and not empty; name another folder")
+        return None
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        found, cache = about["identity"], Cache(folder, tuple(about["blocks"]), about["share"])
+    except (ValueError, KeyError, TypeError):
+        raise RessaError(f"{file}: cannot be read; delete the folder to write the cache anew") from None
+    if other := [key for key, value in identity.items() if found.get(key) != value]:
+        raise RessaError(
+            f"{folder}: was written with another {', '.join(other)}; name another folder, or delete it to write it anew"
+        )
+    return cache
+
+
+def write_cache(
+    folder: Path,
+    identity: dict[str, Any],
+    teacher: Teacher,
+    processor: Any,
+    records: Sequence[Record],
+    asking: Callable[[dict[str, Tensor]], tuple[dict[str, Any], Tensor]],
+    *,
+    top_k: int,
+    temperature: float,
+    batch_size: int,
+    progress: Progress | None = None,
+    share: int = 64,
+) -> Cache:
+    """Ask the teacher about every record once and keep it; the folder appears whole or not at all.
+
+    Args:
+        asking: batch with labels -> (inputs, positions) as the losses take them.
+        share: records in a file.
+    """
+    config = teacher.model.config
+    names = tuple(block.name for block in teacher.blocks)
+    with partial_of(folder.absolute()) as partial:
+        for start in range(0, len(records), share):
+            chosen = records[start : start + share]
+            tensors: dict[str, Tensor] = {}
+            order = shortest_first(processor, chosen, answers=True)
+            for at in range(0, len(order), batch_size):
+                if progress:
+                    progress(start + at, len(records), "asking the teacher")
+                places = order[at : at + batch_size]
+                batch = encode(processor, [chosen[i] for i in places], config, answers=True)
+                for i, kept in zip(places, _asked(teacher, batch, asking, top_k, temperature), strict=True):
+                    tensors |= {f"{start + i}.{key}": tensor for key, tensor in kept.items()}
+            save_file(tensors, _part(partial, start // share))
+        about = {"identity": identity, "blocks": names, "share": share}
+        (partial / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(partial, folder)
+    return Cache(folder, names, share)
+
+
+def _asked(
+    teacher: Teacher, batch: dict[str, Tensor], asking: Callable[..., Any], top_k: int, temperature: float
+) -> list[dict[str, Tensor]]:
+    """What is kept of each record of a batch."""
+    inputs, positions_BT = asking(batch)
+    told = teacher(inputs, positions_BT)
+    assert told.logits_NV is not None
+    counts = positions_BT.sum(1).tolist()
+    top, words = (tensor.split(counts) for tensor in top_words(told.logits_NV, top_k, temperature))
+    kept = [{"top": t.clone(), "words": w.int()} for t, w in zip(top, words, strict=True)]
+    for block in teacher.blocks:
+        rows = _rows(told.outputs[block.name], block, batch, teacher.model.config)
+        for entry, row in zip(kept, rows, strict=True):
+            entry[block.name] = row.to(torch.bfloat16, copy=True).contiguous()
+    return kept
+
+
+def _rows(outputs: Sequence[Tensor], block: Block, batch: dict[str, Tensor], config: Any) -> list[Tensor]:
+    """A block's output record by record, (T, D) each, without padding."""
+    count = len(batch["labels"])
+    if len(outputs) != 1 or len(outputs[0]) != count:
+        raise RessaError(
+            f"{block.name} does not run once with one row for each record (pictures of several tiles, or records "
+            "without one): its outputs cannot be cached; set hidden_weight and connector_weight to 0, or use no cache"
+        )
+    y = outputs[0]
+    if block.part != "language":
+        return list(y)
+    decoder = block.stack == "decoder" and is_encoder_decoder(config)
+    mask_BT = batch["labels"] != IGNORED if decoder else batch["attention_mask"].bool()
+    if mask_BT.shape != y.shape[:2]:
+        raise RessaError(f"{block.name} has other tokens than its text: its outputs cannot be cached; use no cache")
+    return [row[mask] for row, mask in zip(y, mask_BT, strict=True)]
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05}.safetensors"
+
+
+def model_hash(name: str | Path) -> str:
+    """SHA-256 of a model's weights and config, wherever the folder lies."""
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(name), allow_patterns=["*.safetensors", "*.json"]))
+    digest = hashlib.sha256()
+    for file in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
