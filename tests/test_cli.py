@@ -15,8 +15,7 @@ import typer
 
 import pico
 from ressa import cli
-from ressa.pipeline.recipe import SECTIONS
-from ressa.settings import Recipe
+from ressa.pipeline.recipe import SECTIONS, Recipe
 
 
 @pytest.fixture

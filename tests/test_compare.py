@@ -10,10 +10,11 @@ import torch
 from ressa.calibration.samples import samples
 from ressa.errors import RessaError
 from ressa.evaluation.blocks import block_errors
+from ressa.evaluation.settings import Evaluate
 from ressa.model.load import load
 from ressa.pipeline.compare import compare
+from ressa.pruning.settings import Prune
 from ressa.reporting.comparison import geometric_mean, plot, table
-from ressa.settings import Evaluate, Prune
 
 METHODS = ["magnitude", "wanda", "sparsegpt"]
 SMALL = Prune(samples=8, batch_size=4)

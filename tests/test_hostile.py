@@ -17,13 +17,13 @@ from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import MOST, RessaError, RessaWarning, printable, shown, to_json, unknown
 from ressa.evaluation.summary import read_answers
 from ressa.files.folders import check_output
-from ressa.pipeline.recipe import build
+from ressa.pipeline.recipe import Recipe, build
 from ressa.preparation import prepare
 from ressa.preparation.work import file_stem
+from ressa.pruning.settings import Prune
 from ressa.reporting import comparison
 from ressa.reporting.picture import picture
 from ressa.reporting.table import by_kind, plain
-from ressa.settings import Prune, Recipe
 
 SAYABLE = [value for value in VALUES if sayable(value)]
 FILLED = [value if value.strip() else f"x{value}" for value in SAYABLE]  # a question may not be blank

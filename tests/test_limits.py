@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from ressa.limits import check
 
 import ressa
 from ressa.errors import RessaError
+from ressa.evaluation.settings import Evaluate
 from ressa.inspection.plan import plan
-from ressa.limits import check
 from ressa.pipeline.compare import compare
-from ressa.pipeline.recipe import build
-from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
+from ressa.pipeline.recipe import Recipe, build
+from ressa.pruning.settings import Prune
+from ressa.repairing.settings import Repair
+from ressa.settings import Runtime
 
 SECTIONS = [Prune, Repair, Evaluate]
 

@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 import pico
 import ressa
 from ressa.errors import RessaError
+from ressa.evaluation.settings import Evaluate
 from ressa.files.folders import check_output, writing
 from ressa.files.paths import path_of
 from ressa.model.pickles import command
-from ressa.settings import Evaluate, Prune, Recipe
+from ressa.pipeline.recipe import Recipe
+from ressa.pruning.settings import Prune
 
 LONG = "o" * 300
 QUICK = ["--method", "magnitude", "--sparsity", "50%"]

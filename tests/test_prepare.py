@@ -31,8 +31,8 @@ from ressa.errors import RessaError
 from ressa.preparation import SOURCES, check, plan, prepare, verb
 from ressa.preparation.forms import FORMS, INSTRUCTIONS
 from ressa.preparation.output import MANIFEST, REPORT
+from ressa.preparation.settings import Prepare
 from ressa.preparation.sums import SUMS
-from ressa.settings import Prepare
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 

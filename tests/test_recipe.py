@@ -10,8 +10,11 @@ import pytest
 
 import ressa
 from ressa.errors import RessaError
-from ressa.pipeline.recipe import build, read_recipe, write_recipe
-from ressa.settings import SEEDS, Evaluate, Prune, Recipe, Repair
+from ressa.evaluation.settings import Evaluate
+from ressa.pipeline.recipe import Recipe, build, read_recipe, write_recipe
+from ressa.pruning.settings import Prune
+from ressa.repairing.settings import Repair
+from ressa.settings import SEEDS
 
 SHIPPED = sorted((Path(ressa.__file__).parent / "recipes").glob("*.yaml"))
 FULL = """

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,7 @@ from ressa.model.structure import structure
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.repairing import repair
 from ressa.repairing.distill import answer_kl
-from ressa.repairing.settings import Settings
+from ressa.repairing.settings import Repair
 from ressa.repairing.trainer import last_checkpoint
 
 pytestmark = pytest.mark.formats
@@ -67,11 +65,9 @@ def run(pruned, llava_folder, tiny_data, tmp_path):
     return run
 
 
-def settings_of(**changes) -> Settings:
+def settings_of(**changes) -> Repair:
     """Complete settings, all defaults but the changes."""
-    names = [field.name for field in fields(Settings)]
-    defaults = {name: p.default for name, p in signature(repair).parameters.items() if name in names}
-    return Settings(**defaults | changes).complete
+    return Repair(**changes).complete
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -14,11 +14,13 @@ from rich.console import Console
 
 import ressa
 from ressa.errors import RessaError
-from ressa.pipeline.recipe import read_recipe
+from ressa.evaluation.settings import Evaluate
+from ressa.pipeline.recipe import Recipe, read_recipe
 from ressa.pipeline.run import run
+from ressa.pruning.settings import Prune
+from ressa.repairing.settings import Repair
 from ressa.reporting.picture import picture
 from ressa.reporting.table import by_kind, summary
-from ressa.settings import Evaluate, Prune, Recipe, Repair
 
 VERBS = ("prune", "repair", "evaluate", "write_emoji")
 

@@ -14,14 +14,17 @@ from torch import nn
 import ressa
 from ressa import methods
 from ressa.errors import RessaError
+from ressa.evaluation.settings import Evaluate
 from ressa.machine import forget_peak, peak_memory
 from ressa.model.load import load
 from ressa.patterns import NofM, Unstructured
 from ressa.pipeline.compare import compare
+from ressa.pipeline.recipe import Recipe
 from ressa.pipeline.run import run
+from ressa.pruning.settings import Prune
+from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run
 from ressa.repairing.trainer import LOGS
-from ressa.settings import Evaluate, Prune, Recipe, Repair
 from ressa.statistics import Gram, Moments, needs
 
 

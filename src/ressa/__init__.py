@@ -12,26 +12,23 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ressa.errors import RessaError
+from ressa.settings import by_keywords
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
     # Waiting threads of OpenMP spin, 300,000 times, and take the core that a working one needs. To sleep at once would
     # cost more than half of a small model's time (benchmarks/results/threads.md). Read when torch is first imported.
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
-if TYPE_CHECKING:
-    from ressa.evaluation.verb import evaluate
-    from ressa.inspection.verb import inspect
-    from ressa.model.load import load
-    from ressa.pipeline.run import run
-    from ressa.pruning.verb import prune
-    from ressa.repairing.verb import repair
-
-__all__ = ["RessaError", "evaluate", "inspect", "load", "prune", "repair", "run"]
-
 _HOMES = {
+    **dict.fromkeys(("Recipe", "read_recipe"), "ressa.pipeline.recipe"),
+    "Evaluate": "ressa.evaluation.settings",
+    "Prune": "ressa.pruning.settings",
+    "Repair": "ressa.repairing.settings",
+    "Runtime": "ressa.settings",
+    "compare": "ressa.pipeline.compare",
     "evaluate": "ressa.evaluation.verb",
     "inspect": "ressa.inspection.verb",
     "load": "ressa.model.load",
@@ -39,13 +36,18 @@ _HOMES = {
     "repair": "ressa.repairing.verb",
     "run": "ressa.pipeline.run",
 }
+_BY_KEYWORDS = ("compare", "evaluate", "prune", "repair")  # which take the fields of their settings, here
+
+__all__ = ["RessaError", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     """Verbs are imported when first used, so that `ressa --help` need not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ressa' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = by_keywords(found) if name in _BY_KEYWORDS else found
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

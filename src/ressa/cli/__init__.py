@@ -14,12 +14,16 @@ import typer
 
 from ressa.cli import data as data_commands
 from ressa.cli.exits import carry_out
-from ressa.cli.options import Data, Json, MaybeData, Model, Out, Seed, told_apart, with_settings
+from ressa.cli.options import Data, Json, MaybeData, Model, Out, told_apart, with_settings
 from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import RessaError
+from ressa.evaluation.settings import Evaluate
 from ressa.files.paths import path_of
-from ressa.pipeline.recipe import read_recipe
-from ressa.settings import Evaluate, Prune, Recipe, Repair, Runtime
+from ressa.inspection.settings import Plan
+from ressa.pipeline.recipe import Recipe, read_recipe
+from ressa.pruning.settings import Prune
+from ressa.repairing.settings import Repair
+from ressa.settings import Runtime
 
 app = typer.Typer(
     name="ressa",
@@ -38,8 +42,11 @@ def main() -> None:
 
 
 @app.command()
+@with_settings
 def inspect(
+    context: typer.Context,
     model: Model,
+    settings: Plan,
     sparsity: Annotated[str, typer.Option(help="The pattern to plan for: 2:4, 50%, ...")] = "2:4",
     plan: Annotated[
         bool,
@@ -49,42 +56,23 @@ def inspect(
             "repair. The options below go with it.",
         ),
     ] = False,
-    samples: Annotated[int | None, typer.Option(min=1, help="Records that calibrate. [128]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Records that run together. [8, in repair 16]")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Of a record. [64, and those of its picture]")] = None,
-    patches: Annotated[int | None, typer.Option(min=1, help="Of its picture. [as the config tells, else 1024]")] = None,
-    answers: Annotated[int | None, typer.Option(min=1, help="Of its tokens, those to be answered. [16]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of repair. [1000]")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Rank of SparseLoRA. [32]")] = None,
-    memory: Annotated[str | None, typer.Option(help="Of the GPU or the machine (24GiB): what fits, else how.")] = None,
-    gflops: Annotated[float | None, typer.Option(help="GFLOP/s of the machine in matrix products: adds times.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show parts, blocks, linears, parameters and zeros; what would be pruned, what not, and why.
 
     **Example:** `ressa inspect demo --plan --memory 24GiB --gflops 100`
     """
-    given: dict[str, Any] = {
-        "samples": samples,
-        "batch_size": batch_size,
-        "tokens": tokens,
-        "patches": patches,
-        "answers": answers,
-    }
-    given |= {"steps": steps, "rank": rank, "memory": memory, "gflops": gflops}
-    asked = {name: value for name, value in given.items() if value is not None}
-    if asked and not plan:
-        raise RessaError(f"--{next(iter(asked)).replace('_', '-')} goes with --plan: add it")
     if plan:
-        from ressa.inspection import plan as verb
+        from ressa.inspection.plan import plan as verb
         from ressa.inspection.plan_table import tables
 
         with quiet():
-            told = verb.plan(model, sparsity, **asked)
+            told = verb(model, sparsity, settings)
     else:
         from ressa.inspection.verb import inspect as look
         from ressa.inspection.verb import tables
 
+        told_apart(context, "model", "sparsity", "as_json", refused="inspect without --plan")
         with quiet():
             told = look(model, sparsity)
     show(told, as_json, *tables(told))
@@ -98,7 +86,6 @@ def prune(
     settings: Prune,
     runtime: Runtime,
     data: MaybeData = None,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Prune MODEL to a pattern and write it to OUT, which loads with plain transformers.
@@ -108,8 +95,7 @@ def prune(
     from ressa.pruning.verb import prune as verb
 
     with quiet(), bars() as bar:
-        options = asdict(settings) | asdict(runtime)
-        told = verb(model, out, data=data, seed=seed, progress=bar("pruning"), **options)
+        told = verb(model, out, data=data, settings=settings, runtime=runtime, progress=bar("pruning"))
     parts = (_part(name, part) for name, part in told["parts"].items() if part["matrices"])
     show(told, as_json, *parts, *_allotted(told["allocation"], told["together"]))
 
@@ -139,7 +125,6 @@ def repair(
     runtime: Runtime,
     teacher: Annotated[str, typer.Option(help="The dense original: a folder, a hub name, or `demo`.")],
     data: Data,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train the weights that PRUNED kept until it answers as its dense original; no zero is lost, nothing is added.
@@ -149,8 +134,8 @@ def repair(
     from ressa.repairing.verb import repair as verb
 
     with quiet(), bars() as bar:
-        options = asdict(settings) | asdict(runtime)
-        told = verb(pruned, out, teacher=teacher, data=data, seed=seed, progress=bar("repairing"), **options)
+        where: dict[str, Any] = {"settings": settings, "runtime": runtime, "progress": bar("repairing")}
+        told = verb(pruned, out, teacher=teacher, data=data, **where)
     show(
         told,
         as_json,
@@ -173,9 +158,6 @@ def evaluate(
         str | None, typer.Option(help="The --out of another model's evaluation: adds differences and their p.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="Keep scores.json and every answer here; resumes there too.")] = None,
-    grey: Annotated[
-        bool, typer.Option("--grey", help="Show grey pictures: what can be guessed without looking?")
-    ] = False,
     lmms: Annotated[
         str | None, typer.Option(help="Instead, these tasks of lmms-eval, by its own names, with commas.")
     ] = None,
@@ -202,8 +184,8 @@ def evaluate(
     first = rank() == 0  # of several processes one tells
     with quiet(), bars() if first else nullcontext() as bar:
         progress = bar("asking") if bar else None
-        options: dict[str, Any] = {"against": against, "versus": versus, "out": out, "grey": grey} | asdict(runtime)
-        told = verb(model, data=data, progress=progress, **options, **asdict(settings))
+        where: dict[str, Any] = {"settings": settings, "runtime": runtime, "progress": progress}
+        told = verb(model, data=data, against=against, versus=versus, out=out, **where)
     told.pop("answers")
     if first:
         show(told, as_json, by_kind({Path(model).name or model: told}), *lines(told))
@@ -219,7 +201,6 @@ def compare(
     methods: Annotated[str, typer.Option(help="Names of pruning methods, with commas between them.")],
     out: Annotated[str, typer.Option(help="Where each method's model and scores go; resumes there.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many questions. [all]")] = None,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Prune MODEL by several methods, all else equal: each block's error, KL, score, time and memory; with a plot.
@@ -232,8 +213,9 @@ def compare(
 
     names, asked = apart(methods), Evaluate(limit=limit)
     with quiet(), bars() as bar:
-        options: dict[str, Any] = {"settings": settings, "asked": asked, "runtime": runtime, "seed": seed}
-        told = verb(model, out, data=data, methods=names, progress=bar, **options)
+        where: dict[str, Any] = {"asked": asked, "runtime": runtime, "progress": bar}
+        where |= {"settings": settings}  # of each method
+        told = verb(model, out, data=data, methods=names, **where)
     show(told, as_json, table(told))
     if not as_json:
         show({}, False, f"plot: {plot(told, path_of(out, 'out') / 'blocks.png')}")
@@ -261,7 +243,7 @@ def demo(
 
 def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
     """The recipe, run where the command line says; what that leaves open is as the recipe says."""
-    told = {name: value for name, value in asdict(runtime).items() if value != "auto"}
+    told = {name: value for name, value in asdict(runtime).items() if value not in ("auto", None)}
     return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **told)) if told else recipe
 
 

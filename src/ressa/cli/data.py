@@ -11,7 +11,7 @@ import typer
 
 from ressa.cli.options import Json, Out, with_settings
 from ressa.cli.terminal import bars, quiet, show
-from ressa.settings import Prepare
+from ressa.preparation.settings import Prepare
 
 app = typer.Typer(help="Write data as an ordinary folder: {split}.jsonl and pictures.", no_args_is_help=True)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from ressa.calibration.rehearsal import check_room
 from ressa.data.images import GreyImage
 from ressa.errors import RessaError, to_json
 from ressa.evaluation import matching, parallel, summary
-from ressa.evaluation.ask import Asked, Wishes, ask
+from ressa.evaluation.ask import Asked, ask
 from ressa.evaluation.cache import Progress
 from ressa.evaluation.divergence import answer_sums
+from ressa.evaluation.settings import Evaluate
 from ressa.files.paths import expanded, path_of
 from ressa.files.text import write_atomic
-from ressa.limits import as_kind, check, check_paths
 from ressa.machine import Machine, check_machine
 from ressa.model.folder import check_writable
 from ressa.model.load import load_to_ask, read_config, resolve
-from ressa.settings import Evaluate
+from ressa.settings import Runtime, check_paths
 from ressa.tasks.base import Reading, Sample, Source, Task
 from ressa.tasks.retrieval import queries
 
@@ -36,47 +36,25 @@ def evaluate(
     model: Model,
     *,
     data: str | Path | Any,
-    task: str = "folder",
-    split: str | None = None,
-    images: str | Path | None = None,
+    settings: Evaluate,
+    runtime: Runtime,
     against: Model | None = None,
     versus: str | Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    prompt: str | None = None,
-    choices: str | None = None,
-    max_new_tokens: int | None = None,
-    min_new_tokens: int | None = None,
-    num_beams: int | None = None,
-    length_penalty: float | None = None,
-    perplexity: bool = False,
     out: str | Path | None = None,
-    grey: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a model's answers to a task.
 
     Args:
         model: a model folder or name, or a loaded (model, processor).
-        task: a name of `evaluate.tasks.TASKS`; `folder` is records of your own.
         data: a folder with the task's official files, one of them, or a hub dataset; for `folder` what `read_records`
             reads.
-        split: which part of it; the task's own if not named.
-        images: where pictures lie, if not in `data`.
         against: the dense model, for `kl`: the mean over answer tokens of KL(dense || model), in nats; and both
             models' perplexity of the reference answers.
         versus: the `out` folder of another model's evaluation: adds differences, their intervals and p.
-        limit: score this many records only, drawn at random (always the same ones).
         out: a folder for scores.json, answers.jsonl (question, references and answer of each record) and
             answers.cache.jsonl (a killed run goes on from there).
-        grey: show a plain grey picture of the same size instead of each picture: how much can be guessed.
-        prompt: how a question is put, with {question}, {options} and {hint} in it.
-        choices: multiple choice by "likelihood" or "generation".
-        max_new_tokens, min_new_tokens, num_beams, length_penalty: of generation; the task's own if not named.
-        perplexity: of the reference answers, also without `against`.
-        device, dtype: as in `ressa.settings.Runtime`, for models that are not loaded yet.
+        progress: called with (questions done, in all, what).
 
     Returns:
         n, the task's metrics (0 to 1; CIDEr to 10), kl (None without `against`), perplexity, intervals, by_kind
@@ -86,33 +64,29 @@ def evaluate(
     Raises:
         RessaError: anything wrong with the data, the models, the output folder or a number.
     """
-    given, started = dict(locals()), time.monotonic()
-    _check_arguments(model, against, out, versus)
-    check_machine(parallel.device_of(device), dtype)
-    known, wanted, source, reading = questions(**given)
-    samples, folder = reading.samples, _writable(out, model, data)
+    started = time.monotonic()
+    check_models(model, against, out, versus)
+    check_machine(runtime, parallel.device_of(runtime.device))
+    task, source, reading = questions(data, settings)
+    folder = _writable(out, model, data)
     if versus is not None:
-        summary.answers_to(queries(samples) if known.mode == "retrieval" else samples, versus)
+        summary.answers_to(queries(reading.samples) if task.mode == "retrieval" else reading.samples, versus)
     if against is not None:
-        _check_vocabularies(model, against)
-    measuring = against is not None or perplexity
-    where = (device, dtype)
-    net, processor, chosen = _matcher(model, known, measuring, *where) or _loaded(model, *where)
-    dense = _loaded(against, *where)[0] if against is not None else None
+        check_vocabularies(model, against)
+    perplexity = against is not None or settings.perplexity
+    net, processor, machine = _matcher(model, task, perplexity, runtime) or _loaded(model, runtime)
+    dense = _loaded(against, runtime)[0] if against is not None else None
     cache = folder / "answers.cache.jsonl" if folder else None
-    asked = ask(net, processor, known, samples, wanted, cache, progress)
-    if measuring:
-        for one in (net, dense) if dense is not None else (net,):
-            check_room(one, processor, asked.records)
-    sums = answer_sums(net, dense, processor, asked.records, wanted.batch_size, progress) if measuring else None
-    scores, rows = _scored(known, asked, sums, dense is not None, versus)
-    told: dict[str, Any] = {"task": task, "model": _name(model), "against": against and _name(against)}
-    told |= {"split": source.split, "grey": grey, "data": _named(data), "prompt": asked.prompt, "pictures": asked.seen}
-    told |= {"settings": asked.settings | {"batch_size": wanted.batch_size, "limit": limit}}
-    told |= {"left_out": dict(reading.left_out), "missing": known.missing(), "processes": parallel.world()}
-    told |= {"versions": {name: version(name) for name in ("ressa", "torch", "transformers")}}
-    told |= {"machine": chosen.describe()}
-    scores |= told | {"seconds": round(time.monotonic() - started, 2)}
+    asked = ask(net, processor, task, reading.samples, settings, cache, progress)
+    sums = _answer_sums(net, dense, processor, asked, settings.batch_size, progress) if perplexity else None
+    scores, rows = _scored(task, asked, sums, dense is not None, versus)
+    scores |= {"task": task.name, "model": _name(model), "against": against and _name(against)}
+    scores |= {"split": source.split, "grey": settings.grey, "data": _named(data), "prompt": asked.prompt}
+    scores |= {"settings": asked.settings | {"batch_size": settings.batch_size, "limit": settings.limit}}
+    scores |= {"pictures": asked.seen, "left_out": dict(reading.left_out), "missing": task.missing()}
+    scores |= {"processes": parallel.world(), "machine": machine.describe()}
+    scores |= {"versions": {name: version(name) for name in ("ressa", "torch", "transformers")}}
+    scores |= {"seconds": round(time.monotonic() - started, 2)}
     if folder and parallel.rank() == 0:
         write_atomic(folder / "answers.jsonl", "".join(to_json(r) + "\n" for r in rows))
         write_atomic(folder / "scores.json", to_json(scores, indent=2) + "\n")
@@ -120,37 +94,29 @@ def evaluate(
     return scores | {"answers": {s.record.id: said for s, said in zip(asked.samples, asked.answers, strict=True)}}
 
 
-def task_of(given: Mapping[str, Any]) -> tuple[Task, Wishes]:
-    """The task and what is wanted otherwise than it has it. Raises RessaError for settings that cannot be."""
-    check(Evaluate, given, "evaluate")
-    known = tasks.get(given["task"])
-    wanted = Wishes(**{f.name: given[f.name] for f in fields(Wishes)})
-    wanted.check(known)
-    if given["images"] is not None and known.name == "folder":
-        raise RessaError("images: records of your own say themselves where their pictures are; leave it out")
-    return known, wanted
-
-
-def questions(data: Any, grey: bool = False, **given: Any) -> tuple[Task, Wishes, Source, Reading]:
-    """The task, what is wanted otherwise, where it was read, and what is asked of that; `given` as `evaluate` takes it.
-    No model is looked at.
+def questions(data: Any, settings: Evaluate) -> tuple[Task, Source, Reading]:
+    """The task, where it is read, and what is asked of that. No model is looked at.
 
     Raises:
         RessaError: as `evaluate`, for all that can be told without a model.
     """
-    known, wanted = task_of(given)
-    as_kind(bool, grey, "evaluate: grey")
     if data is None:
         raise RessaError("evaluate: needs data, where the records or the task's files are")
-    images = given["images"]
-    place = path_of(images, "images") if images is not None else None
-    source = Source(_place(data), given["split"] or known.split, place)
-    reading = known.read(source)
-    samples = _chosen(reading.samples, given["limit"], grey)
+    task = tasks.get(settings.task)
+    place = path_of(settings.images, "images") if settings.images is not None else None
+    source = Source(_place(data), settings.split or task.split, place)
+    reading = task.read(source)
+    samples = _chosen(reading.samples, settings.limit, settings.grey)
     if not samples:
         raise RessaError(f"{data}: nothing to ask in {source.split} ({dict(reading.left_out) or 'it is empty'})")
     _check_ids(samples, data)
-    return known, wanted, source, replace(reading, samples=samples)
+    return task, source, replace(reading, samples=samples)
+
+
+def _answer_sums(net: Any, dense: Any, processor: Any, asked: Asked, size: int, progress: Progress | None) -> Any:
+    for one in (net, dense) if dense is not None else (net,):
+        check_room(one, processor, asked.records)
+    return answer_sums(net, dense, processor, asked.records, size, progress)
 
 
 def _scored(
@@ -207,24 +173,23 @@ def _writable(out: str | Path | None, model: Model, data: Any) -> Path | None:
     return path
 
 
-def _matcher(model: Model, task: Task, measuring: bool, device: str, dtype: str) -> tuple[Any, Any, Machine] | None:
+def _matcher(model: Model, task: Task, perplexity: bool, runtime: Runtime) -> tuple[Any, Any, Machine] | None:
     """A model that matches pictures and captions, where the task is retrieval and the folder holds one."""
-    if task.mode != "retrieval" or isinstance(model, tuple):
+    if task.mode != "retrieval" or isinstance(model, tuple) or not matching.holds(model):
         return None
-    if not matching.holds(model):
-        return None
-    if measuring:
+    if perplexity:
         raise RessaError(f"perplexity: {_name(model)} writes nothing whose likelihood could be compared; leave it out")
-    return load_to_ask(model, parallel.device_of(device), dtype, matching.load)
+    return load_to_ask(model, parallel.device_of(runtime.device), runtime.dtype, matching.load)
 
 
-def _loaded(model: Model, device: str, dtype: str) -> tuple[Any, Any, Machine]:
+def _loaded(model: Model, runtime: Runtime) -> tuple[Any, Any, Machine]:
     if isinstance(model, tuple):
         return *model, Machine(model[0].device, model[0].dtype, model[0].dtype)
-    return load_to_ask(model, parallel.device_of(device), dtype)
+    return load_to_ask(model, parallel.device_of(runtime.device), runtime.dtype)
 
 
-def _check_arguments(model: Any, against: Any, out: Any, versus: Any) -> None:
+def check_models(model: Any, against: Any, out: Any, versus: Any) -> None:
+    """Raises RessaError for what is neither a name nor a loaded (model, processor)."""
     for name, one in (("model", model), ("against", against)):
         if isinstance(one, tuple) and len(one) != 2:
             raise RessaError(f"evaluate: {name}: a loaded one is a pair, (model, processor)")
@@ -233,7 +198,7 @@ def _check_arguments(model: Any, against: Any, out: Any, versus: Any) -> None:
     check_paths("evaluate", **{k: v for k, v in {"out": out, "versus": versus}.items() if v is not None})
 
 
-def _check_vocabularies(model: Model, dense: Model) -> None:
+def check_vocabularies(model: Model, dense: Model) -> None:
     """Refuse, from the configs alone, two models whose words cannot be compared."""
     sizes = []
     for one in (model, dense):

@@ -26,12 +26,13 @@ from ressa.inspection.costs import (
     repair_flop,
     shape_of,
 )
-from ressa.limits import as_kind, check_paths
+from ressa.inspection.settings import Plan
 from ressa.methods import METHODS
 from ressa.model.described import config_of, described
 from ressa.model.load import auto_class, read_config
 from ressa.model.structure import BY_DEFAULT, PARTS, Structure, structure
 from ressa.patterns import Pattern, parse
+from ressa.settings import check_paths
 
 STORED = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}  # bytes a prunable weight; int8 leaves the others in bfloat16
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
@@ -52,63 +53,41 @@ class _Sizes:
     heads: int
 
 
-def plan(
-    model: str | Path,
-    sparsity: str = "2:4",
-    *,
-    samples: int = 128,
-    batch_size: int | None = None,
-    tokens: int | None = None,
-    patches: int | None = None,
-    answers: int = 16,
-    steps: int = 1000,
-    rank: int = 32,
-    memory: str | None = None,
-    gflops: float | None = None,
-) -> dict[str, Any]:
+def plan(model: str | Path, sparsity: str, settings: Plan) -> dict[str, Any]:
     """What `model` is made of, its size on disk, and the memory and work of pruning it by each method and repairing it.
 
     Args:
         model: a folder (its config.json is enough), a config.json file, a hub name or `demo`.
         sparsity: of vision and language.
-        samples: records that calibrate; `batch_size` of them run together (8, in repair 16).
-        tokens: of one sample in the language model, picture included; `patches` in the vision tower; both as the config
-            tells unless told.
-        answers: of the tokens that are to be answered.
-        steps, rank: of repair.
-        memory: of the GPU or the machine, "24GiB": each step is told to fit or not, and what to change.
-        gflops: what the machine reaches in matrix products: adds times.
 
     Raises:
-        RessaError: no such model, a config of no known model, a value out of range.
+        RessaError: no such model, a config of no known model.
     """
-    counts = {"samples": samples, "batch_size": batch_size, "tokens": tokens, "patches": patches}
-    _positive(int, **counts, answers=answers, steps=steps, rank=rank)
-    _positive(float, gflops=gflops)
     check_paths("inspect", model=model)
-    memory = as_kind(str | None, memory, "memory")
-    limit, pattern = None if memory is None else to_bytes(memory), parse(sparsity)
+    limit, pattern = None if settings.memory is None else to_bytes(settings.memory), parse(sparsity)
     config = _config(model)
     width = _dtype(config).itemsize  # before a model is made of it, which sets it
     net = described(model, config, auto_class(config, model))
     parts = structure(net)
     sizes = _sizes(net, parts, width)
     seen, read = _picture(net.config)
-    length = tokens or read + WORDS
-    load = Load(samples, batch_size or 8, length, patches or seen, min(answers, length), is_encoder_decoder(net.config))
-    trains = replace(load, batch_size=batch_size or 16)
+    length, crossing = settings.tokens or read + WORDS, is_encoder_decoder(net.config)
+    batch, answers = settings.batch_size, min(settings.answers, length)
+    load = Load(settings.samples, batch or 8, length, settings.patches or seen, answers, crossing)
+    trains = replace(load, batch_size=batch or 16)
     rows = {"load": _fits(_row(sizes.parameters * sizes.width, 0.0), limit, ())}
     rows |= {f"prune: {name}": _prune(name, sizes, load, limit) for name in METHODS}
-    rows["repair"] = _repair(sizes, trains, steps, rank, limit)
+    rows["repair"] = _repair(sizes, trains, settings.steps, settings.rank, limit)
     for row in rows.values():
-        row["seconds"] = row["flop"] / gflops / 1e9 if gflops else None
+        row["seconds"] = row["flop"] / settings.gflops / 1e9 if settings.gflops else None
     return {
         "model": str(model),
         "sparsity": sparsity,
         "parameters": sizes.parameters,
         "parts": {part.name: _part(part, sizes) for part in parts.parts.values()},
         "disk": _disk(parts, sizes.parameters, pattern),
-        "assumed": vars(load) | {"repair_batch_size": trains.batch_size, "repair_steps": steps, "rank": rank},
+        "assumed": vars(load)
+        | {"repair_batch_size": trains.batch_size, "repair_steps": settings.steps, "rank": settings.rank},
         "memory": limit,
         "steps": rows,
     }
@@ -124,13 +103,6 @@ def to_bytes(text: str) -> int:
     if not found or not float(found[1]):
         raise RessaError(f"memory: '{text}' is no size; write it as 24GiB or 512MiB")
     return int(float(found[1]) * UNITS[found[2].upper()])
-
-
-def _positive(kind: type[int] | type[float], **told: float | None) -> None:
-    for name, value in told.items():
-        value = as_kind(kind | None, value, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise RessaError(f"{name} is {value}, but must be greater than 0")
 
 
 def _config(model: str | Path) -> PreTrainedConfig:

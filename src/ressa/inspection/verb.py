@@ -8,11 +8,11 @@ from typing import Any
 
 from ressa.data.seeing import sample_seen
 from ressa.errors import RessaError
-from ressa.limits import check_paths
 from ressa.model.load import load
 from ressa.model.structure import BY_DEFAULT, PARTS, Part, structure
 from ressa.patterns import parse
 from ressa.reporting.table import cell, plain, when
+from ressa.settings import check_paths
 
 UNSEEN = "not seen"
 SEEN = {

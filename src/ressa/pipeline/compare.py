@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ressa.calibration.samples import samples as draw
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.evaluation.blocks import block_errors
-from ressa.evaluation.verb import evaluate, questions
+from ressa.evaluation.settings import Evaluate
+from ressa.evaluation.verb import questions
+from ressa.files.folders import check_writable
 from ressa.files.paths import path_of
-from ressa.files.text import write_atomic
-from ressa.limits import check as check_values
-from ressa.limits import check_instance, check_paths
+from ressa.files.text import read_json, write_atomic
 from ressa.machine import check_machine
-from ressa.model.folder import check_writable, read_manifest
-from ressa.model.load import load_to_ask, resolve
+from ressa.model.folder import read_manifest
+from ressa.model.load import resolve
 from ressa.model.pickles import check_pickle
-from ressa.pipeline.recipe import checked
-from ressa.pipeline.run import Progress, Stage, carry_out, dtype_key
-from ressa.pruning.verb import prune
-from ressa.settings import Evaluate, Prune, Runtime
-
-HELD_OUT = 32  # records whose block outputs are compared
+from ressa.pipeline.stage import Progress, Stage, carry_out
+from ressa.pruning.settings import Prune
+from ressa.settings import Runtime, check_instance, check_paths
 
 
 def compare(
@@ -35,10 +29,9 @@ def compare(
     *,
     data: str | Path,
     methods: Sequence[str],
-    settings: Prune | None = None,
+    settings: Callable[..., Prune] = Prune,
     asked: Evaluate | None = None,
-    runtime: Runtime | None = None,
-    seed: int = 0,
+    runtime: Runtime,
     progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, Any]:
     """Prunes `model` by each of `methods`, all other settings equal, and measures each result against the dense model.
@@ -49,8 +42,8 @@ def compare(
     Args:
         data: what `read_records` reads: calibration records in one split, held-out records in another.
         methods: names of pruning methods.
-        settings: of `prune`, except for its method.
-        asked: of `evaluate`.
+        settings: gives the settings of `prune` for a method: `functools.partial(Prune, sparsity="50%")`.
+        asked: of `evaluate`, on records of your own.
         runtime: where it is computed, and in what.
         progress: called with a stage's name as it begins; gives that stage's progress callable.
 
@@ -61,94 +54,50 @@ def compare(
     Raises:
         RessaError: an unknown method, and what `prune` and `evaluate` refuse.
     """
-    settings, asked, runtime = settings or Prune(), asked or Evaluate(), runtime or Runtime()
+    asked = asked or Evaluate()
     check_paths("compare", model=model, out=out)
-    check_instance(Prune, settings, "compare")
     check_instance(Evaluate, asked, "compare")
-    check_instance(Runtime, runtime, "compare")
-    check_machine(runtime.device, runtime.dtype)
-    asked, out = checked(asked, "compare"), path_of(out, "the output")
+    check_machine(runtime)
+    folder = path_of(out, "the output")
     if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
         raise RessaError("name at least one method, and each of them once")
-    each = {method: checked(replace(settings, method=method), "compare") for method in methods}
-    settings = each[methods[0]]
-    check_values(Prune, {"seed": seed}, "compare")
     if asked.task != "folder":
         raise RessaError(f"compare scores exact match on records of your own: leave task '{asked.task}' out")
+    each = {method: settings(method=method) for method in methods}
+    first = each[methods[0]]
 
     def check() -> None:
         check_pickle(resolve(model))
-        check_writable(out / "scores" / max(methods, key=len), resolve(model))
-        read_records(data, settings.split)
-        questions(data, **asdict(asked))
+        check_writable(folder / "scores" / max(methods, key=len), resolve(model))
+        read_records(data, first.split)
+        questions(data, asked)
 
-    common = {"model": str(model), "data": str(data), "seed": seed} | dtype_key(runtime)
-    where: dict[str, Any] = asdict(runtime)
-    dense = _scores("dense", str(model), out, common, asked, None, where)
-    plan = [dense]
-    for method, section in each.items():
-        plan += [
-            _pruned(out / method, section, common, where),
-            _scores(method, str(out / method), out, common, asked, str(model), where),
-            _blocks(method, out, common, asked, where),
-        ]
-    carry_out(plan, out, progress, check)
-    told = {
+    carry_out(stages(folder, str(model), str(data), each, asked, runtime), folder, progress, check)
+    result = {
         "model": str(model),
-        "sparsity": settings.sparsity,
-        "dense": _read(dense.proof)["exact_match"],
-        "methods": {method: _result(method, out) for method in methods},
+        "sparsity": first.sparsity,
+        "dense": read_json(folder / "scores" / "dense" / "scores.json")["exact_match"],
+        "methods": {method: _result(method, folder) for method in methods},
     }
-    write_atomic(out / "compare.json", json.dumps(told, indent=2) + "\n")
-    return told
+    write_atomic(folder / "compare.json", json.dumps(result, indent=2) + "\n")
+    return result
 
 
-def _pruned(folder: Path, section: Prune, common: dict[str, Any], where: dict[str, Any]) -> Stage:
-    def make(progress: Progress | None) -> None:
-        source: dict[str, Any] = {"data": common["data"], "seed": common["seed"]}
-        prune(common["model"], folder, progress=progress, **source, **where, **asdict(section))
-
-    return Stage(f"prune {section.method}", folder / "ressa.json", (), common | asdict(section), make, fresh=True)
-
-
-def _scores(
-    name: str,
-    model: str,
-    out: Path,
-    common: dict[str, Any],
-    asked: Evaluate,
-    against: str | None,
-    where: dict[str, Any],
-) -> Stage:
-    folder = out / "scores" / name
-
-    def make(progress: Progress | None) -> None:
-        source: dict[str, Any] = {"data": common["data"], "against": against, "out": folder}
-        evaluate(model, progress=progress, **source, **where, **asdict(asked))
-
-    after = () if against is None else (f"prune {name}",)
-    return Stage(f"evaluate {name}", folder / "scores.json", after, common | asdict(asked), make)
-
-
-def _blocks(method: str, out: Path, common: dict[str, Any], asked: Evaluate, where: dict[str, Any]) -> Stage:
-    proof = out / "scores" / method / "blocks.json"
-
-    def make(progress: Progress | None) -> None:
-        dense, processor, _ = load_to_ask(common["model"], **where)
-        pruned, _, _ = load_to_ask(out / method, **where)
-        held_out = read_records(common["data"], asked.split or "test")
-        batches = draw(held_out, processor, dense.config, HELD_OUT, batch_size=8, seed=common["seed"])
-        write_atomic(proof, json.dumps(block_errors(pruned, dense, batches), indent=2) + "\n")
-
-    return Stage(f"blocks {method}", proof, (f"prune {method}",), common | {"split": asked.split or "test"}, make)
+def stages(out: Path, model: str, data: str, each: dict[str, Prune], asked: Evaluate, runtime: Runtime) -> list[Stage]:
+    """The dense model's scores; then of each method its model, scores and block errors."""
+    common: dict[str, Any] = {"data": data, "runtime": runtime, "sources": (model, data)}
+    todo = [Stage("evaluate dense", "evaluate", out / "scores" / "dense", model, settings=asked, **common)]
+    for method, settings in each.items():
+        pruned, scores = out / method, out / "scores" / method
+        todo.append(Stage(f"prune {method}", "prune", pruned, model, settings=settings, **common))
+        more: dict[str, Any] = {"dense": model, "settings": asked, "after": (f"prune {method}",)} | common
+        todo.append(Stage(f"evaluate {method}", "evaluate", scores, str(pruned), **more))
+        todo.append(Stage(f"blocks {method}", "blocks", scores, str(pruned), seed=settings.seed, **more))
+    return todo
 
 
 def _result(method: str, out: Path) -> dict[str, Any]:
-    scores, manifest = _read(out / "scores" / method / "scores.json"), read_manifest(out / method) or {}
+    scores, manifest = read_json(out / "scores" / method / "scores.json"), read_manifest(out / method) or {}
     measured = {key: scores[key] for key in ("exact_match", "kl")}
     cost = {key: manifest[key] for key in ("seconds", "peak_memory_bytes")}
-    return measured | {"blocks": _read(out / "scores" / method / "blocks.json")} | cost
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return measured | {"blocks": read_json(out / "scores" / method / "blocks.json")} | cost

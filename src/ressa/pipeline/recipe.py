@@ -1,22 +1,46 @@
-"""A recipe as YAML, in and out, and the check of every value a recipe or the command line gives. No model is loaded."""
+"""A recipe as YAML, in and out. No model is loaded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
-from ressa.errors import RessaError, unknown
+from ressa.errors import RessaError
+from ressa.evaluation.settings import Evaluate
 from ressa.files.paths import path_of
-from ressa.limits import SHARES, as_kind, options, within
-from ressa.settings import TASKS, Evaluate, Prune, Recipe, Repair, Runtime
+from ressa.pruning.settings import Prune
+from ressa.repairing.settings import Repair
+from ressa.settings import SEEDS, Runtime, build, check, setting
 
-SECTIONS = {"prune": Prune, "repair": Repair, "evaluate": Evaluate, "runtime": Runtime}
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment: prune, then repair, then ask all three models.
+
+    Leave a section out to leave the stage out; `{}` is a section with nothing but defaults.
+    """
+
+    model: str = setting("demo", "The dense model: a folder, a hub name, or demo for the one ressa carries.")
+    data: str = setting("emoji", "A folder of records, or emoji for the scenes ressa draws.")
+    out: str = setting("runs/ressa", "Where everything goes.")
+    seed: int = setting(0, "Of calibration, training and drawing.", least=0, most=SEEDS)
+    prune: Prune | None = None
+    repair: Repair | None = None
+    evaluate: Evaluate | None = None
+    runtime: Runtime | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("prune", "repair"):
+            section = getattr(self, name)
+            if section and section.seed not in (0, self.seed):
+                raise RessaError(f"{name}: seed {section.seed} is not the recipe's, {self.seed}: say it there, for all")
+            if section:
+                object.__setattr__(self, name, replace(section, seed=self.seed))
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -25,79 +49,25 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises:
         RessaError: no such file, no YAML, an unknown key (with the nearest right one), a value of the wrong kind.
     """
+    return build(Recipe, read_yaml(path, "the recipe"), str(path))
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """What a YAML file holds, as ressa reads YAML. Raises RessaError for no such file, and no YAML."""
     try:
-        told = yaml.load(path_of(path, "the recipe").read_text(encoding="utf-8"), Loader=_Loader)
+        return yaml.load(path_of(path, what).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, `!!int x`
         raise RessaError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    return build(Recipe, told, str(path))
 
 
 def write_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, without what it leaves out."""
-    told = {key: value for key, value in asdict(recipe).items() if value is not None}
-    return yaml.safe_dump(told, sort_keys=False)
-
-
-def build(cls: type[Any], told: Any, where: str) -> Any:
-    """An object of one of the classes of `settings` from a mapping; RessaError naming `where` for what does not fit."""
-    if not isinstance(told, dict):
-        raise RessaError(f"{where}: must be `key: value` lines, not {type(told).__name__}")
-    kinds = get_type_hints(cls)
-    for key in told:
-        if key not in kinds:
-            raise RessaError(f"{where}: {unknown('key', str(key), kinds)}")
-    values = {key: _value(kinds[key], value, f"{where}: {key}") for key, value in told.items()}
-    made = cls(**values)
-    _check(made, where)
-    return made
-
-
-def checked(made: Any, where: str) -> Any:
-    """The same object, every value in it checked: Python makes one without asking. Raises RessaError as `build`."""
-    return build(type(made), {f.name: told for f in fields(made) if (told := getattr(made, f.name)) is not None}, where)
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`, where that loses nothing; a section of a recipe is a mapping."""
-    section = next((option for option in options(kind) if option in SECTIONS.values()), None)
-    if value is None and section:
-        raise RessaError(f"{where}: has nothing in it; write {{}} for its defaults, or leave the line out")
-    if section:
-        return checked(value, where) if type(value) is section else build(section, value, where)
-    return as_kind(kind, value, where)
-
-
-def _check(made: Any, where: str) -> None:
-    """What a type cannot say: patterns, names and numbers out of range."""
-    for f in fields(made):
-        within(f.name, getattr(made, f.name), f.metadata, where)
-    if isinstance(made, Evaluate) and made.task not in TASKS:
-        raise RessaError(f"{where}: {unknown('task', made.task, TASKS)}")
-    if isinstance(made, Prune):
-        from ressa import methods  # all load torch: only when there is something to check
-        from ressa.patterns import parse
-        from ressa.pruning.request import Request
-
-        with _told_from(where):
-            methods.get(made.method, damp=made.damp)
-            methods.check_moving(made.method, made.asymmetric)
-        for name in SHARES:
-            if (text := getattr(made, name)) is not None:
-                with _told_from(where if name == "sparsity" else f"{where}: {name}"):
-                    parse(text)
-        with _told_from(where):
-            Request.of(made)
-
-
-@contextmanager
-def _told_from(where: str) -> Iterator[None]:
-    """Errors of other modules, with the place of the setting they are about."""
-    try:
-        yield
-    except RessaError as error:
-        raise RessaError(f"{where}: {error}") from None
+    values = {key: value for key, value in asdict(recipe).items() if value is not None}
+    for name in ("prune", "repair"):
+        values.get(name, {}).pop("seed", None)  # the recipe's
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):

@@ -41,8 +41,8 @@ def allot(
         told: dict[str, Any] = {"name": saved.path, "unit": saved.unit, "sparsity": saved.sparsity}
     elif request.plain:
         patterns, told = _plain(request, plan.blocks()), {"name": "uniform"}
-        if request.keep_dense:
-            told |= _keep_dense(request.keep_dense, plan, patterns, data, run, apply)
+        if request.asked.keep_dense:
+            told |= _keep_dense(request.asked.keep_dense, plan, patterns, data, run, apply)
     else:
         told = _shared_out(request, plan, data)
         patterns = _spelled(request, plan.blocks(), told["sparsity"], told["unit"])
@@ -84,7 +84,11 @@ def _shared_out(request: Request, plan: Structure, data: CalibrationData) -> dic
     parts, held = _parts(request, blocks)
     blocks = [block for block in blocks if parts.get(block.part)]
     measured = entry.measure(data.over(blocks)) if entry.measure else {}
-    settings = {} if entry.spread is None else {"spread": entry.spread if request.spread is None else request.spread}
+    settings = (
+        {}
+        if entry.spread is None
+        else {"spread": entry.spread if request.asked.spread is None else request.asked.spread}
+    )
     sparsity: dict[str, float] = {}
     pools = {block.part: parts[block.part] for block in blocks} if request.pool == "part" else {"": sum(parts.values())}
     for part, zeros in pools.items():
@@ -103,13 +107,13 @@ def _parts(request: Request, blocks: list[Block]) -> tuple[dict[str, int], dict[
     sizes: dict[str, int] = {}
     for block in blocks:
         sizes[block.part] = sizes.get(block.part, 0) + _size(block)
-    if request.total is None:
+    if request.asked.total is None:
         shares: dict[str, float] = {part: parse(request.sparsity_of(part)).sparsity for part in PARTS}
         counted = {part: n for part, n in sizes.items() if shares[part]}
         return {part: round(shares[part] * n) for part, n in counted.items()}, counted
     told = {part: pattern.sparsity for part, pattern in request.told().items()}
     counted = {part: n for part, n in sizes.items() if part != "connector" or part in told}
-    return by_modality(parse(request.total).sparsity, told, counted), counted
+    return by_modality(parse(request.asked.total).sparsity, told, counted), counted
 
 
 def _matched(saved: Saved, plan: Structure) -> dict[str, float]:

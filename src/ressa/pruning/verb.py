@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,9 @@ from ressa.allocation.file import read_allocation
 from ressa.calibration.data import CalibrationData
 from ressa.calibration.resume import digest_of, finished_blocks, stamp
 from ressa.calibration.samples import drawn
-from ressa.calibration.tokens import check_counts
 from ressa.calibration.walk import Progress
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.limits import check, check_paths
 from ressa.machine import Machine, check_machine, forget_peak, peak_memory, plain, versions
 from ressa.model.folder import check_output, refuse_adapter, write_folder
 from ressa.model.load import auto_class, load, machine_for, read_config, resolve
@@ -29,8 +28,10 @@ from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
 from ressa.pruning.assign import allot
 from ressa.pruning.blocks import by_inputs, by_weights, prune_block
-from ressa.pruning.request import Request, Sparsity
-from ressa.settings import Prune
+from ressa.pruning.request import Request
+from ressa.pruning.settings import Prune
+from ressa.settings import Runtime, check_paths
+from ressa.statistics import Method
 
 
 def prune(
@@ -38,29 +39,8 @@ def prune(
     out: str | Path,
     *,
     data: Any = None,
-    method: str = "admm",
-    sparsity: Sparsity = "2:4",
-    vision: Sparsity | None = None,
-    connector: Sparsity | None = None,
-    language: Sparsity | None = None,
-    total: Sparsity | None = None,
-    allocation: str | Path = "uniform",
-    budget: str | None = None,
-    spread: float | None = None,
-    keep_dense: int = 0,
-    samples: int = 128,
-    batch_size: int = 8,
-    seed: int = 0,
-    propagate: str = "sequential",
-    order: str = "block",
-    asymmetric: float = 0.0,
-    damp: float | None = None,
-    token_weights: Mapping[str, float] | None = None,
-    patch_embedding: bool = False,
-    split: str = "train",
-    group: str | None = None,
-    device: torch.device | str = "auto",
-    dtype: str = "auto",
+    settings: Prune,
+    runtime: Runtime,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Prunes `model` and writes it, with its processor and ressa.json, to `out`. Returns what stands in ressa.json.
@@ -72,80 +52,63 @@ def prune(
         model: a model folder, a hub name, or `demo`.
         out: folder to write; must not exist or be empty.
         data: what `read_records` reads; methods that look at weights alone need none.
-        method: one of `ressa.methods.METHODS`, or one with "+refit".
-        sparsity: of vision and language: "2:4" keeps 2 of every 4 neighbouring inputs, "50%" or 0.5 makes half zero.
-        vision, connector, language: the same for one part; "0" leaves it out, as it does the connector unless told.
-        total: a share of all weights of vision and language; the one of them that is not told makes up for the other.
-        allocation: how a part's zeros are shared out over its blocks (`ressa.allocation`), or a file that says it.
-        budget: "part": each part keeps its own zeros; "model": they are shared out over all parts.
-        spread: how far apart OWL, DLP and ECoFLaP may set blocks.
-        keep_dense: so many blocks, the most sensitive ones, are not pruned.
-        samples, batch_size, seed, split: how many records are drawn from which split, and in what batches they run.
-        propagate: "sequential": a block's inputs come from pruned blocks; "dense": from blocks as they were.
-        order: "block": all linears of a block from one gathering of inputs; "layer": those that read the same input
-            are pruned before the next ones' inputs are gathered.
-        asymmetric: 0 to 1: how much of the way weights are first moved to make up, on the pruned prefix's inputs, for
-            what the blocks before lost. Holds a second copy of the model.
-        damp: of the Gram's diagonal, as a share; see each method.
-        token_weights: how much "image", "text" and "answer" tokens count (1 each); padding never counts.
-        group: what competes in an unstructured pattern, "row" or "matrix" (by default matrices in vision, else rows);
-            with magnitude also all matrices of a "part" or of the "model".
-        patch_embedding: whether the convolution that cuts pictures into patches is pruned with the vision tower.
-        device, dtype: as in `ressa.settings.Runtime`; blocks move to a device other than the CPU one at a time.
         progress: called with (blocks done, blocks in all, name of the next).
 
     Raises:
         RessaError: one line; before weights are loaded where that is possible. Nothing is written then.
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("out", "progress")}
     started = time.perf_counter()
     forget_peak()
     check_paths("prune", model=model, out=out)
-    check(Prune, arguments, "prune")
-    check_machine(device, dtype)
-    arguments = {name: plain(value) for name, value in arguments.items()}
-    run = methods.get(method, seed=seed, damp=damp)
-    methods.check_moving(method, asymmetric)
-    request = Request.of(arguments)
-    saved = read_allocation(allocation) if request.from_file else None
-    counts = check_counts(token_weights)
-    if run.needs and data is None:
-        raise RessaError(f"method '{method}' looks at the inputs of layers: name the data to calibrate on")
-    if request.needs_data and data is None:
-        raise RessaError(f"allocation '{allocation}' looks at how blocks are used: name the data to calibrate on")
+    check_machine(runtime)
+    request, method = Request(settings), methods.get(settings.method, seed=settings.seed, damp=settings.damp)
+    saved = read_allocation(settings.allocation) if request.from_file else None
+    _check_data(request, method, data)
     out = check_output(out, resolve(model))
     refuse_adapter(model)
-    _check_parts(model, vision, connector)
-    records = None if data is None else read_records(data, split)
+    _check_parts(model, settings)
+    records = None if data is None else read_records(data, settings.split)
 
     net, processor = load(model)
-    chosen, dtypes = machine_for(net, device, dtype), dtypes_of(net)
+    chosen, dtypes = machine_for(net, runtime.device, runtime.dtype), dtypes_of(net)
     if chosen.working != chosen.stored:
         net.float()
-    plan = structure(net, patch_embedding=patch_embedding)
+    plan = structure(net, patch_embedding=settings.patch_embedding)
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
-    data = CalibrationData(net, processor, records, samples, batch_size, seed, counts, **where)
-    patterns, allotted = allot(request, saved, plan, data, run, partial(prune_block, run))
+    sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
+    calibration = CalibrationData(net, processor, records, *sizes, **where)
+    patterns, allotted = allot(request, saved, plan, calibration, method, partial(prune_block, method))
     blocks = [
         block
         for block in plan.blocks()
         if any(patterns[name].sparsity for name in block.linears.keys() & patterns.keys())
     ]
+    arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
     finished, resumed = None, 0
-    if run.needs is None:
-        by_weights(run, blocks, patterns, progress)
+    if method.needs is None:
+        by_weights(method, blocks, patterns, progress)
     else:
         with finished_blocks(out, _identity(arguments, chosen, records or [], patterns)) as finished:
-            resumed = by_inputs(run, data, blocks, patterns, propagate, order, asymmetric, finished)
+            how = (settings.propagate, settings.order, settings.asymmetric)
+            resumed = by_inputs(method, calibration, blocks, patterns, *how, finished)
     cast_back(net, dtypes, [name for name, pattern in patterns.items() if pattern.sparsity])
     manifest = _manifest(arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
-    manifest["pictures"] = data.seen
+    manifest["pictures"] = calibration.seen
     if resumed:
         manifest["resumed_blocks"] = resumed  # what they took is not in the seconds
     write_folder(out, net, processor, manifest, patterns=patterns)
     if finished:
         finished.forget()
     return manifest
+
+
+def _check_data(request: Request, method: Method, data: Any) -> None:
+    for what, name, looks, needed in (
+        ("method", request.asked.method, "at the inputs of layers", bool(method.needs)),
+        ("allocation", request.name, "at how blocks are used", request.needs_data),
+    ):
+        if needed and data is None:
+            raise RessaError(f"{what} '{name}' looks {looks}: name the data to calibrate on")
 
 
 def _identity(
@@ -158,12 +121,12 @@ def _identity(
     return about | {"data": data, "patterns": spelled}
 
 
-def _check_parts(model: str | Path, vision: Sparsity | None, connector: Sparsity | None) -> None:
+def _check_parts(model: str | Path, settings: Prune) -> None:
     """Raises RessaError if a part is asked of a model whose config says that it has none. Loads no weights."""
     if auto_class(read_config(model), model) is not AutoModelForCausalLM:
         return
-    for part, asked in (("vision", vision), ("connector", connector)):
-        if asked is not None and parse(asked).sparsity:
+    for part, share in (("vision", settings.vision), ("connector", settings.connector)):
+        if share is not None and parse(share).sparsity:
             raise RessaError(f"{model} is a text-only model: it has no {part} to prune, leave --{part} out")
 
 

@@ -1,17 +1,13 @@
-"""What `repair` was told, with the defaults of the objective filled in. Checked before anything is read."""
+"""The settings of `repair`, and what the objective says where they leave it open."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import copy
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ressa.errors import RessaError, unknown
-from ressa.limits import check
-from ressa.model.structure import PARTS
-from ressa.settings import Repair
+from ressa.settings import SEEDS, check, setting
 
 # What stands for None. The second is what RESSA's released code does: facts in docs/repair.md
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -49,55 +45,123 @@ UPDATES = (  # settings of low-rank updates
     *("alpha", "vision_alpha", "connector_alpha", "language_alpha", "dropout"),
 )
 MASKED_LR = 2e-4  # of masked-ft: whole weights move, not the small factors of an update
+IDLE = ("split", "bf16", "checkpoint_every", "report_to")  # settings that do not decide what comes out
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The arguments of `repair` that decide what comes out; the same names. `complete` fills in what is None."""
+class Repair:
+    """SparseLoRA and cross-modality adaptation: how the weights that stay are trained."""
 
-    steps: int | None
-    samples: int | None
-    batch_size: int
-    accumulate: int
-    lr: float | None
-    warmup: float | None
-    clip: float | None
-    adapter: str
-    parts: str
-    rank: int | None
-    vision_rank: int | None
-    connector_rank: int | None
-    language_rank: int | None
-    alpha: float | None
-    vision_alpha: float | None
-    connector_alpha: float | None
-    language_alpha: float | None
-    dropout: float
-    objective: str
-    kl_weight: float | None
-    temperature: float | None
-    hidden_weight: float | None
-    connector_weight: float | None
-    train_norms: bool | None
-    train_biases: bool | None
-    train_connector: bool | None
-    reconstruct: int
-    reconstruct_lr: float
-    teacher_device: str | None
-    teacher_cache: str | None
-    top_k: int
-    gradient_checkpointing: bool
-    seed: int
+    split: str = setting("train", "Which records train.")
+    seed: int = setting(0, "Draws the samples, their order and the adapters.", least=0, most=SEEDS)
+    samples: int | None = setting(None, "How many of them. [all]")
+    steps: int | None = setting(None, "Optimiser steps; 0 reconstructs only. [one pass over the samples]", least=0)
+    batch_size: int = setting(16, "Records a step, in each process.")
+    accumulate: int = setting(1, "So many batches make a step.")
+    lr: float | None = setting(
+        None,
+        "Peak learning rate; cosine to 0 after the warm-up; constant for the paper. [1e-3; masked-ft 2e-4; paper 1e-4]",
+        above=0,
+    )
+    warmup: float | None = setting(
+        None, "Share of the steps until the peak learning rate. [0.03; paper 0]", least=0, most=1
+    )
+    clip: float | None = setting(None, "Largest norm of the gradient; 0 does not clip. [1; paper 0]", least=0)
+    adapter: str = setting(
+        "sparse-lora",
+        "What trains the kept weights: sparse-lora; ste (the same with cheap, biased gradients); masked-ft (all kept "
+        "weights); or lora, which is dense and is written beside the model, for it cannot be merged.",
+        among=("sparse-lora", "lora", "ste", "masked-ft"),
+    )
+    parts: str = setting("vision,connector,language", "Whose pruned linears are trained, with commas between them.")
+    rank: int | None = setting(None, "Rank of the updates. [32; paper: by part]")
+    vision_rank: int | None = setting(None, "The same for vision alone. [paper 4]")
+    connector_rank: int | None = setting(
+        None,
+        "The same for the connector, which then gets updates, pruned or not, and is not trained whole. [paper 2]",
+    )
+    language_rank: int | None = setting(None, "The same for language alone. [paper 8]")
+    alpha: float | None = setting(None, "The update is scaled by alpha / rank. [64; paper 16]", above=0)
+    vision_alpha: float | None = setting(None, "The same for vision alone.", above=0)
+    connector_alpha: float | None = setting(None, "The same for the connector alone.", above=0)
+    language_alpha: float | None = setting(None, "The same for language alone.", above=0)
+    dropout: float = setting(0.0, "Share of inputs that an update does not see at a step.", least=0, most=0.99)
+    objective: str = setting(
+        "ressa",
+        "Where what is not told comes from: ressa, or paper: loss, schedule and ranks as RESSA released them.",
+        among=("ressa", "paper"),
+    )
+    kl_weight: float | None = setting(
+        None, "a in (1 - a) * cross-entropy + a * KL(dense || sparse). [0.5; paper 0.1]", least=0, most=1
+    )
+    temperature: float | None = setting(None, "Of the KL, which is scaled by its square. [2; paper 1]", above=0)
+    hidden_weight: float | None = setting(
+        None,
+        "Of the distance of every block's output from the dense one's (SquareHead), added to the loss. [100; paper 0]",
+        least=0,
+    )
+    connector_weight: float | None = setting(
+        None, "Of the same distance of what the connector hands to language. [as hidden_weight]", least=0
+    )
+    train_norms: bool | None = setting(None, "Train the norms too. [yes; paper no]")
+    train_biases: bool | None = setting(None, "Train the biases of pruned linears too. [yes; paper no]")
+    train_connector: bool | None = setting(
+        None, "Train the connector too, whole, where it is not pruned. [yes; paper no]"
+    )
+    reconstruct: int = setting(
+        0, "Passes in which each block by itself is first trained towards the dense one's outputs.", least=0
+    )
+    reconstruct_lr: float = setting(3e-4, "Peak learning rate of reconstruction.", above=0)
+    teacher_device: str | None = setting(None, "Where the dense model runs. [beside the student]")
+    teacher_cache: str | None = setting(
+        None,
+        "A folder for what the dense model says: written once, read by every run on the same records, none of which "
+        "then holds the dense model in memory.",
+    )
+    top_k: int = setting(64, "How many of the likeliest words the cache keeps at each place of an answer.")
+    bf16: bool = setting(False, "The same as --dtype bfloat16, by its name in Trainer.")
+    gradient_checkpointing: bool = setting(False, "Compute blocks again in the backward pass: less memory, more time.")
+    checkpoint_every: int = setting(100, "Steps between two checkpoints, from which a stopped run goes on.")
+    report_to: str = setting("none", "Where losses go, as Trainer names them: tensorboard, wandb, ... [nowhere]")
 
     def __post_init__(self) -> None:
-        check(Repair, vars(self), "repair")
+        """Checked before anything is read: what cannot be, and what would have no effect."""
+        check(self, "repair")
+        whole = self.complete
+        for wrong, why in (
+            (self.steps == 0 and not self.reconstruct, "steps is 0, which leaves nothing to do without reconstruct"),
+            (
+                self.teacher_cache and self.paper,
+                "the paper's KL counts padding too, which no cache of the teacher can hold",
+            ),
+            (
+                self.teacher_cache and self.steps == 0,
+                "reconstruction reads no cache of the teacher: leave teacher_cache out, or train",
+            ),
+            *(
+                (getattr(self, name) and not whole.needs_teacher, f"no loss looks at the dense model: leave {name} out")
+                for name in ("teacher_device", "teacher_cache")
+            ),
+            *(
+                (
+                    self.adapter == "masked-ft" and getattr(self, name),
+                    f"masked-ft trains the weights themselves, without updates: leave {name} out",
+                )
+                for name in UPDATES
+            ),
+        ):
+            if wrong:
+                raise RessaError(f"repair: {why}")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        import torch  # only when there is something to check
+
+        from ressa.model.structure import PARTS
+
         for part in self.trained_parts:
             if part not in PARTS:
                 raise unknown("part", part, PARTS)
-        if self.steps == 0 and not self.reconstruct:
-            raise RessaError("repair: steps is 0, which leaves nothing to do without reconstruct")
-        if self.teacher_cache and self.objective == "paper":
-            raise RessaError("repair: the paper's KL counts padding too, which no cache of the teacher can hold")
         if self.teacher_device is not None:
             try:
                 torch.device(self.teacher_device)
@@ -106,34 +170,25 @@ class Settings:
                     f"repair: teacher_device '{self.teacher_device}' is no device, as cpu and cuda:1 are"
                 ) from None
 
-    @classmethod
-    def complete_from(cls, given: Mapping[str, Any]) -> Settings:
-        """From the entries of the same names, with the objective's defaults.
-
-        Raises:
-            RessaError: what cannot be, and what would have no effect.
-        """
-        told = cls(**{f.name: given[f.name] for f in fields(cls)})
-        if told.adapter == "masked-ft" and (idle := [name for name in UPDATES if getattr(told, name)]):
-            raise RessaError(f"repair: masked-ft trains the weights themselves, without updates: leave {idle[0]} out")
-        whole = told.complete
-        for name in ("teacher_device", "teacher_cache"):
-            if getattr(whole, name) and not whole.needs_teacher:
-                raise RessaError(f"repair: no loss looks at the dense model: leave {name} out")
-        if whole.teacher_cache and whole.steps == 0:
-            raise RessaError("repair: reconstruction reads no cache of the teacher: leave teacher_cache out, or train")
-        return whole
-
     @property
-    def complete(self) -> Settings:
+    def complete(self) -> Repair:
         """The same with the objective's defaults for what is None; a rank for all parts beats the objective's own."""
         defaults = dict(OBJECTIVES[self.objective])
         if self.rank is not None:
             defaults = {name: value for name, value in defaults.items() if not name.endswith("_rank")}
         if self.adapter == "masked-ft":
             defaults["lr"] = min(defaults["lr"], MASKED_LR)
-        whole = replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
-        return whole if self.connector_weight is not None else replace(whole, connector_weight=whole.hidden_weight)
+        whole = copy.copy(self)  # is not checked again: what nobody asked for may well have no effect
+        for name in (name for name in defaults if getattr(self, name) is None):
+            object.__setattr__(whole, name, defaults[name])
+        if whole.connector_weight is None:
+            object.__setattr__(whole, "connector_weight", whole.hidden_weight)
+        return whole
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what comes out."""
+        return {name: value for name, value in asdict(self).items() if name not in IDLE}
 
     @property
     def trained_parts(self) -> tuple[str, ...]:
@@ -150,7 +205,7 @@ class Settings:
         return bool(self.kl_weight or self.hidden_weight or self.connector_weight)
 
     def of(self, part: str) -> tuple[int, float]:
-        """(rank, alpha) of a part's updates."""
+        """(rank, alpha) of a part's updates; of complete settings."""
         rank, alpha = getattr(self, f"{part}_rank"), getattr(self, f"{part}_alpha")
         assert self.rank is not None
         assert self.alpha is not None

@@ -23,37 +23,40 @@ from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.files.folders import writing
 from ressa.files.paths import path_of
-from ressa.machine import Machine, decide, found
+from ressa.machine import AUTO, Machine, check_machine, decide, found
 from ressa.model.load import load, machine_for
 from ressa.repairing.reconstruct import Passes, reconstruct
-from ressa.repairing.settings import Settings
+from ressa.repairing.settings import Repair
 from ressa.repairing.student import Student
 from ressa.repairing.teacher import Cache, Teacher, model_hash, open_cache, write_cache
 from ressa.repairing.trainer import CACHED, Adaptation, Objective, Progress, Report, arguments, last_checkpoint
+from ressa.settings import Runtime
 
 RECONSTRUCTED = "reconstructed.safetensors"
 
 
 @dataclass(frozen=True)
 class Where:
-    """The device and dtype that `repair` is asked for, and what becomes of them for a model.
-
-    Raises:
-        RessaError: a dtype that training would need loss scaling for, a GPU other than the first.
-    """
+    """The device and dtype that `repair` is asked for, and what becomes of them for a model."""
 
     device: str
     dtype: str
 
-    def __post_init__(self) -> None:
-        if self.dtype == "float16":
+    @classmethod
+    def of(cls, settings: Repair, runtime: Runtime) -> Where:
+        """Raises RessaError for two dtypes, one that would need its losses scaled, and a GPU other than the first."""
+        check_machine(runtime)
+        if settings.bf16 and runtime.dtype not in (AUTO, "bfloat16"):
+            raise RessaError(f"repair: bf16 and dtype {runtime.dtype} contradict each other; leave bf16 out")
+        if runtime.dtype == "float16":
             raise RessaError("repair: dtype float16 would need its losses scaled; take bfloat16 or float32")
-        kind, _, number = self.device.partition(":")
+        kind, _, number = runtime.device.partition(":")
         if number not in ("", "0"):
             raise RessaError(
-                f"repair: trains on the first {kind} device it sees, not on {self.device}: hide the others "
+                f"repair: trains on the first {kind} device it sees, not on {runtime.device}: hide the others "
                 f"(CUDA_VISIBLE_DEVICES={number}) and leave the number out"
             )
+        return cls(runtime.device, "bfloat16" if settings.bf16 else runtime.dtype)
 
     @property
     def on_cpu(self) -> bool:
@@ -72,7 +75,7 @@ class Where:
 class Run:
     """One call of `repair`: what its stages share."""
 
-    settings: Settings
+    settings: Repair
     where: Where
     teacher: str | Path
     records: list[Record]
@@ -168,8 +171,6 @@ class Run:
         processor: Any,
         cache: Cache | None,
         work: Path,
-        checkpoint_every: int,
-        report_to: str,
         chosen: Machine,
     ) -> dict[str, Any]:
         """Train in place, going on from the last checkpoint in `work` if there is one; what the manifest says."""
@@ -182,7 +183,7 @@ class Run:
         if settings.gradient_checkpointing:
             net: Any = student.model  # transformers is renaming it
             getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)()
-        args = arguments(work, settings, steps, checkpoint_every=checkpoint_every, report_to=report_to, chosen=chosen)
+        args = arguments(work, settings, steps, chosen)
         live = settings.needs_teacher and cache is None
 
         def collate(chosen: list[tuple[int, Record]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ressa.model.structure import structure
 from ressa.patterns import NofM
 from ressa.repairing.experts import kept
 from ressa.repairing.kept import put
-from ressa.repairing.settings import Settings
+from ressa.repairing.settings import Repair
 from ressa.repairing.sparse_lora import SparseLoraConfig, SparseLoraModel
 
 PRUNED_FROM = 0.05  # without a manifest, a linear with at least this share of zeros counts as pruned
@@ -84,7 +84,7 @@ def _entry(part: str, weight_OI: torch.Tensor) -> dict[str, Any]:
 
 
 def wrap(
-    model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Settings, dtypes: dict[str, torch.dtype]
+    model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Repair, dtypes: dict[str, torch.dtype]
 ) -> Student:
     """Put an adapter on every pruned linear of the chosen parts and let the other chosen parameters be trained as
     they are. A pruned patch embedding stays as it is.
@@ -117,7 +117,7 @@ def wrap(
     return student
 
 
-def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, str]:
+def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Repair) -> dict[str, str]:
     """{linear: its part} of all that get an adapter: pruned ones and, if it has a rank of its own, the connector.
 
     As RESSA released it, a Q-Former gets one, but no projection does. Fused experts get one together, in the name of
@@ -136,7 +136,7 @@ def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], se
     return found
 
 
-def _put_adapter(model: PreTrainedModel, part_of: Mapping[str, str], settings: Settings) -> BaseTuner | None:
+def _put_adapter(model: PreTrainedModel, part_of: Mapping[str, str], settings: Repair) -> BaseTuner | None:
     """Adapters on the named linears; peft's model around them, if it is peft that puts them there."""
     if settings.adapter == "masked-ft":
         for name in part_of:

@@ -28,7 +28,7 @@ from ressa.files.folders import writing
 from ressa.machine import Machine
 from ressa.repairing.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl
 from ressa.repairing.hidden import connector_end, hidden_loss, streams
-from ressa.repairing.settings import Settings
+from ressa.repairing.settings import Repair
 from ressa.repairing.teacher import Said, Teacher, said
 
 WEIGHTS = "trained.safetensors"
@@ -85,7 +85,7 @@ class Adaptation(Trainer):
     objective: Objective
     teacher: Teacher | None
 
-    def __init__(self, *, objective: Objective, teacher: Teacher | None, settings: Settings, **more: Any) -> None:
+    def __init__(self, *, objective: Objective, teacher: Teacher | None, settings: Repair, **more: Any) -> None:
         super().__init__(**more)
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated batches are counted ...
         self._loss_shifts_labels = False  # ... all of them, in every architecture
@@ -186,9 +186,7 @@ class Report(TrainerCallback):
             self.progress(state.global_step, state.max_steps, f"repair{self.loss}")
 
 
-def arguments(
-    folder: Path, settings: Settings, steps: int, *, checkpoint_every: int, report_to: str, chosen: Machine
-) -> TrainingArguments:
+def arguments(folder: Path, settings: Repair, steps: int, chosen: Machine) -> TrainingArguments:
     """AdamW without weight decay; cosine per step down to 0 after `warmup` (a share of the steps); nothing printed."""
     assert settings.lr is not None
     assert settings.warmup is not None
@@ -210,13 +208,13 @@ def arguments(
         ddp_find_unused_parameters=False,  # `freeze_unreached` leaves none, and DDP hears no blocks
         logging_steps=max(1, steps // 50),
         logging_nan_inf_filter=False,
-        save_steps=checkpoint_every,
+        save_steps=settings.checkpoint_every,
         save_total_limit=1,
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=False,
         disable_tqdm=True,
-        report_to=check_reports(report_to),
+        report_to=check_reports(settings.report_to),
     )
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would run the student where no hook hears it; several GPUs: accelerate launch

@@ -26,19 +26,18 @@ from ressa.calibration.resume import digest_of, stamp
 from ressa.calibration.samples import drawn
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.limits import as_kind, check, check_paths
-from ressa.machine import AUTO, check_machine, forget_peak, peak_memory, plain, versions
+from ressa.machine import forget_peak, peak_memory, plain, versions
 from ressa.model.folder import check_output, check_writable, patterns_of, read_manifest, refuse_adapter, write_folder
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
 from ressa.model.pickles import check_pickle
 from ressa.model.precision import dtypes_of
 from ressa.patterns import Pattern
-from ressa.repairing.settings import Settings
+from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run, Where
 from ressa.repairing.student import Student, part_from_lora, pruned_matrices, unwrap, wrap
 from ressa.repairing.trainer import Progress, check_reports, logs_beside
-from ressa.settings import Repair
+from ressa.settings import Runtime, check_paths
 
 
 def repair(
@@ -47,45 +46,8 @@ def repair(
     *,
     teacher: str | Path,
     data: Any,
-    split: str = "train",
-    steps: int | None = None,
-    samples: int | None = None,
-    batch_size: int = 16,
-    accumulate: int = 1,
-    lr: float | None = None,
-    warmup: float | None = None,
-    clip: float | None = None,
-    adapter: str = "sparse-lora",
-    parts: str = "vision,connector,language",
-    rank: int | None = None,
-    vision_rank: int | None = None,
-    connector_rank: int | None = None,
-    language_rank: int | None = None,
-    alpha: float | None = None,
-    vision_alpha: float | None = None,
-    connector_alpha: float | None = None,
-    language_alpha: float | None = None,
-    dropout: float = 0.0,
-    objective: str = "ressa",
-    kl_weight: float | None = None,
-    temperature: float | None = None,
-    hidden_weight: float | None = None,
-    connector_weight: float | None = None,
-    train_norms: bool | None = None,
-    train_biases: bool | None = None,
-    train_connector: bool | None = None,
-    reconstruct: int = 0,
-    reconstruct_lr: float = 3e-4,
-    teacher_device: str | None = None,
-    teacher_cache: str | Path | None = None,
-    top_k: int = 64,
-    seed: int = 0,
-    bf16: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-    gradient_checkpointing: bool = False,
-    report_to: str = "none",
-    checkpoint_every: int = 100,
+    settings: Repair,
+    runtime: Runtime,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train the kept weights of `pruned` so that it answers as `teacher` does, and write the merged model to `out`.
@@ -97,35 +59,23 @@ def repair(
         pruned: folder of the pruned model; its zeros are the mask.
         out: folder to write; must not exist or be empty.
         teacher: folder of the dense original.
-        data: what `read_records` reads; `samples` of its `split` are drawn with `seed` (default: all).
-        steps: optimiser steps (default: one pass over the samples); the records are gone through as often as needed.
-        checkpoint_every: steps between two checkpoints.
+        data: what `read_records` reads; `samples` of its `split` are drawn (default: all).
         progress: called with (steps done, steps in all, what).
-        device, dtype: as in `ressa.settings.Runtime`; weights are trained in float32, products may be in bfloat16.
-        others: as in `ressa.settings.Repair`, where each is explained; None is what the objective says
-            (`ressa.repairing.settings.OBJECTIVES`).
 
     Raises:
         RessaError: one line; before weights are loaded where that is possible.
     """
-    given = {name: value for name, value in locals().items() if name not in ("out", "progress")}
     check_paths("repair", pruned=pruned, out=out, teacher=teacher)
     started = time.perf_counter()
     forget_peak()
-    check(Repair, given, "repair")
-    where = Where(device, dtype_of(dtype, bf16))
-    check_machine(device, dtype)
-    if as_kind(int, checkpoint_every, "repair: checkpoint_every") < 1:
-        raise RessaError(f"repair: checkpoint_every: {checkpoint_every} must be at least 1")
-    given = {name: plain(value) for name, value in given.items()}
-    settings = Settings.complete_from(given)
-    check_reports(report_to)
+    where, given, settings = Where.of(settings, runtime), settings, settings.complete
+    check_reports(settings.report_to)
     out = check_output(out, resolve(pruned), resolve(teacher))
-    if teacher_cache is not None:
-        check_writable(teacher_cache, resolve(pruned), resolve(teacher))
+    if settings.teacher_cache is not None:
+        check_writable(settings.teacher_cache, resolve(pruned), resolve(teacher))
     refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
-    records = drawn(read_records(data, split), samples, seed)
+    records = drawn(read_records(data, settings.split), settings.samples, settings.seed)
     before = read_manifest(Path(resolve(pruned))) or {}
     processes = PartialState(cpu=where.on_cpu)
     run = Run(settings, where, teacher, records, processes, progress if processes.is_main_process else None)
@@ -135,20 +85,23 @@ def repair(
     matrices = pruned_matrices(model, before)
     zeros, dtypes, chosen = _zeros(model, matrices), dtypes_of(model), where.machine(model)
     about = {"compute": str(chosen.compute), **_inputs(pruned, teacher, records)}
-    work = run.work_folder(out, {**asdict(settings), **about})
+    work = run.work_folder(out, settings.identity | about)
     try:
         log: dict[str, Any] = {"machine": chosen.describe()}
         log |= run.reconstructed(model, processor, matrices, work, chosen)
         student = Student(model, "none", None, tuple(matrices), (), dtypes)
         if settings.steps != 0:
-            set_seed(seed)  # A of every adapter is drawn
+            set_seed(settings.seed)  # A of every adapter is drawn
             student = wrap(model, matrices, settings, dtypes)
             with logs_beside(out):
-                log |= run.train(student, processor, cache, work, checkpoint_every, report_to, chosen)
+                log |= run.train(student, processor, cache, work, chosen)
     finally:
         if processes.is_main_process and not Run.begun(work):
             shutil.rmtree(work, ignore_errors=True)  # nothing to go on from
-    manifest = _manifest(given, matrices, log, before) | {"seconds": round(time.perf_counter() - started, 2)}
+    arguments = (
+        {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)} | asdict(given) | asdict(runtime)
+    )
+    manifest = _manifest(arguments, matrices, log, before) | {"seconds": round(time.perf_counter() - started, 2)}
     if processes.is_main_process:
         dense_lora = student.adapter == "lora" and student.tuner is not None
         whole, also = part_from_lora(student) if dense_lora else (unwrap(student), None)
@@ -158,13 +111,6 @@ def repair(
     return manifest
 
 
-def dtype_of(dtype: str, bf16: bool) -> str:
-    """The dtype asked for, in one word. Raises RessaError if the two contradict each other."""
-    if bf16 and dtype not in (AUTO, "bfloat16"):
-        raise RessaError(f"repair: bf16 and dtype {dtype} contradict each other; leave bf16 out")
-    return "bfloat16" if bf16 else dtype
-
-
 def _zeros(model: nn.Module, matrices: dict[str, Any]) -> Any:
     """What `write_folder` is to verify on disk: for every pruned matrix its pattern and its very zeros."""
     patterns = patterns_of({"matrices": matrices})
@@ -172,13 +118,13 @@ def _zeros(model: nn.Module, matrices: dict[str, Any]) -> Any:
 
 
 def _manifest(
-    given: dict[str, Any], matrices: dict[str, Any], log: dict[str, Any], before: dict[str, Any]
+    arguments: dict[str, Any], matrices: dict[str, Any], log: dict[str, Any], before: dict[str, Any]
 ) -> dict[str, Any]:
     """What ressa.json says: the request, what it ran on, what was trained, and the sparsity, which is as before."""
     return {
         "command": "repair",
-        "arguments": given,
-        "seed": given["seed"],
+        "arguments": arguments,
+        "seed": arguments["seed"],
         "versions": versions("peft"),
         "peak_memory_bytes": peak_memory(),
         **log,
