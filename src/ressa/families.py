@@ -15,12 +15,12 @@ Names = tuple[str, ...]
 QUESTION = "Question: {} Short answer:"
 CAPTION = "A short image caption."
 
-# Names of modules for which transformers has no accessor: what stands between vision and language ...
+# Words in the names of modules for which transformers has no accessor: what stands between vision and language
 CONNECTORS: Names = ("qformer", "query_tokens", "projector", "connector", "resampler", "perceiver", "merger", "adapter")
 CONNECTORS += ("aligner", "projection")
-PATCHES: Names = ("projection",)  # ... but for this one within a vision tower, where patch embeddings are called so
-QFORMER = "qformer"  # ... also of its inputs
-POSITIONS: Names = ("embed_positions", "position_embeddings", "positions_embed", "wpe")  # learned positions of text
+PATCHES: Names = ("projection",)  # but within a vision tower that is the name of patch embeddings
+QFORMER = "qformer"  # also in the names of its inputs
+POSITIONS: Names = ("embed_positions", "position_embeddings", "positions_embed", "wpe")  # vision towers have others
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Family:
     """The input that says which pictures each token looks at across, (B, T, P) or (B, T, P, tiles)."""
 
     visual_tokens: str = ""
-    """The input that marks the tokens (B, T) that have experts of their own ..."""
+    """The input (B, T) that marks the tokens for which there are `visual_experts`."""
 
     visual_experts: str = ""
-    """... and what the names of these experts hold, which read no other token."""
+    """What stands in the names of experts that read the `visual_tokens` alone; other experts read all others."""
 
     matcher: str = ""
     """The class of transformers with a head for image-text matching, which no auto class loads."""
@@ -97,8 +97,6 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(lmms="qwen3_vl"),
     "udop": Family(joins="behind"),
 }
-
-
 PLAIN = Family()  # one without quirks
 
 
