@@ -119,6 +119,7 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
         answers_BT = (labels_BT != IGNORED) & (language_BT.new_ones(1).bool() if mask_BT is None else mask_BT.bool())
         language_BT = torch.where(answers_BT, count["answer"], language_BT)
     qformer_BT, visual_BT = batch.get("qformer_attention_mask"), batch.get(family.visual_tokens)
+    seen = batch.get(family.across)
     return TokenWeights(
         language_BT,
         decoder_BT,
@@ -126,7 +127,7 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
         batch.get("pixel_attention_mask"),
         getattr(getattr(config, "vision_config", None), "patch_size", 0),
         count["image"],
-        _seen(batch.get(family.across), count["image"]),
+        None if seen is None else seen.bool().any(dim=1).flatten(1).float() * count["image"],
         None if visual_BT is None else visual_BT.bool(),
         family,
     )
@@ -156,11 +157,6 @@ def _language(ids_BT: Tensor | None, mask_BT: Tensor | None, config: Any, count:
     if image_token is not None:
         weights_BT = torch.where(ids_BT == image_token, count["image"], weights_BT)
     return weights_BT if mask_BT is None else weights_BT * mask_BT
-
-
-def _seen(mask: Tensor | None, count: float) -> Tensor | None:
-    """The pictures or tiles that any token of a record may look at across, (B, P)."""
-    return None if mask is None else mask.bool().any(dim=1).flatten(1).float() * count
 
 
 def _patches(pixels: Tensor | None, patch_size: int, x: Tensor) -> Tensor | None:
