@@ -21,7 +21,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from ressa.data.emoji.questions import MANY, QUESTIONS, SIDES, caption
 from ressa.data.emoji.scenes import SIZE, Scene, draw, scene
 from ressa.data.emoji.things import KINDS, things
-from ressa.data.prompts import CAPTION
+from ressa.families import CAPTION
 
 NAMES = [thing.name for thing in things()]
 NOTHING = len(NAMES)  # the class of an empty cell

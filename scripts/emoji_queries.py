@@ -18,7 +18,7 @@ from transformers.models.instructblip.modeling_instructblip import BaseModelOutp
 
 from ressa.data.emoji.scenes import PLACES, Scene
 from ressa.data.emoji.things import KINDS, things
-from ressa.data.prompts import CAPTION, QUESTION
+from ressa.families import CAPTION, QUESTION
 
 QUERIES = 9
 SAID = tuple(part.strip() for part in QUESTION.split("{}"))  # before and after a question

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ressa.data.emoji.questions import QUESTIONS, ask
-from ressa.data.prompts import CAPTION
+from ressa.families import CAPTION
 
 VOCABULARY = 1536
 WORLD, FIRST = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"  # torchrun's; one writes

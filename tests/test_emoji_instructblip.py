@@ -12,9 +12,9 @@ import pytest
 
 import ressa
 from ressa.data.emoji import write
-from ressa.data.prompts import QUESTION
 from ressa.data.records import read_records
 from ressa.demo import INSTRUCTBLIP
+from ressa.families import QUESTION
 from ressa.model.load import load
 
 pytestmark = pytest.mark.formats

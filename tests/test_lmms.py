@@ -42,7 +42,7 @@ def test_each_architecture_has_its_class_and_the_others_the_general_one(kind, mo
 
 def test_instructblip_goes_and_blip2_is_refused(instructblip_t5_folder, blip2_t5_folder):
     assert "instructblip" in lmms.command(instructblip_t5_folder, "mme")
-    with pytest.raises(RessaError, match=r"lmms-eval has no class for BLIP-2; ressa's own tasks do"):
+    with pytest.raises(RessaError, match=r"lmms-eval has no class for blip-2; ressa's own tasks do"):
         lmms.command(blip2_t5_folder, "mme")
 
 

@@ -36,7 +36,7 @@ def test_counts_are_those_of_the_loaded_model():
 
 def test_no_weight_is_read(monkeypatch):
     monkeypatch.setattr("safetensors.safe_open", None)
-    monkeypatch.setattr("ressa.model.load._weights", None)
+    monkeypatch.setattr("ressa.model.load.weights", None)
     assert plan("demo")["parameters"] == 3_101_184
 
 

@@ -250,11 +250,10 @@ def test_shortest_first_orders_by_tokens_and_keeps_ties(causal_lm_folder):
 def test_ernies_kinds_of_tokens_fit_rows_of_different_lengths():
     """Its processor makes an array of the ids, so that they must be padded for it."""
 
-    class Ernie:
+    class Ernie(Ernie4_5_VLMoeProcessor):
         image_processor, chat_template = object(), None
         image_token_id, image_start_token_id, image_end_token_id = 4, 5, 6
         video_token_id, video_start_token_id, video_end_token_id = 901, 902, 903
-        create_moe_mm_token_type_ids = Ernie4_5_VLMoeProcessor.create_moe_mm_token_type_ids
 
         def __init__(self):
             self.tokenizer = pico.tokenizer()

@@ -243,7 +243,7 @@ def test_experts_of_pictures_and_of_text_read_their_own_tokens():
     """Ernie 4.5 sends a picture's tokens to experts of their own, without the others."""
     ids = torch.tensor([[7, IMAGE, IMAGE, 8, 9], [7, IMAGE, 8, 0, 0]])
     batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "moe_mm_token_type_ids": (ids == IMAGE).long()}
-    weights = token_weights(batch, SimpleNamespace(image_token_id=IMAGE), {"image": 0.5})
+    weights = token_weights(batch, SimpleNamespace(image_token_id=IMAGE, model_type="ernie4_5_vl_moe"), {"image": 0.5})
     block = Block("layers.0", "language", nn.Identity(), {}, "decoder")
     told = weights.of(block, "layers.0.mlp.vision_moe.experts.down_proj.0", torch.zeros(3, 2), crossed=False)
     assert told.tolist() == [0.5, 0.5, 0.5]

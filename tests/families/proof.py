@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 import pico
-import ressa
-import ressa.allocation.measure
-import ressa.inspection.verb
+import ressa.calibration.data
+import ressa.inspection.verb as inspection
+import ressa.pruning.verb as pruning
+import ressa.repairing.stages as stages
+import ressa.repairing.verb as repairing
 from families.batches import batches
 from families.shrink import pico_config
 from families.specials import SPECIALS
@@ -27,11 +28,6 @@ from ressa.data.prompts import IGNORED, is_encoder_decoder
 from ressa.evaluation.divergence import answer_log_probs
 from ressa.model.folder import patterns_of, verify, write_folder
 from ressa.model.structure import structure
-
-assert ressa.prune
-assert ressa.repair  # the door imports its verbs when they are asked for, and has them in the place of their modules
-PRUNE, REPAIR, STAGES = (sys.modules[f"ressa.{name}"] for name in ("prune", "repair.train", "repair.stages"))
-INSPECT = sys.modules["ressa.inspection.verb"]
 
 
 @dataclass
@@ -78,7 +74,7 @@ def logits(model: Any, inputs: list[dict[str, Any]]) -> list[Tensor]:
 def inspect(case: Case) -> dict[str, Any]:
     """Every parameter is counted once, every linear is prunable or kept for a reason."""
     with _fed(case):
-        told = INSPECT.inspect(case.folder)
+        told = inspection.inspect(case.folder)
     model = reload(case.folder)
     plan = structure(model)
     prunable = {name for block in plan.blocks() for name in block.linears}
@@ -115,7 +111,7 @@ def answers(case: Case) -> None:
 def prune(case: Case, out: Path, method: str, sparsity: str) -> dict[str, Any]:
     """Sequential, vision and language; half of every matrix is zero, and the folder loads as it was."""
     with _fed(case):
-        manifest = PRUNE.prune(case.folder, out, data=case.data, samples=3, method=method, sparsity=sparsity)
+        manifest = pruning.prune(case.folder, out, data=case.data, samples=3, method=method, sparsity=sparsity)
     for name, matrix in manifest["matrices"].items():
         assert abs(matrix["sparsity"] - 0.5) < 0.02, name
     _loads_as_written(case, out)
@@ -125,7 +121,7 @@ def prune(case: Case, out: Path, method: str, sparsity: str) -> dict[str, Any]:
 def repair(case: Case, pruned: Path, out: Path) -> dict[str, Any]:
     """One step of SparseLoRA, merged: kept weights changed, zeros did not, and the folder loads as it was."""
     with _fed(case):
-        manifest = REPAIR.repair(
+        manifest = repairing.repair(
             pruned, out, teacher=case.folder, data=case.data, samples=2, steps=1, batch_size=2, rank=2, warmup=0
         )
     verify(out, patterns_of(manifest))
@@ -161,14 +157,14 @@ def _fed(case: Case) -> Iterator[None]:
         write_folder(out, model, *rest, **named)
 
     with (
-        patch.object(ressa.allocation.measure, "draw", lambda *_, **__: case.inputs),
-        patch.object(STAGES, "encode", lambda *_, **__: case.inputs[0]),
-        patch.object(INSPECT, "load", load),
-        patch.object(PRUNE, "load", load),
-        patch.object(REPAIR, "load", load),
-        patch.object(STAGES, "load", load),
-        patch.object(PRUNE, "write_folder", write),
-        patch.object(REPAIR, "write_folder", write),
+        patch.object(ressa.calibration.data, "draw", lambda *_, **__: case.inputs),
+        patch.object(stages, "encode", lambda *_, **__: case.inputs[0]),
+        patch.object(inspection, "load", load),
+        patch.object(pruning, "load", load),
+        patch.object(repairing, "load", load),
+        patch.object(stages, "load", load),
+        patch.object(pruning, "write_folder", write),
+        patch.object(repairing, "write_folder", write),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "no calibration token was sent to")

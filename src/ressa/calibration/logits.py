@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ressa.calibration.tokens import JOINED
+from ressa import families
 from ressa.data.prompts import IGNORED, is_encoder_decoder
 from ressa.errors import RessaError
 
@@ -92,7 +92,7 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], positions_BT: Tensor) ->
         return (hidden_BTD[chosen_BT][None], *rest)
 
     owner: Any = getattr(model, "module", model)  # as torch wraps a model it distributes
-    in_front = JOINED.get(owner.config.model_type) == "before"
+    in_front = families.of(owner.config).joins == "before"
     if owner.get_output_embeddings() is None:  # BLIP keeps its head within its decoder and does not name it
         return model(**inputs, use_cache=False, return_dict=True).logits[positions_BT]
     handle = owner.get_output_embeddings().register_forward_pre_hook(pick)

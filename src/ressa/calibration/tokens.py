@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ressa import families
 from ressa.data.prompts import IGNORED, is_encoder_decoder
 from ressa.errors import RessaError, unknown
+from ressa.families import PLAIN, Family
 from ressa.model.structure import Block
 
 KINDS = ("image", "text", "answer")
-# where a model joins the picture's tokens to the text by itself: nothing in its inputs tells, its forward does so
-JOINED = {"git": "before", "udop": "behind"}
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class TokenWeights:
 
     `language_BT` is what a decoder-only model reads, or the encoder; `decoder_BT` what an encoder's decoder reads;
     `qformer_BT` the text of a Q-Former, which stands behind its queries; `pixels` is the mask of padded pictures, and
-    `seen_BP` says which pictures (or tiles) of a record its text may look at across. `joined` tells where the picture's
-    tokens stand that the model itself joins to the text. `visual_BT` marks tokens that have experts of their own, whose
-    modules read nothing else (Ernie 4.5).
+    `seen_BP` says which pictures (or tiles) of a record its text may look at across. `visual_BT` marks the family's
+    `visual_tokens`.
     """
 
     language_BT: Tensor | None = None
@@ -41,8 +40,8 @@ class TokenWeights:
     patch_size: int = 0
     image: float = 1.0
     seen_BP: Tensor | None = None
-    joined: str | None = None
     visual_BT: Tensor | None = None
+    family: Family = PLAIN
 
     def of(self, block: Block, name: str, x: Tensor, *, crossed: bool) -> Tensor | None:
         """The weights of the tokens of `x`, (B, T, I) or (B * T, I), that linear `name` reads; None: all one.
@@ -66,7 +65,7 @@ class TokenWeights:
         if weights is None:
             return None
         if self.visual_BT is not None and weights.numel() != tokens:
-            weights = weights[self.visual_BT if ".vision_moe." in name else ~self.visual_BT]
+            weights = weights[self.visual_BT if self.family.visual_experts in name else ~self.visual_BT]
         if weights.shape == x.shape[: weights.ndim] and x.ndim > weights.ndim + 1:  # several streams of each token
             return weights.reshape(*weights.shape, *[1] * (x.ndim - 1 - weights.ndim)).expand(x.shape[:-1]).to(x.device)
         if weights.numel() != tokens:
@@ -84,18 +83,16 @@ class TokenWeights:
 
     def _with_picture(self, x: Tensor) -> Tensor | None:
         """The weights of the text, and of the picture's tokens where the model has joined them to it."""
-        if self.joined is None or self.language_BT is None or x.ndim != 3:
+        if not self.family.joins or self.language_BT is None or x.ndim != 3:
             return self.language_BT
         more = max(x.shape[1] - self.language_BT.shape[1], 0)
         return nn.functional.pad(
-            self.language_BT, (more, 0) if self.joined == "before" else (0, more), value=self.image
+            self.language_BT, (more, 0) if self.family.joins == "before" else (0, more), value=self.image
         )
 
     def _qformer(self, name: str, x: Tensor) -> Tensor | None:
-        """Self-attention reads queries and text, the `_query` feed-forward and cross-attention queries only."""
-        if self.qformer_BT is None or x.ndim != 3 or "qformer" not in name:
-            return None
-        if "_query" in name or ".crossattention." in name:
+        """The weights of queries and text; None for what reads queries only."""
+        if self.qformer_BT is None or x.ndim != 3 or not families.reads_question(name):
             return None
         queries = x.shape[1] - self.qformer_BT.shape[1]
         return nn.functional.pad(self.qformer_BT, (max(queries, 0), 0), value=self.image)
@@ -108,7 +105,7 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
         counts: how much an image, text and answer token counts, as in {"image": 0.1}; 1 each unless given. In a
             decoder-only model answers are the tokens with a label; in an encoder-decoder all the decoder reads.
     """
-    count = check_counts(counts)
+    count, family = check_counts(counts), families.of(config)
     mask_BT, labels_BT = batch.get("attention_mask"), batch.get("labels")
     ids_BT = batch.get("input_ids")
     language_BT = _language(ids_BT, mask_BT, config, count)
@@ -121,7 +118,8 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
     elif labels_BT is not None and language_BT is not None:
         answers_BT = (labels_BT != IGNORED) & (language_BT.new_ones(1).bool() if mask_BT is None else mask_BT.bool())
         language_BT = torch.where(answers_BT, count["answer"], language_BT)
-    qformer_BT, visual_BT = batch.get("qformer_attention_mask"), batch.get("moe_mm_token_type_ids")
+    qformer_BT, visual_BT = batch.get("qformer_attention_mask"), batch.get(family.visual_tokens)
+    seen = batch.get(family.across)
     return TokenWeights(
         language_BT,
         decoder_BT,
@@ -129,9 +127,9 @@ def token_weights(batch: Mapping[str, Any], config: Any, counts: Mapping[str, fl
         batch.get("pixel_attention_mask"),
         getattr(getattr(config, "vision_config", None), "patch_size", 0),
         count["image"],
-        _seen(batch, count["image"]),
-        JOINED.get(getattr(config, "model_type", "")),
+        None if seen is None else seen.bool().any(dim=1).flatten(1).float() * count["image"],
         None if visual_BT is None else visual_BT.bool(),
+        family,
     )
 
 
@@ -159,12 +157,6 @@ def _language(ids_BT: Tensor | None, mask_BT: Tensor | None, config: Any, count:
     if image_token is not None:
         weights_BT = torch.where(ids_BT == image_token, count["image"], weights_BT)
     return weights_BT if mask_BT is None else weights_BT * mask_BT
-
-
-def _seen(batch: Mapping[str, Any], count: float) -> Tensor | None:
-    """The pictures or tiles that any token of a record may look at across, (B, P)."""
-    mask = batch.get("cross_attention_mask", batch.get("image_attention_mask"))
-    return None if mask is None else mask.bool().any(dim=1).flatten(1).float() * count
 
 
 def _patches(pixels: Tensor | None, patch_size: int, x: Tensor) -> Tensor | None:

@@ -17,14 +17,9 @@ from ressa.data.images import shown
 from ressa.data.placed import check_placed
 from ressa.data.records import Record
 from ressa.errors import RessaError
+from ressa.families import QFORMER, of_processor
 
-ACROSS = "cross_attention_mask"  # Mllama's
-KINDS_OF_TOKENS = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 IGNORED = -100  # the label that the cross-entropy of torch and transformers skips
-# BLIP-2 (Li et al. 2023, section 4) and InstructBLIP (Dai et al. 2023, appendix C); RESSA evaluates with the same.
-QUESTION = "Question: {} Short answer:"
-BLIP2_CAPTION = "a photo of"
-CAPTION = "A short image caption."
 
 
 def prompt_text(processor: Any, record: Record) -> str:
@@ -40,17 +35,16 @@ def prompt_text(processor: Any, record: Record) -> str:
     """
     question = record.question and _plain(processor, record.question)
     prefix = _plain(processor, record.prefix or "")
-    template = _template(processor)
+    family, template = of_processor(processor), _template(processor)
     if question is None and record.caption is None:
         return tokenizer_of(processor).bos_token or "" if _writes_specials(processor) else ""
-    if hasattr(processor, "num_query_tokens"):  # the BLIP processors put the picture's tokens in front themselves
-        caption = CAPTION if hasattr(processor, "qformer_tokenizer") else BLIP2_CAPTION
-        return prefix or caption if question is None else QUESTION.format(question)
+    if family.question:
+        return prefix or family.caption if question is None else family.question.format(question)
     if template is None and hasattr(processor, "image_processor"):
         raise RessaError("the model's processor has no chat template; add chat_template.jinja to its folder")
     if template is None:
         return question or prefix
-    return _render(processor, template, question or CAPTION, record.image is not None, record.id) + prefix
+    return _render(processor, template, question or family.caption, record.image is not None, record.id) + prefix
 
 
 def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: bool) -> dict[str, torch.Tensor]:
@@ -69,12 +63,12 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
     Raises:
         RessaError: a picture that cannot be opened, or a record without one where the model needs it.
     """
-    prompts = [prompt_text(processor, record) for record in records]
+    family, prompts = of_processor(processor), [prompt_text(processor, record) for record in records]
     encoded = _process(processor, prompts, records)
     check_placed(processor, records, encoded["input_ids"], config)
     text = {key: value for key, value in encoded.items() if _is_text(key, value, encoded["input_ids"])}
     batch = {key: _stacked(value) for key, value in encoded.items() if key not in text}
-    if not _reads_prefix(processor) and not any(any(row) for row in text.get("token_type_ids", [])):
+    if not family.reads_both_ways and not any(any(row) for row in text.get("token_type_ids", [])):
         text.pop("token_type_ids", None)  # all zeros say nothing, and most decoders refuse the name
     crossing = is_encoder_decoder(config)
     if not crossing:
@@ -85,12 +79,12 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
             answer_ids(processor, record.target, prompt="" if crossing else prompt, end=_end(processor, config))
             for record, prompt in zip(records, prompts, strict=True)
         ]
-        text["labels"] = targets if crossing else _appended(text, targets, int(_reads_prefix(processor)))
+        text["labels"] = targets if crossing else _appended(text, targets, int(family.reads_both_ways))
     left = not answers and not crossing
-    if ACROSS in batch:
-        batch[ACROSS] = _as_long(batch[ACROSS], prompt_lengths, [len(row) for row in text["input_ids"]], left)
+    if (seen := batch.get(family.across)) is not None:
+        batch[family.across] = _as_long(seen, prompt_lengths, [len(row) for row in text["input_ids"]], left)
     for key, rows in text.items():
-        batch[key] = _padded(rows, _pad_value(processor, key), left and not key.startswith("qformer_"))
+        batch[key] = _padded(rows, _pad_value(processor, key), left and QFORMER not in key)
     return batch
 
 
@@ -137,8 +131,8 @@ def to_device(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[st
 
 
 def _end(processor: Any, config: Any) -> int | None:
-    """The end token that generation stops at, where it is not the tokenizer's: BLIP-2 OPT ends a line, not a text."""
-    inner = getattr(config, "text_config", None) if hasattr(processor, "num_query_tokens") else None
+    """The end token that generation stops at, where it is not the tokenizer's."""
+    inner = getattr(config, "text_config", None) if of_processor(processor).inner_end else None
     end = getattr(inner, "eos_token_id", None)
     return end if isinstance(end, int) else None
 
@@ -151,7 +145,7 @@ def _plain(processor: Any, text: str) -> str:
 
 
 def _template(processor: Any) -> str | None:
-    if hasattr(processor, "num_query_tokens"):
+    if of_processor(processor).question:
         return None  # a template of the language model's own would not place the picture
     for holder in (processor, tokenizer_of(processor)):
         template = getattr(holder, "chat_template", None)
@@ -199,33 +193,27 @@ def _process(processor: Any, prompts: list[str], records: Sequence[Record]) -> d
         options["add_special_tokens"] = False
     if not hasattr(processor, "image_processor"):
         return dict(processor(**options))
-    blind = next((r for r in records if r.image is None), None)
-    if blind and hasattr(processor, "num_query_tokens"):
+    family, blind = of_processor(processor), next((r for r in records if r.image is None), None)
+    if blind and family.question:
         raise RessaError(f"record {shown(blind.id)} has no image, which this model cannot do without")
     # a list a record: some processors (Gemma 3) take a plain list for the pictures of one
     images = [[] if record.image is None else [record.open_image()] for record in records]
     options["images"] = images if any(images) else None
-    if not (_reads_prefix(processor) or hasattr(processor, "create_moe_mm_token_type_ids")):
+    if not family.one_array:
         return dict(processor(**options))
-    # PaliGemma's (for labels that are not ours) and Ernie's make an array of all ids: rows must be of one length
     encoded = dict(processor(**options | {"padding": True}))
-    encoded.pop("labels", None)
+    encoded.pop("labels", None)  # PaliGemma's, which are not ours
     masks = encoded["attention_mask"]
-    for key in encoded.keys() & {"input_ids", "attention_mask", *KINDS_OF_TOKENS}:
+    for key in (key for key in encoded if key in ("input_ids", "attention_mask") or key.endswith("token_type_ids")):
         encoded[key] = [list(compress(row, mask)) for row, mask in zip(encoded[key], masks, strict=True)]
     return encoded
-
-
-def _reads_prefix(processor: Any) -> bool:
-    """PaliGemma reads its prompt both ways (token type 0) and its answer from left to right (1)."""
-    return type(processor).__name__ == "PaliGemmaProcessor"
 
 
 def _is_text(key: str, value: Any, ids: list[list[int]]) -> bool:
     """Rows of numbers, one per token (picture sizes are rows of numbers too, but of another length)."""
     if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
         return False
-    return key.startswith("qformer_") or [len(row) for row in value] == [len(row) for row in ids]
+    return QFORMER in key or [len(row) for row in value] == [len(row) for row in ids]
 
 
 def _stacked(value: Any) -> torch.Tensor:
@@ -240,7 +228,7 @@ def _open_end(processor: Any, prompts: list[str], text: dict[str, list[list[int]
         ids = text["input_ids"][row]
         if ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
             for key, rows in text.items():
-                if not key.startswith("qformer_"):
+                if QFORMER not in key:
                     rows[row] = rows[row][:-1]
 
 
@@ -248,7 +236,7 @@ def _appended(text: dict[str, list[list[int]]], targets: list[list[int]], kind: 
     """Append the answers to every row of text in place, as tokens of this `kind`; return the labels."""
     labels = [[IGNORED] * len(ids) + target for ids, target in zip(text["input_ids"], targets, strict=True)]
     for key, rows in text.items():
-        if not key.startswith("qformer_"):
+        if QFORMER not in key:
             fill = {"input_ids": None, "attention_mask": 1}.get(key, kind)
             text[key] = [
                 row + (target if fill is None else [fill] * len(target))
@@ -272,7 +260,7 @@ def _pad_value(processor: Any, key: str) -> int:
         return IGNORED
     if not key.endswith("input_ids"):
         return 0
-    tokenizer = processor.qformer_tokenizer if key.startswith("qformer_") else tokenizer_of(processor)
+    tokenizer = processor.qformer_tokenizer if QFORMER in key else tokenizer_of(processor)
     # Any id will do, since padding is masked: models without a pad token have an end token.
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 

@@ -11,17 +11,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from transformers import Blip2ForImageTextRetrieval
+import transformers
 
+from ressa import families
 from ressa.data.prompts import tokenizer_of
 from ressa.data.records import Record
-from ressa.errors import RessaError, one_line
 from ressa.evaluation.generate import measuring
-from ressa.model.load import read_config, resolve
+from ressa.model.load import read_config, resolve, weights
 from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
-from ressa.model.quantised import plain_dtype
-from ressa.model.sound import check_loaded
 
 SHORTLIST = 128
 NOT_LISTED = -100.0
@@ -34,11 +32,12 @@ def fits(model: Any) -> bool:
 
 
 def holds(name: Any) -> bool:
-    """Whether a folder or hub name holds a `Blip2ForImageTextRetrieval`, which no auto class loads."""
-    return list(read_config(name).architectures or []) == [Blip2ForImageTextRetrieval.__name__]
+    """Whether a folder or hub name holds its family's class with such a head."""
+    config = read_config(name)
+    return list(config.architectures or []) == [families.of(config).matcher]
 
 
-def load(name: Any, *, dtype: Any = "auto") -> tuple[Any, Any]:
+def load(name: Any, *, dtype: Any = None) -> tuple[Any, Any]:
     """(model, processor) of such a folder or hub name.
 
     Raises:
@@ -46,15 +45,7 @@ def load(name: Any, *, dtype: Any = "auto") -> tuple[Any, Any]:
     """
     check_pickle(resolve(name))
     config, processor = read_config(name), load_processor(name, resolve(name), text_only=False)
-    try:
-        auto: Any = Blip2ForImageTextRetrieval
-        options = {"config": config, "dtype": plain_dtype(name, config, dtype), "use_safetensors": True}
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = auto.from_pretrained(resolve(name), **options)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise RessaError(f"{name}: cannot be loaded from safetensors: {one_line(error)}") from None
-    check_loaded(name, model, info)
-    return model.eval(), processor
+    return weights(name, config, dtype, getattr(transformers, families.of(config).matcher)).eval(), processor
 
 
 def scorer(

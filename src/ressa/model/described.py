@@ -38,6 +38,8 @@ def described(name: Any, config: PreTrainedConfig, auto: Any) -> PreTrainedModel
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # loading says the same again
+            if isinstance(auto, type) and issubclass(auto, PreTrainedModel):
+                return auto._from_config(config)
             return auto.from_config(config, trust_remote_code=False)
     except ImportError as error:
         raise RessaError(f"{name}: transformers cannot make this model here: {one_line(error)}") from None

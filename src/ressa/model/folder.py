@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +19,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from ressa.errors import RessaError
 from ressa.files.folders import check_output, partial, sync
 from ressa.files.folders import check_writable as check_writable  # verbs know it from here
+from ressa.files.text import read_json
+from ressa.model.described import described
 from ressa.model.load import auto_class, read_config, resolve
 from ressa.model.matrix import fused_experts, matrix, weight_of
 from ressa.model.sound import check_finite
@@ -84,15 +85,9 @@ def refuse_adapter(name: str | Path) -> None:
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """What ressa.json says; None if the folder has none. Raises RessaError if it is not JSON."""
-    file = Path(folder) / MANIFEST
-    if not file.is_file():
-        return None
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RessaError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(manifest, dict):
-        raise RessaError(f"{file}: is not an object in braces; was it written by ressa?")
+    manifest = read_json(Path(folder) / MANIFEST)
+    if not isinstance(manifest, dict | None):
+        raise RessaError(f"{Path(folder) / MANIFEST}: is not an object in braces; was it written by ressa?")
     return manifest
 
 
@@ -161,8 +156,7 @@ def _keys(file: Path) -> list[str]:
 def _empty(folder: Path) -> PreTrainedModel:
     """The model without weights."""
     config = read_config(folder)
-    with torch.device("meta"):
-        return auto_class(config, folder).from_config(config)
+    return described(folder, config, auto_class(config, folder))
 
 
 def _module_names(model: PreTrainedModel, keys: list[str]) -> dict[str, str]:

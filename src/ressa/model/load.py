@@ -42,7 +42,7 @@ def load(
     config = read_config(name)
     text_only = auto_class(config, name) is AutoModelForCausalLM
     processor = load_processor(name, source, text_only=text_only)
-    return _weights(name, config, _dtype(dtype)).to(device).eval(), processor  # type: ignore[arg-type]
+    return weights(name, config, dtype, auto_class(config, name)).to(device).eval(), processor  # type: ignore[arg-type]
 
 
 def load_to_ask(
@@ -112,10 +112,11 @@ def _adapter(name: str | Path, path: Path) -> str:
     )
 
 
-def _weights(name: str | Path, config: PreTrainedConfig, dtype: torch.dtype | str) -> PreTrainedModel:
-    source, auto = resolve(name), auto_class(config, name)
+def weights(name: str | Path, config: PreTrainedConfig, dtype: torch.dtype | str | None, auto: Any) -> PreTrainedModel:
+    """The model as `auto`, an auto class or a class of models, loads it. Raises RessaError as `load` does."""
+    source = resolve(name)
     check_generation(name, source)
-    chosen = plain_dtype(name, config, dtype)
+    chosen = plain_dtype(name, config, _dtype(dtype))
     quantised = hasattr(config, "quantization_config")
     skeleton = described(name, config, auto)
     check_stored(name, source, sum(parameter.numel() for parameter in skeleton.parameters()), quantised)

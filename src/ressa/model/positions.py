@@ -8,9 +8,8 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
+from ressa.families import POSITIONS, QFORMER
 from ressa.model.roots import find_roots, home
-
-TABLES = ("embed_positions", "position_embeddings", "positions_embed", "wpe")  # vision towers call theirs otherwise
 
 
 def longest(model: PreTrainedModel) -> dict[str, int]:
@@ -20,13 +19,13 @@ def longest(model: PreTrainedModel) -> dict[str, int]:
     """
     roots, found = find_roots(model), dict[str, int]()
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Embedding) or name.rpartition(".")[2] not in TABLES:
+        if not isinstance(module, nn.Embedding) or name.rpartition(".")[2] not in POSITIONS:
             continue
         root = home(name, roots)
         reader: str | None = None
         if root and root.part == "language":
             reader = root.stack
-        elif root and root.part == "connector" and "qformer" in name:
+        elif root and root.part == "connector" and QFORMER in name:
             reader = "qformer"
         if reader:
             unused = 0 if module.padding_idx is None else module.padding_idx + 1

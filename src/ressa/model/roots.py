@@ -13,17 +13,13 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel
 
+from ressa.families import CONNECTORS, PATCHES, Names
+
 PartName = Literal["vision", "audio", "connector", "language"]
 Stack = Literal["encoder", "decoder"]
-Names = tuple[str, ...]
 
 PICTURES: Names = ("pixel_values", "pixel_values_videos", "flattened_patches")
 SOUNDS: Names = ("input_features", "input_values")
-
-# transformers has no accessor for what stands between the parts, so it is known by name
-CONNECTORS: Names = ("qformer", "query_tokens", "projector", "connector", "resampler", "perceiver", "merger", "adapter")
-CONNECTORS += ("aligner", "projection")
-PATCHES: Names = ("projection",)  # but within a vision tower that is the name of patch embeddings
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ressa.errors import RessaError
+from ressa.families import QFORMER
 from ressa.model.folder import patterns_of
 from ressa.model.matrix import Convolution, fused, holder
 from ressa.model.precision import cast_back, parameters_of
@@ -131,7 +132,7 @@ def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], se
             del found[name]
     if settings.connector_rank and "connector" in settings.trained_parts and "connector" in structure(model).parts:
         for block in structure(model).blocks(("connector",)):
-            if not settings.paper or "qformer" in block.name:
+            if not settings.paper or QFORMER in block.name:
                 found |= dict.fromkeys((holder(model, name) for name in block.linears), "connector")
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from ressa import families
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.tasks.metrics.intervals import Measured
@@ -104,11 +105,9 @@ class Task:
 
 def family(processor: Any, config: Any = None) -> str:
     """ "blip", "vicuna" (InstructBLIP with a decoder-only language model) or "chat"."""
-    if not hasattr(processor, "num_query_tokens"):
-        return "chat"
-    inner = getattr(config, "text_config", None)
+    known, inner = families.of_processor(processor), getattr(config, "text_config", None)
     decoder = inner is not None and not getattr(inner, "is_encoder_decoder", False)
-    return "vicuna" if decoder and hasattr(processor, "qformer_tokenizer") else "blip"
+    return (decoder and known.decoder_wording) or known.wording
 
 
 def asked(sample: Sample, template: str | None, kind: str) -> Record:
