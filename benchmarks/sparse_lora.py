@@ -33,7 +33,7 @@ import torch
 from torch import nn
 
 from ressa.machine import forget_peak, peak_memory
-from ressa.repairing import SparseLoraConfig
+from ressa.repairing.sparse_lora import SparseLoraConfig
 
 RESULTS = Path(__file__).parent / "results" / "sparse_lora.md"
 OUT, IN, RANK, TOKENS = 4096, 11008, 8, 1024

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import ressa.allocation
+from ressa import prune
 from ressa.allocation import ALLOCATIONS, budget, by_modality
 from ressa.allocation.budget import MOST, whole
 from ressa.allocation.dlp import dlp, median
@@ -32,7 +33,6 @@ from ressa.model.folder import read_manifest, zeros
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import Unstructured
-from ressa.pruning.verb import prune
 
 AUTHORS = load_file(Path(__file__).parent / "references" / "owl.safetensors")
 SHARES = {"uniform": uniform, "owl": owl, "dlp": dlp, "ecoflap": ecoflap}

@@ -7,17 +7,16 @@ import json
 import pytest
 import torch
 
+from ressa import compare
 from ressa.calibration.samples import samples
 from ressa.errors import RessaError
 from ressa.evaluation.blocks import block_errors
 from ressa.evaluation.settings import Evaluate
 from ressa.model.load import load
-from ressa.pipeline.compare import compare
-from ressa.pruning.settings import Prune
 from ressa.reporting.comparison import geometric_mean, plot, table
 
 METHODS = ["magnitude", "wanda", "sparsegpt"]
-SMALL = Prune(samples=8, batch_size=4)
+SMALL = {"samples": 8, "batch_size": 4}
 
 
 @pytest.fixture(params=["llava", "blip2_t5", "instructblip_llama"])
@@ -58,7 +57,7 @@ def test_the_error_of_a_block_is_a_ratio_of_sums_in_which_padding_has_no_part(ll
 
 def test_methods_are_compared_side_by_side(llava_folder, tiny_data, tmp_path):
     asked = Evaluate(limit=8, max_new_tokens=4)
-    told = compare(llava_folder, tmp_path / "out", data=tiny_data, methods=METHODS, settings=SMALL, asked=asked)
+    told = compare(llava_folder, tmp_path / "out", data=tiny_data, methods=METHODS, **SMALL, asked=asked)
     assert list(told["methods"]) == METHODS
     for result in told["methods"].values():
         assert result["seconds"] > 0
@@ -72,11 +71,11 @@ def test_methods_are_compared_side_by_side(llava_folder, tiny_data, tmp_path):
     assert table(told).row_count == 3
 
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    more = compare(llava_folder, tmp_path / "out", data=tiny_data, methods=[*METHODS[:2]], settings=SMALL, asked=asked)
+    more = compare(llava_folder, tmp_path / "out", data=tiny_data, methods=[*METHODS[:2]], **SMALL, asked=asked)
     assert more["methods"]["wanda"] == told["methods"]["wanda"]
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     with pytest.raises(RessaError, match="other settings"):
-        compare(llava_folder, tmp_path / "out", data=tiny_data, methods=METHODS, settings=Prune(samples=4), asked=asked)
+        compare(llava_folder, tmp_path / "out", data=tiny_data, methods=METHODS, samples=4, asked=asked)
 
 
 @pytest.mark.parametrize(

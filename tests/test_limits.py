@@ -13,10 +13,10 @@ import torch
 from ressa.limits import check
 
 import ressa
+from ressa import compare
 from ressa.errors import RessaError
 from ressa.evaluation.settings import Evaluate
 from ressa.inspection.plan import plan
-from ressa.pipeline.compare import compare
 from ressa.pipeline.recipe import Recipe, build
 from ressa.pruning.settings import Prune
 from ressa.repairing.settings import Repair
@@ -147,19 +147,19 @@ def test_answers_to_compare_with_that_are_of_other_records_are_refused_first(lla
     ("wrong", "told"),
     [
         (
-            {"settings": Prune(damp=0.1), "methods": ["sparsegpt", "wanda"]},
-            "compare: method 'wanda' has no",
+            {"damp": 0.1, "methods": ["sparsegpt", "wanda"]},
+            "prune: method 'wanda' has no",
         ),
-        ({"settings": Prune(asymmetric=1.0), "methods": ["admm", "ria"]}, "compare: asymmetric moves weights"),
-        ({"settings": Prune(samples=0)}, "compare: samples: 0 must be at least 1"),
-        ({"settings": Prune(sparsity="50%", group="part"), "methods": ["magnitude", "wanda"]}, "for method magnitude"),
+        ({"asymmetric": 1.0, "methods": ["admm", "ria"]}, "prune: asymmetric moves weights"),
+        ({"samples": 0}, "prune: samples: 0 must be at least 1"),
+        ({"sparsity": "50%", "group": "part", "methods": ["magnitude", "wanda"]}, "for method magnitude"),
         ({"asked": Evaluate(limit=0)}, "compare: limit: 0 must be at least 1"),
         ({"asked": Evaluate(task="vqav2")}, "leave task 'vqav2' out"),
         ({"asked": Evaluate(prompt="{nonsense}")}, "prompt: may hold"),
-        ({"settings": {"damp": 1}}, r"compare: \{'damp': 1\} is no Prune: make one"),
+        ({"asked": {"limit": 1}}, r"compare: \{'limit': 1\} is no Evaluate: make one"),
         ({"methods": "wanda"}, "at least one method"),
         ({"runtime": Runtime(device="cuda:99")}, "'cuda:99' is not on this machine"),
-        ({"seed": -1}, "compare: seed: -1 must be at least 0"),
+        ({"seed": -1}, "prune: seed: -1 must be at least 0"),
     ],
 )
 def test_compare_refuses_before_anything_is_evaluated(wrong, told, llava_folder, tiny_data, tmp_path):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2
 from transformers.pytorch_utils import Conv1D
 
 import pico
+from ressa import prune, repair
 from ressa.calibration.samples import samples
 from ressa.errors import RessaError
 from ressa.methods import METHODS
@@ -19,8 +20,6 @@ from ressa.model.load import load
 from ressa.model.matrix import AsLinear, is_patch_embedding, matrix, patches
 from ressa.model.structure import structure
 from ressa.patterns import NofM
-from ressa.pruning.verb import prune
-from ressa.repairing import repair
 from ressa.statistics import Gram
 
 SMALL = {"samples": 6, "batch_size": 4}

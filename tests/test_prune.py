@@ -13,12 +13,11 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import pico
-from ressa import machine
+from ressa import machine, prune
 from ressa.errors import RessaError
 from ressa.model.folder import patterns_of, read_manifest, verify, zeros
 from ressa.model.load import load
 from ressa.model.structure import structure
-from ressa.pruning.verb import prune
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama"]
 SMALL = {"samples": 6, "batch_size": 4}

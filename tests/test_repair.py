@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from ressa import machine
+from ressa import machine, repair
 from ressa.calibration.logits import logits_at, targets
 from ressa.data.prompts import IGNORED, encode
 from ressa.data.records import read_records
@@ -20,7 +20,6 @@ from ressa.model.folder import write_folder
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import NofM, Unstructured, parse
-from ressa.repairing import repair
 from ressa.repairing.distill import answer_kl
 from ressa.repairing.settings import Repair
 from ressa.repairing.trainer import last_checkpoint

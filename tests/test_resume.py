@@ -11,13 +11,12 @@ import sys
 
 import pytest
 
+from ressa import prune, repair
 from ressa.allocation.file import write_allocation
 from ressa.calibration.resume import FinishedBlocks, stamp
 from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.model.structure import structure
-from ressa.pruning.verb import prune
-from ressa.repairing import repair
 
 blocks = importlib.import_module("ressa.pruning.blocks")
 SMALL = {"samples": 6, "batch_size": 4}

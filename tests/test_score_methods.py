@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ressa import prune
 from ressa.errors import RessaError
 from ressa.methods import get
 from ressa.methods.dsnot import STARTS
 from ressa.patterns import NofM, Unstructured, parse
-from ressa.pruning.verb import prune
 from ressa.statistics import InputNorm, Moments
 
 REFERENCES = Path(__file__).parent / "references"

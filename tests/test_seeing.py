@@ -20,12 +20,12 @@ import pico
 import pico_examples
 import ressa
 from families.shrink import pico_config
+from ressa import compare
 from ressa.data.prompts import encode
 from ressa.data.records import Record
 from ressa.data.seeing import Noise, how_seen, sample_seen
 from ressa.errors import RessaError
 from ressa.model.load import load
-from ressa.pipeline.compare import compare
 
 SIZE = {"height": 32, "width": 32}
 TEXT_ONLY = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 import ressa
-from ressa import methods
+from ressa import compare, methods
 from ressa.errors import RessaError
 from ressa.evaluation.settings import Evaluate
 from ressa.machine import forget_peak, peak_memory
 from ressa.model.load import load
 from ressa.patterns import NofM, Unstructured
-from ressa.pipeline.compare import compare
 from ressa.pipeline.recipe import Recipe
 from ressa.pipeline.run import run
 from ressa.pruning.settings import Prune

@@ -5,6 +5,7 @@ ressa.inspect(name)                    its parts, blocks and linears; what would
 ressa.prune(name, out, data=...)       a folder with zeros
 ressa.repair(pruned, out, teacher=...) a folder with the same zeros that answers like the dense model
 ressa.evaluate(name, data=...)         how well it answers
+ressa.compare(name, out, methods=...)  several methods side by side
 ressa.run(recipe)                      all of it, from one recipe
 """
 
@@ -36,7 +37,7 @@ _HOMES = {
     "repair": "ressa.repairing.verb",
     "run": "ressa.pipeline.run",
 }
-_BY_KEYWORDS = ("compare", "evaluate", "prune", "repair")  # which take the fields of their settings, here
+_BY_KEYWORDS = {"compare": "method", "evaluate": "", "prune": "", "repair": ""}  # and the setting they take apart
 
 __all__ = ["RessaError", *_HOMES]
 
@@ -46,7 +47,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ressa' has no attribute '{name}'")
     found = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = by_keywords(found) if name in _BY_KEYWORDS else found
+    globals()[name] = by_keywords(found, _BY_KEYWORDS[name]) if name in _BY_KEYWORDS else found
     return globals()[name]
 
 

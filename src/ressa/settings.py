@@ -119,35 +119,44 @@ def naming(where: str) -> Iterator[None]:
 
 def flattened(
     function: Callable[..., Any], annotate: Callable[[Any, Any], Any] = lambda f, kind: kind, without: str = ""
-) -> tuple[inspect.Signature, dict[str, Any]]:
-    """(the signature with the fields of settings, but one, in the place of each settings parameter, the classes)."""
+) -> tuple[inspect.Signature, dict[str, tuple[Any, bool]]]:
+    """The signature of `function` with the fields of settings in the place of each parameter that takes settings.
+
+    A parameter of kind `Callable[..., CLASS]` takes what makes settings when it is given the field `without`, of which
+    the function takes several values; this field is left out.
+
+    Returns:
+        (the signature, {parameter: (its class, whether it is such a callable)})
+    """
     parameters, classes = [], {}
     for p in inspect.signature(function, eval_str=True).parameters.values():
-        if not is_dataclass(p.annotation):
+        cls = get_args(p.annotation)[-1] if get_origin(p.annotation) is Callable else p.annotation
+        if not is_dataclass(cls):
             parameters.append(p)
             continue
-        classes[p.name], kinds = p.annotation, get_type_hints(p.annotation)
+        classes[p.name], kinds = (cls, cls is not p.annotation), get_type_hints(cls)
         parameters += [
             p.replace(name=f.name, kind=p.KEYWORD_ONLY, default=f.default, annotation=annotate(f, kinds[f.name]))
-            for f in fields(p.annotation)
-            if f.name != without
+            for f in fields(cls)
+            if not (f.name == without and classes[p.name][1])
         ]
     return inspect.Signature(sorted(parameters, key=lambda p: p.kind)), classes
 
 
-def gathered(
-    values: Mapping[str, Any], classes: Mapping[str, Any], make: Callable[..., Any] = lambda cls, **own: cls(**own)
-) -> dict[str, Any]:
-    """`values`, with an object of each class, as `make` makes it, in the place of the values of its fields."""
-    own = {name: {f.name: values[f.name] for f in fields(cls) if f.name in values} for name, cls in classes.items()}
-    taken = {key for told in own.values() for key in told}
-    others = {key: value for key, value in values.items() if key not in taken}
-    return others | {name: make(cls, **own[name]) for name, cls in classes.items()}
+def gathered(values: Mapping[str, Any], classes: Mapping[str, tuple[Any, bool]]) -> dict[str, Any]:
+    """`values`, with what `flattened` took apart put together again."""
+    whole: dict[str, Any] = {}
+    taken: set[str] = set()
+    for name, (cls, several) in classes.items():
+        own = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        whole[name] = functools.partial(cls, **own) if several else cls(**own)
+        taken |= own.keys()
+    return {key: value for key, value in values.items() if key not in taken} | whole
 
 
-def by_keywords(verb: Callable[..., Any]) -> Callable[..., Any]:
+def by_keywords(verb: Callable[..., Any], without: str = "") -> Callable[..., Any]:
     """`verb`, which takes objects of settings, as a function that takes their fields as keywords."""
-    signature, classes = flattened(verb)
+    signature, classes = flattened(verb, without=without)
 
     @functools.wraps(verb)
     def function(*args: Any, **keywords: Any) -> Any:
@@ -158,7 +167,7 @@ def by_keywords(verb: Callable[..., Any]) -> Callable[..., Any]:
         return verb(**gathered(given.arguments, classes))
 
     function.__signature__ = signature  # type: ignore[attr-defined]
-    explained = [f"    {f.name}: {f.metadata['help']}" for cls in classes.values() for f in fields(cls)]
+    explained = [f"    {f.name}: {f.metadata['help']}" for cls, _ in classes.values() for f in fields(cls)]
     function.__doc__ = "\n".join([inspect.cleandoc(verb.__doc__ or ""), "", "Settings:", *explained])
     return function
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -64,13 +64,13 @@ def inspect(
     """
     if plan:
         from ressa.inspection.plan import plan as verb
-        from ressa.inspection.plan_table import tables
+        from ressa.reporting.plan_table import tables
 
         with quiet():
             told = verb(model, sparsity, settings)
     else:
         from ressa.inspection.verb import inspect as look
-        from ressa.inspection.verb import tables
+        from ressa.reporting.inspection import tables
 
         told_apart(context, "model", "sparsity", "as_json", refused="inspect without --plan")
         with quiet():
@@ -196,7 +196,7 @@ def evaluate(
 def compare(
     model: Model,
     data: Data,
-    settings: Prune,
+    settings: Callable[..., Prune],
     runtime: Runtime,
     methods: Annotated[str, typer.Option(help="Names of pruning methods, with commas between them.")],
     out: Annotated[str, typer.Option(help="Where each method's model and scores go; resumes there.")],
@@ -214,8 +214,7 @@ def compare(
     names, asked = apart(methods), Evaluate(limit=limit)
     with quiet(), bars() as bar:
         where: dict[str, Any] = {"asked": asked, "runtime": runtime, "progress": bar}
-        where |= {"settings": settings}  # of each method
-        told = verb(model, out, data=data, methods=names, **where)
+        told = verb(model, out, data=data, methods=names, settings=settings, **where)
     show(told, as_json, table(told))
     if not as_json:
         show({}, False, f"plot: {plot(told, path_of(out, 'out') / 'blocks.png')}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -30,18 +29,11 @@ def told_apart(context: typer.Context, *known: str, refused: str) -> set[str]:
 
 
 def with_settings(command: Callable[..., None], without: str = "") -> Callable[..., None]:
-    """Gives a command an option for every field (but one) of each parameter that is a class of settings.
-
-    The command gets one checked object of each class; `without` one field (of which the verb takes several) what makes
-    one of the class that has it, given a value of that field.
-    """
+    """Gives a command an option for every field of each parameter that takes settings, as `flattened` tells."""
     signature, classes = flattened(command, _option, without)
 
-    def make(cls: Any, **own: Any) -> Any:
-        return partial(cls, **own) if without and hasattr(cls, without) else cls(**own)
-
     def wrapper(**given: Any) -> None:
-        command(**gathered(given, classes, make))
+        command(**gathered(given, classes))
 
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ressa.data.prompts import is_encoder_decoder
 from ressa.errors import RessaError
 from ressa.files.paths import path_of
+from ressa.files.text import format_bytes, to_bytes
 from ressa.inspection.costs import (
     WIDE,
     Load,
@@ -35,7 +35,6 @@ from ressa.patterns import Pattern, parse
 from ressa.settings import check_paths
 
 STORED = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}  # bytes a prunable weight; int8 leaves the others in bfloat16
-UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 WORDS, PATCHES = 64, 1024  # of text beside a picture; of a picture whose size the config does not tell
 ADAM, TRAINED = 16, 12  # bytes a new number (itself, gradient, two moments), and those a number of the model takes more
 
@@ -91,18 +90,6 @@ def plan(model: str | Path, sparsity: str, settings: Plan) -> dict[str, Any]:
         "memory": limit,
         "steps": rows,
     }
-
-
-def to_bytes(text: str) -> int:
-    """The bytes in "24GiB"; a G, GB or GiB is 1024^3, as memory is sold. Raises RessaError for what is no size.
-
-    >>> to_bytes("1.5 GiB") == 1536 * to_bytes("1M")
-    True
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise RessaError(f"memory: '{text}' is no size; write it as 24GiB or 512MiB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def _config(model: str | Path) -> PreTrainedConfig:
@@ -204,12 +191,15 @@ def _prune(name: str, sizes: _Sizes, load: Load, limit: int | None) -> dict[str,
     work = prune_flop(name, METHODS[name], sizes.shapes, load)
     one = replace(load, batch_size=1)
     ways = (
-        (apart, f"a block at a time, ressa.prune(..., device=): {words(apart)} there, {words(whole)} of RAM"),
+        (
+            apart,
+            f"a block at a time, ressa.prune(..., device=): {format_bytes(apart)} there, {format_bytes(whole)} of RAM",
+        ),
         (
             needs(one)[1],
-            f"a block at a time with batch_size=1: {words(needs(one)[1])} there, {words(needs(one)[0])} of RAM",
+            f"a block at a time with batch_size=1: {format_bytes(needs(one)[1])} there, {format_bytes(needs(one)[0])} of RAM",
         ),
-        (math.inf, f"not even a block at a time with batch_size=1, which takes {words(needs(one)[1])}"),
+        (math.inf, f"not even a block at a time with batch_size=1, which takes {format_bytes(needs(one)[1])}"),
     )
     return _fits(_row(whole, sum(work.values()), device_bytes=apart, work=work), limit, ways)
 
@@ -237,10 +227,10 @@ def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None)
     for size in (8, 4, 2, 1):
         if size < load.batch_size:
             total = sum(needs(replace(load, batch_size=size)).values())
-            ways.append((total, f"--batch-size {size}: {words(total)}"))
+            ways.append((total, f"--batch-size {size}: {format_bytes(total)}"))
     alone = sum(needs(replace(load, batch_size=1), 0).values())
-    ways.append((alone, f"--batch-size 1 --kl-weight 0 --hidden-weight 0 (no teacher): {words(alone)}"))
-    ways.append((math.inf, f"not even --batch-size 1 without a teacher, which takes {words(alone)}"))
+    ways.append((alone, f"--batch-size 1 --kl-weight 0 --hidden-weight 0 (no teacher): {format_bytes(alone)}"))
+    ways.append((math.inf, f"not even --batch-size 1 without a teacher, which takes {format_bytes(alone)}"))
     return _fits(_row(sum(told.values()), flop, memory=told, trained=trained + sizes.trained), limit, ways)
 
 
@@ -251,12 +241,3 @@ def _fits(row: dict[str, Any], limit: int | None, ways: Iterable[tuple[float, st
     fits = row["bytes"] <= limit
     change = None if fits else next((text for size, text in ways if size <= limit or size == math.inf), None)
     return row | {"fits": fits, "change": change}
-
-
-def words(size: float) -> str:
-    """
-    >>> words(3 * 1024**3), words(0.25 * 1024**3)
-    ('3 GiB', '256 MiB')
-    """
-    unit = min(("G", "M", "K"), key=lambda unit: size < 0.95 * UNITS[unit])
-    return f"{size / UNITS[unit]:{'.0f' if size >= 99.5 * UNITS[unit] else '.3g'}} {unit}iB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,9 @@ from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.model.structure import BY_DEFAULT, PARTS, Part, structure
 from ressa.patterns import parse
-from ressa.reporting.table import cell, plain, when
 from ressa.settings import check_paths
 
 UNSEEN = "not seen"
-SEEN = {
-    "tokens": "seen as tokens of the prompt",
-    "pixels": "seen beside the prompt, which holds no tokens of them (another picture changes the logits)",
-    None: "none: the model reads text only",
-}
 
 
 def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
@@ -66,23 +59,3 @@ def _part(part: Part) -> dict[str, Any]:
         "pruned_by_default": part.name in BY_DEFAULT,
         "can_be_pruned": part.name in PARTS,
     }
-
-
-def tables(told: dict[str, Any]) -> list[Any]:
-    """The same for people."""
-    where = [f"{name}: {', '.join(part['modules'])}" for name, part in told["parts"].items()]
-    parts = plain(told["model"])
-    for header in ("part", "parameters", "blocks", "linears", "weights in them", "zeros now", told["sparsity"]):
-        parts.add_column(header, justify="left" if header == "part" else "right", overflow="fold")
-    for name, p in told["parts"].items():
-        share = f"{p['zeros'] / p['weights']:.1%}" if p["weights"] else ""
-        counts = [f"{p[key]:,}" for key in ("parameters", "blocks", "linears", "weights")]
-        parts.add_row(cell(name), *counts, share, when(p))
-    reasons = plain("not pruned")
-    for header in ("why", "how many", "for example"):
-        reasons.add_column(header, overflow="fold")
-    for why, n in Counter(told["kept"].values()).most_common():
-        first = next(name for name, reason in told["kept"].items() if reason == why)
-        reasons.add_row(cell(why), str(n), cell(first))
-    pictures = f"pictures: {SEEN.get(told['pictures'], told['pictures'])}"
-    return [parts, *where, pictures, reasons, *list(told["unfit"].values())[:5]]

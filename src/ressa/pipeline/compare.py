@@ -29,7 +29,7 @@ def compare(
     *,
     data: str | Path,
     methods: Sequence[str],
-    settings: Callable[..., Prune] = Prune,
+    settings: Callable[..., Prune],
     asked: Evaluate | None = None,
     runtime: Runtime,
     progress: Callable[[str], Progress] | None = None,
@@ -42,7 +42,7 @@ def compare(
     Args:
         data: what `read_records` reads: calibration records in one split, held-out records in another.
         methods: names of pruning methods.
-        settings: gives the settings of `prune` for a method: `functools.partial(Prune, sparsity="50%")`.
+        settings: makes the settings of `prune`, given a method: `functools.partial(Prune, sparsity="50%")`.
         asked: of `evaluate`, on records of your own.
         runtime: where it is computed, and in what.
         progress: called with a stage's name as it begins; gives that stage's progress callable.

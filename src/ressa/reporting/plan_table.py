@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ressa.inspection.plan import words
+from ressa.files.text import format_bytes
 from ressa.reporting.table import plain, when
 
 
@@ -12,7 +12,7 @@ def tables(told: dict[str, Any]) -> list[Any]:
     """Parts, sizes on disk, what each step takes; then what was assumed, and what to change where one does not fit."""
     a, limit = told["assumed"], told["memory"]
     steps = _table(
-        "to do" if limit is None else f"to do in {words(limit)}", "step", "memory", "one block", "TFLOP", "time"
+        "to do" if limit is None else f"to do in {format_bytes(limit)}", "step", "memory", "one block", "TFLOP", "time"
     )
     if limit is not None:
         steps.add_column("", no_wrap=True)
@@ -38,7 +38,7 @@ def _parts(told: dict[str, Any]) -> Any:
 def _disk(told: dict[str, Any]) -> Any:
     table = _table("on disk", "dtype", "dense", f"{told['sparsity']} with a bitmask")
     for dtype, sizes in told["disk"].items():
-        table.add_row(dtype, words(sizes["dense"]), words(sizes["sparse"]))
+        table.add_row(dtype, format_bytes(sizes["dense"]), format_bytes(sizes["sparse"]))
     return table
 
 
@@ -51,9 +51,9 @@ def _table(title: str, left: str, *right: str) -> Any:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    block = words(row["device_bytes"]) if "device_bytes" in row else ""
+    block = format_bytes(row["device_bytes"]) if "device_bytes" in row else ""
     tera = f"{row['flop'] / 1e12:.3g}" if row["flop"] < 1e15 else f"{row['flop'] / 1e12:,.0f}"
-    return [words(row["bytes"]), block, tera, "" if row["seconds"] is None else clock(row["seconds"])]
+    return [format_bytes(row["bytes"]), block, tera, "" if row["seconds"] is None else clock(row["seconds"])]
 
 
 def clock(seconds: float) -> str:
