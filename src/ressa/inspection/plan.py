@@ -197,9 +197,10 @@ def _prune(name: str, sizes: _Sizes, load: Load, limit: int | None) -> dict[str,
         ),
         (
             needs(one)[1],
-            f"a block at a time with batch_size=1: {format_bytes(needs(one)[1])} there, {format_bytes(needs(one)[0])} of RAM",
+            f"a block at a time with --batch-size 1: {format_bytes(needs(one)[1])} there, "
+            f"{format_bytes(needs(one)[0])} of RAM",
         ),
-        (math.inf, f"not even a block at a time with batch_size=1, which takes {format_bytes(needs(one)[1])}"),
+        (math.inf, f"not even a block at a time with --batch-size 1, which takes {format_bytes(needs(one)[1])}"),
     )
     return _fits(_row(whole, sum(work.values()), device_bytes=apart, work=work), limit, ways)
 
