@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from ressa.errors import RessaError
-from ressa.preparation import prepare
 from ressa.preparation.output import REPORT
+from ressa.preparation.verb import prepare
 
 # What each kind of odd picture must become: a reason for being left out, or a conversion.
 UNUSABLE = {

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ressa
+from ressa import plan
 from ressa.data.seeing import sample_seen
 from ressa.errors import RessaError
-from ressa.inspection.plan import plan
 from ressa.model.folder import write_folder
 from ressa.model.load import load
 

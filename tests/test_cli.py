@@ -15,7 +15,12 @@ import typer
 
 import pico
 from ressa import cli
-from ressa.pipeline.recipe import SECTIONS, Recipe
+from ressa.evaluation.settings import Evaluate
+from ressa.inspection.settings import Plan
+from ressa.pipeline.recipe import Recipe
+from ressa.pruning.settings import Prune
+from ressa.repairing.settings import Repair
+from ressa.settings import Runtime
 
 
 @pytest.fixture
@@ -216,12 +221,12 @@ def test_every_command_and_every_option_is_explained(name):
 
 @pytest.mark.parametrize(
     ("verb", "section"),
-    [(name, name) for name in sorted(SECTIONS.keys() - {"runtime"})]
-    + [(name, "runtime") for name in ("prune", "repair", "evaluate", "compare", "run", "demo")],
+    [("prune", Prune), ("repair", Repair), ("evaluate", Evaluate), ("inspect", Plan)]
+    + [(name, Runtime) for name in ("prune", "repair", "evaluate", "compare", "run", "demo")],
 )
 def test_every_setting_of_a_recipe_is_an_option_with_the_same_words_and_default(verb, section):
     options = {option.name: option for option in commands()[verb].params}
-    for field in fields(SECTIONS[section]):
+    for field in fields(section):
         assert options[field.name].help == field.metadata["help"]
         assert options[field.name].default == field.default
 

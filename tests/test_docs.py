@@ -29,11 +29,16 @@ import typer
 from PIL import Image
 
 import ressa.demo
-from ressa import settings
 from ressa.cli import app, main
 from ressa.data.records import read_records
+from ressa.evaluation.settings import Evaluate
+from ressa.inspection.settings import Plan
 from ressa.methods import METHODS
-from ressa.pipeline.recipe import read_recipe
+from ressa.pipeline.recipe import Recipe, read_recipe
+from ressa.preparation.settings import Prepare
+from ressa.pruning.settings import Prune
+from ressa.repairing.settings import Repair
+from ressa.settings import Runtime
 from test_layers import MAY
 
 ROOT = Path(__file__).parents[1]
@@ -43,12 +48,13 @@ PAGES = [
 ]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 SETTINGS = {
-    "data": settings.Prepare,
-    "prune": settings.Prune,
-    "repair": settings.Repair,
-    "evaluate": settings.Evaluate,
-    "run": settings.Recipe,
-    "machines": settings.Runtime,
+    "data": Prepare,
+    "inspect": Plan,
+    "prune": Prune,
+    "repair": Repair,
+    "evaluate": Evaluate,
+    "run": Recipe,
+    "machines": Runtime,
 }
 
 

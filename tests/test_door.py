@@ -19,7 +19,7 @@ import ressa
 from ressa.evaluation.settings import Evaluate
 from ressa.pruning.settings import Prune
 
-VERBS = ["compare", "evaluate", "inspect", "load", "prune", "repair", "run"]
+VERBS = ["compare", "evaluate", "inspect", "load", "plan", "prune", "repair", "run"]
 SETTINGS = ["Evaluate", "Prune", "Recipe", "Repair", "Runtime"]
 SOURCE = Path(ressa.__file__).parent
 STUB = SOURCE / "__init__.pyi"

@@ -68,7 +68,7 @@ def test_a_command_leaves_the_handling_of_signals_as_it_was():
         (["prune", "m", "--metod", "x"], "No such option: --metod (Possible options: --method, --seed)"),
         (["prune"], "Missing argument"),
         (["prune", "m", "out", "--samples", "many"], "'--samples'"),
-        (["inspect", "m", "--samples", "0"], "'--samples'"),
+        (["inspect", "m", "--samples", "0"], "samples: 0 must be at least 1"),
         (["evaluate", "m", "--limit"], "Option '--limit' requires an argument"),
     ],
 )

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from families import proof
-from ressa import methods
+from ressa import methods, plan
 from ressa.calibration.gather import gather, reading_order
 from ressa.calibration.resume import FinishedBlocks
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import walk
 from ressa.errors import RessaError
-from ressa.inspection.plan import plan
 from ressa.model.folder import verify
 from ressa.model.matrix import AsLinear, fused, fused_experts, holder, is_expert, transposed, weight_of
 from ressa.model.structure import structure

@@ -21,8 +21,8 @@ from ressa.data.fields import NAMES
 from ressa.data.fields import PICTURES as PICTURES_OF_RECORDS
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.preparation import prepare
 from ressa.preparation.pictures import normalise
+from ressa.preparation.verb import prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 pytestmark = pytest.mark.usefixtures("datasets_cache")

@@ -18,7 +18,7 @@ from ressa.errors import MOST, RessaError, RessaWarning, printable, shown, to_js
 from ressa.evaluation.summary import read_answers
 from ressa.files.folders import check_output
 from ressa.pipeline.recipe import Recipe, build
-from ressa.preparation import prepare
+from ressa.preparation.verb import prepare
 from ressa.preparation.work import file_stem
 from ressa.pruning.settings import Prune
 from ressa.reporting import comparison

@@ -19,7 +19,7 @@ from ressa.data import embedded, fields, parse
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.evaluation.summary import read_answers
-from ressa.preparation import prepare
+from ressa.preparation.verb import prepare
 from ressa.tasks.base import Source
 from ressa.tasks.files import Pictures, read_json
 

@@ -8,10 +8,11 @@ import shutil
 import pytest
 
 import ressa.demo
+from ressa import plan
 from ressa.cli import main
 from ressa.errors import RessaError
+from ressa.files.text import to_bytes
 from ressa.inspection import plan as module
-from ressa.inspection.plan import plan, to_bytes
 from ressa.methods import METHODS
 from ressa.model.load import load
 from test_configs import CONFIGS
@@ -98,8 +99,8 @@ def test_sizes_are_read():
     [
         ({"memory": "lots"}, "'lots' is no size"),
         ({"memory": "0GiB"}, "is no size"),
-        ({"samples": 0}, "samples is 0"),
-        ({"gflops": -1.0}, "gflops is -1"),
+        ({"samples": 0}, "samples: 0 must be at least 1"),
+        ({"gflops": -1.0}, "gflops: -1.0 must be above 0"),
         ({"sparsity": "5:4"}, "5:4"),
     ],
 )
@@ -136,4 +137,4 @@ def test_the_command_line_shows_a_plan_and_prints_it_as_json(monkeypatch, capsys
 
 def test_options_of_the_plan_are_refused_without_it(monkeypatch, capsys):
     assert run("demo", "--batch-size", "4", monkeypatch=monkeypatch) == 2
-    assert capsys.readouterr().err == "ressa: --batch-size goes with --plan: add it\n"
+    assert capsys.readouterr().err == "ressa: --batch-size has no effect without --plan: add it\n"

@@ -28,11 +28,12 @@ from official import digests, lines, refusal, report
 from ressa import cli
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.preparation import SOURCES, check, plan, prepare, verb
+from ressa.preparation import plan, verb
 from ressa.preparation.forms import FORMS, INSTRUCTIONS
 from ressa.preparation.output import MANIFEST, REPORT
 from ressa.preparation.settings import Prepare
-from ressa.preparation.sums import SUMS
+from ressa.preparation.sums import SUMS, check
+from ressa.preparation.verb import SOURCES, prepare
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 

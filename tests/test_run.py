@@ -15,6 +15,7 @@ from rich.console import Console
 import ressa
 from ressa.errors import RessaError
 from ressa.evaluation.settings import Evaluate
+from ressa.pipeline import stage as engine
 from ressa.pipeline.recipe import Recipe, read_recipe
 from ressa.pipeline.run import run
 from ressa.pruning.settings import Prune
@@ -56,20 +57,20 @@ def idle(monkeypatch):
     def set_idle(*, but: tuple[str, ...] = ()) -> list[str]:
         called: list[str] = []
         for name in VERBS:
-            real = run.__globals__[name]
+            real = getattr(engine, name)
 
             def counted(*args, _name=name, _real=real, **kwargs):
                 called.append(_name)
                 return _real(*args, **kwargs)
 
-            monkeypatch.setitem(run.__globals__, name, counted if name in but else fail)
+            monkeypatch.setattr(engine, name, counted if name in but else fail)
         return called
 
     return set_idle
 
 
 def times(out: str) -> dict[str, int]:
-    """When each file below was last written; recipe.yaml and run.json are notes."""
+    """When each file below was last written; recipe.yaml and stages/ are notes."""
     files = (path for path in Path(out).rglob("*") if path.is_file() and path.name != "recipe.yaml")
     return {str(path): path.stat().st_mtime_ns for path in files}
 
@@ -91,7 +92,7 @@ def test_a_run_makes_every_stage_and_tells_of_it(finished):
     assert result["scores"]["dense"]["kl"] is None
     assert result["scores"]["pruned"]["kl"] > 0
     assert read_recipe(out / "recipe.yaml") == recipe
-    assert sorted(path.name for path in out.iterdir()) == ["pruned", "recipe.yaml", "repaired", "run.json", "scores"]
+    assert sorted(path.name for path in out.iterdir()) == ["pruned", "recipe.yaml", "repaired", "scores", "stages"]
 
 
 def test_all_models_are_asked_the_same_questions(finished):
@@ -120,11 +121,11 @@ def test_the_emoji_data_is_drawn_where_the_recipe_says_emoji(tmp_path, llava_fol
         Path(out).mkdir(parents=True)
         (Path(out) / "README.txt").write_text("scenes")
 
-    monkeypatch.setitem(run.__globals__, "write_emoji", draw)
+    monkeypatch.setattr(engine, "write_emoji", draw)
     recipe = Recipe(model=str(llava_folder), out=str(tmp_path / "out"), seed=5)
     for _ in range(2):
         run(recipe)
-    assert drawn == [(str(tmp_path / "out" / "data"), 5)]
+    assert drawn == [(tmp_path / "out" / "data", 5)]
     with pytest.raises(RessaError, match="data: made with other settings"):
         run(replace(recipe, seed=6))
 
@@ -197,9 +198,8 @@ def test_what_was_deleted_is_made_again_and_the_rest_stays(copied, idle):
     run(replace(copied, repair=Repair(steps=3, batch_size=4)))
     assert called == ["repair", "evaluate"]
     after = times(copied.out)
-    assert {name: after[name] for name in before if not name.endswith("run.json")} == {
-        name: time for name, time in before.items() if not name.endswith("run.json")
-    }
+    kept = {name: time for name, time in before.items() if "/stages/" not in name}
+    assert {name: after[name] for name in kept} == kept
 
 
 def test_a_stage_that_is_added_later_builds_on_those_that_are_there(finished, tmp_path, idle):
@@ -215,7 +215,7 @@ def test_a_stage_that_is_added_later_builds_on_those_that_are_there(finished, tm
 def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, idle, monkeypatch):
     recipe, first = finished
     recipe = replace(recipe, out=str(tmp_path / "out"))
-    real = run.__globals__["evaluate"]
+    real = engine.evaluate
 
     def killed(model, **settings):
         if str(model).endswith("repaired"):
@@ -223,7 +223,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, idle, monke
         return real(model, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setitem(run.__globals__, "evaluate", killed)
+        patch.setattr(engine, "evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             run(recipe)
     called = idle(but=("evaluate",))
@@ -241,7 +241,7 @@ def test_a_run_interrupted_in_its_first_stage_begins_anew(finished, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(run.__globals__, "prune", killed)
+        patch.setattr(engine, "prune", killed)
         with pytest.raises(KeyboardInterrupt):
             run(recipe)
     assert not (tmp_path / "out").exists()
@@ -251,8 +251,8 @@ def test_a_run_interrupted_in_its_first_stage_begins_anew(finished, tmp_path, mo
 
 def test_notes_that_are_no_json_any_more_are_refused(copied, idle):
     idle()
-    Path(copied.out, "run.json").write_text("{")
-    with pytest.raises(RessaError, match=r"run\.json: is not JSON any more"):
+    Path(copied.out, "stages", "prune.json").write_text("{")
+    with pytest.raises(RessaError, match=r"prune\.json: is not JSON any more"):
         run(copied)
 
 

@@ -14,7 +14,7 @@ import pytest
 import official
 from official import lines, refusal
 from ressa.data.records import read_records
-from ressa.preparation import prepare
+from ressa.preparation.verb import prepare
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 

@@ -2,6 +2,7 @@
 
 ressa.load(name)                       model and processor of a folder, a hub name, or "demo"
 ressa.inspect(name)                    its parts, blocks and linears; what would be pruned
+ressa.plan(name)                       what pruning and repairing it will take, from its config alone
 ressa.prune(name, out, data=...)       a folder with zeros
 ressa.repair(pruned, out, teacher=...) a folder with the same zeros that answers like the dense model
 ressa.evaluate(name, data=...)         how well it answers
@@ -33,11 +34,18 @@ _HOMES = {
     "evaluate": "ressa.evaluation.verb",
     "inspect": "ressa.inspection.verb",
     "load": "ressa.model.load",
+    "plan": "ressa.inspection.plan",
     "prune": "ressa.pruning.verb",
     "repair": "ressa.repairing.verb",
     "run": "ressa.pipeline.run",
 }
-_BY_KEYWORDS = {"compare": "method", "evaluate": "", "prune": "", "repair": ""}  # and the setting they take apart
+_BY_KEYWORDS = {"compare": "method", "evaluate": "", "plan": "", "prune": "", "repair": ""}  # {verb: field left out}
+    "compare": "method",
+    "evaluate": "",
+    "plan": "",
+    "prune": "",
+    "repair": "",
+}  # and the setting they take apart
 
 __all__ = ["RessaError", *_HOMES]
 

@@ -71,6 +71,20 @@ def evaluate(
     out: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]: ...
+def plan(
+    model: str | Path,
+    sparsity: str | float = "2:4",
+    *,
+    samples: int = 128,
+    batch_size: int | None = None,
+    tokens: int | None = None,
+    patches: int | None = None,
+    answers: int = 16,
+    steps: int = 1000,
+    rank: int = 32,
+    memory: str | None = None,
+    gflops: float | None = None,
+) -> dict[str, Any]: ...
 def prune(
     model: str | Path,
     out: str | Path,

@@ -67,12 +67,12 @@ def inspect(
         from ressa.reporting.plan_table import tables
 
         with quiet():
-            told = verb(model, sparsity, settings)
+            told = verb(model, sparsity, settings=settings)
     else:
         from ressa.inspection.verb import inspect as look
         from ressa.reporting.inspection import tables
 
-        told_apart(context, "model", "sparsity", "as_json", refused="inspect without --plan")
+        told_apart(context, "model", "sparsity", "as_json", refused="without --plan: add it")
         with quiet():
             told = look(model, sparsity)
     show(told, as_json, *tables(told))
@@ -170,7 +170,16 @@ def evaluate(
     if lmms is not None:
         from ressa.evaluation.lmms import evaluate as by_lmms
 
-        given = told_apart(context, "model", "lmms", "out", "limit", "batch_size", "device", refused="--lmms")
+        given = told_apart(
+            context,
+            "model",
+            "lmms",
+            "out",
+            "limit",
+            "batch_size",
+            "device",
+            refused="with --lmms: leave one of them out",
+        )
         size = settings.batch_size if "batch_size" in given else None
         by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=size, device=runtime.device)
         return

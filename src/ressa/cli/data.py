@@ -48,7 +48,7 @@ def _data_command(name: str, what: str) -> None:
         ] = None,
         as_json: Json = False,
     ) -> None:
-        from ressa.preparation import prepare as verb
+        from ressa.preparation.verb import prepare as verb
 
         with quiet(), bars() as bar:
             told = verb(name, source, out, images=images or (), progress=bar, **asdict(settings))
@@ -85,7 +85,7 @@ def check(
     folder: Annotated[str, typer.Argument(help="A folder that `ressa data` prepared.")], as_json: Json = False
 ) -> None:
     """Compare every file of a prepared folder with its SHA-256 in SHA256SUMS."""
-    from ressa.preparation import check as verb
+    from ressa.preparation.sums import check as verb
 
     with bars() as bar:
         told = verb(folder, bar("checking"))

@@ -24,7 +24,7 @@ def told_apart(context: typer.Context, *known: str, refused: str) -> set[str]:
     given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
     for parameter in context.command.params:
         if parameter.name in given - set(known):
-            raise RessaError(f"{parameter.opts[0]} has no effect with {refused}: leave one of them out")
+            raise RessaError(f"{parameter.opts[0]} has no effect {refused}")
     return given
 
 

@@ -52,7 +52,7 @@ class _Sizes:
     heads: int
 
 
-def plan(model: str | Path, sparsity: str, settings: Plan) -> dict[str, Any]:
+def plan(model: str | Path, sparsity: str = "2:4", *, settings: Plan) -> dict[str, Any]:
     """What `model` is made of, its size on disk, and the memory and work of pruning it by each method and repairing it.
 
     Args:

@@ -92,10 +92,10 @@ def _check(recipe: Recipe) -> None:
     check_pickle(resolve(recipe.model))
     check_writable(out_of(recipe) / "scores" / "repaired", resolve(recipe.model))
     runtime = recipe.runtime or Runtime()
-    check_machine(runtime)
     if recipe.repair:
         Where.of(recipe.repair, runtime)
         check_reports(recipe.repair.report_to)
+    check_machine(runtime)
     splits = [section.split for section in (recipe.prune, recipe.repair) if section]
     if recipe.evaluate:
         splits += _check_questions(recipe, recipe.evaluate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from ressa import allocation as allocations
@@ -31,7 +32,7 @@ class Request:
         check_counts(self.token_weights)
         for name in ("sparsity", "total", *PARTS):
             if (share := getattr(asked, name)) is not None:
-                with naming(name):
+                with naming(name) if name != "sparsity" else nullcontext():
                     parse(share)
         if self.from_file:
             self._check_file()

@@ -45,7 +45,6 @@ class Where:
     @classmethod
     def of(cls, settings: Repair, runtime: Runtime) -> Where:
         """Raises RessaError for two dtypes, one that would need its losses scaled, and a GPU other than the first."""
-        check_machine(runtime)
         if settings.bf16 and runtime.dtype not in (AUTO, "bfloat16"):
             raise RessaError(f"repair: bf16 and dtype {runtime.dtype} contradict each other; leave bf16 out")
         if runtime.dtype == "float16":
@@ -56,6 +55,7 @@ class Where:
                 f"repair: trains on the first {kind} device it sees, not on {runtime.device}: hide the others "
                 f"(CUDA_VISIBLE_DEVICES={number}) and leave the number out"
             )
+        check_machine(runtime)
         return cls(runtime.device, "bfloat16" if settings.bf16 else runtime.dtype)
 
     @property
