@@ -40,12 +40,6 @@ _HOMES = {
     "run": "ressa.pipeline.run",
 }
 _BY_KEYWORDS = {"compare": "method", "evaluate": "", "plan": "", "prune": "", "repair": ""}  # {verb: field left out}
-    "compare": "method",
-    "evaluate": "",
-    "plan": "",
-    "prune": "",
-    "repair": "",
-}  # and the setting they take apart
 
 __all__ = ["RessaError", *_HOMES]
 
