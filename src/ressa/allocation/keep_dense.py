@@ -29,7 +29,7 @@ def sensitivity(data: CalibrationData, needs: type[Any] | None, change: Callable
 
     It is measured: `change` prunes the block, which runs again on the inputs it has in the dense model, and is put
     back. Relative to what the block hands on, residual included, blocks of unlike scale compare. A method that needs
-    no data (`needs` is None) is told by its weights: their squared change, relative to them.
+    no data (`needs` is None) is judged by its weights: their squared change, relative to them.
     """
     errors: dict[str, float] = {}
     for turn in sweep(data, needs, DENSE):

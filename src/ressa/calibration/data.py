@@ -70,7 +70,7 @@ class CalibrationData:
         return {block.name: sum(linear.weight.numel() for linear in block.linears.values()) for block in self.blocks}
 
     def counted(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """The items, one by one, while `progress` is told of them."""
+        """The items, one by one, each reported to `progress`."""
         for done, item in enumerate(items):
             if self.progress:
                 self.progress(done, len(items), item.name if isinstance(item, Block) else what)

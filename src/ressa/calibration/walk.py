@@ -43,7 +43,7 @@ def walk(
     Args:
         device: blocks move there for their visit, one at a time, and back; None leaves them where they are.
         autocast: what forwards compute products in, where that is less than the weights have; None for theirs.
-        progress: told (blocks done, blocks in all, the next one's name).
+        progress: called with (blocks done, blocks in all, the next one's name).
         outputs: if given, the forwards run to their end and what they return is appended, in the order of `batches`.
 
     Raises:

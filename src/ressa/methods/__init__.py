@@ -41,7 +41,7 @@ def get(name: str, seed: int | None = None, **settings: Any) -> Method:
     """The method called `name`, with those of its `settings` fixed that are not None; RessaError for unknown ones.
 
     "wanda+refit" is Wanda's zeros with the least-squares answer for them; so with any other. Its own parameters stand
-    in brackets: "ria(power=0.3)". `seed` is told to a method that draws by lot; to others it is nothing.
+    in brackets: "ria(power=0.3)". `seed` is for a method that draws by lot; others ignore it.
 
     >>> get("sparsegpt", damp=0.1).needs.__name__, get("ria(power=0.3)+refit").needs.__name__
     ('Gram', 'Gram')
