@@ -6,7 +6,6 @@ A ressa.json tells the same under "allocation", and can be read in its place.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from ressa.errors import RessaError, unknown
 from ressa.files.paths import path_of
+from ressa.files.text import write_atomic
 
 UNITS = ("block", "linear")
 
@@ -30,9 +30,7 @@ class Saved:
 def write_allocation(path: str | Path, allocation: Mapping[str, Any]) -> None:
     """Writes unit and sparsity of `allocation`, as a manifest of `prune` has them, whole or not at all."""
     entry = {key: allocation[key] for key in ("unit", "sparsity")}
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")  # floats by repr: they read back the same
-    os.replace(partial, path)
+    write_atomic(Path(path), json.dumps(entry, indent=2) + "\n")  # floats by repr: they read back the same
 
 
 def read_allocation(path: str | Path) -> Saved:

@@ -57,9 +57,7 @@ class Schedule:
         self.resident: int | None = None
         self.held: dict[int, list[Tensor]] = {}  # changed weights, while dense ones stand in for them
         self.kept: dict[int, Any] = {}  # what the dense block of this visit made of batches, by batch
-
-    def patch(self) -> None:
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(blocks):
             module = block.module
             self.originals.append((module, module.forward, "forward" in vars(module)))
             module.forward = partial(self.enter, index)

@@ -56,7 +56,6 @@ def walk(
     was_training = model.training
     model.eval()
     try:
-        schedule.patch()
         yield from schedule.visits(propagate == "dense", progress, outputs)
     finally:
         schedule.end()
@@ -70,11 +69,12 @@ def walk_both(
     batches: Sequence[Batch],
     *,
     propagate: str = "sequential",
-    device: torch.device | str | None = None,
-    autocast: torch.dtype | None = None,
     progress: Progress | None = None,
+    **where: Any,
 ) -> Iterator[tuple[Visit, Visit]]:
-    """Each block in `ours`, a model that the caller changes, beside the same block in its `dense` original."""
-    where: dict[str, Any] = {"device": device, "autocast": autocast}
+    """Each block in `ours`, a model that the caller changes, beside the same block in its `dense` original.
+
+    `where` is `device` and `autocast`, as in `walk`, for both.
+    """
     changed = walk(*ours, batches, propagate=propagate, progress=progress, **where)
     return zip(changed, walk(*dense, batches, propagate="dense", **where), strict=True)
