@@ -19,7 +19,7 @@ from ressa import prune
 from ressa.allocation import ALLOCATIONS, budget, by_modality
 from ressa.allocation.budget import MOST, whole
 from ressa.allocation.dlp import dlp, median
-from ressa.allocation.ecoflap import STEP, ecoflap, saliency, shaken
+from ressa.allocation.ecoflap import STEP, ecoflap, saliency, zeroth_order
 from ressa.allocation.file import read_allocation, write_allocation
 from ressa.allocation.keep_dense import most_sensitive
 from ressa.allocation.magnitude import magnitude
@@ -305,8 +305,8 @@ def test_first_order_ecoflap_is_weight_times_gradient_of_the_answers_loss(ground
 
 def test_zeroth_order_ecoflap_is_the_slope_along_the_drawn_direction_and_leaves_no_trace(ground):
     before = {name: tensor.clone() for name, tensor in ground.net.state_dict().items()}
-    found = shaken(ground)
-    assert found == shaken(ground)
+    found = zeroth_order(ground)
+    assert found == zeroth_order(ground)
     assert all(torch.equal(before[name], tensor) for name, tensor in ground.net.state_dict().items())
     draw, slopes = torch.Generator().manual_seed(0), dict.fromkeys(found, 0.0)
     answers = sum(int((batch["labels"] != -100).sum()) for batch in ground.batches)

@@ -18,7 +18,7 @@ from ressa.errors import RessaError
 from ressa.model.load import load
 from ressa.model.structure import structure
 
-blocks = importlib.import_module("ressa.pruning.blocks")
+sweep = importlib.import_module("ressa.calibration.sweep")
 SMALL = {"samples": 6, "batch_size": 4}
 
 
@@ -41,8 +41,8 @@ def stopped(folder, out, at, **settings):
 @pytest.fixture
 def gathered(monkeypatch):
     """The names of the blocks whose inputs are gathered."""
-    names, gather = [], blocks.gather
-    monkeypatch.setattr(blocks, "gather", lambda visit, *rest: names.append(visit.block.name) or gather(visit, *rest))
+    names, gather = [], sweep.gather
+    monkeypatch.setattr(sweep, "gather", lambda visit, *rest: names.append(visit.block.name) or gather(visit, *rest))
     return names
 
 
@@ -85,7 +85,7 @@ def refused(*args):
 
 
 def test_a_run_that_is_refused_at_its_first_block_leaves_nothing(llava_folder, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "gather", refused)
+    monkeypatch.setattr(sweep, "gather", refused)
     with pytest.raises(RessaError, match="no"):
         prune(llava_folder, tmp_path / "new" / "out", data=tiny_data, method="wanda", **SMALL)
     assert not list(tmp_path.iterdir())
@@ -95,7 +95,7 @@ def test_a_run_that_is_refused_later_keeps_what_is_finished(llava_folder, tiny_d
     settings = {"data": tiny_data, "method": "wanda", **SMALL}
     stopped(llava_folder, tmp_path / "out", 2, **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(blocks, "gather", refused)
+        patch.setattr(sweep, "gather", refused)
         with pytest.raises(RessaError, match="no"):
             prune(llava_folder, tmp_path / "out", **settings)
     gathered.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -162,26 +163,49 @@ class GramAndMoments(Gram):
         return self._moments.variance_I
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a method takes beside weights and statistics, for `inspect --plan`; the defaults are as much as the most.
+
+    Memory is in float32 tensors, measured (tests/test_costs.py); all but `weights` count only where a Gram is needed.
+    """
+
+    weights: float = 13  # tensors of the size of the weights it works on
+    kept: int = 1  # tensors of the size of a Gram, kept with it
+    beside: int = 2  # such tensors while weights are pruned
+    making: float = 5  # such tensors while what is kept is made
+    products: float = 20  # products of the weights with one of them, 2 O I^2 operations each
+    squares: float = 0  # products of two of them, 2 I^3 each
+    factors: float = 1  # of I^3: Cholesky 1/3, its inverse 2/3, a triangular inverse 1, symmetric eigenvectors 9
+
+
 class Method(Protocol):
     """A pruning method: a pure function, with the statistic of the inputs that it needs (None: no data).
 
-    `by_row` says that it treats every output row alone, wherever the pattern does.
+    `by_row` says that it treats every output row alone, wherever the pattern does; `bare_weights`, that its score is
+    |weight| alone, which compares across matrices.
     """
 
     needs: type[InputNorm] | type[Moments] | type[Gram] | None
     by_row: bool
+    bare_weights: bool
+    cost: Cost
 
     def __call__(self, weight_OI: Tensor, inputs: Any, pattern: Any, /, **settings: Any) -> Tensor: ...
 
 
 def needs(
-    statistic: type[InputNorm] | type[Moments] | type[Gram] | None, *, by_row: bool = False
+    statistic: type[InputNorm] | type[Moments] | type[Gram] | None,
+    *,
+    by_row: bool = False,
+    bare_weights: bool = False,
+    cost: Cost = Cost(),
 ) -> Callable[[Callable[..., Tensor]], Method]:
-    """Marks a method with what calibration must gather for it, and runs it without gradients."""
+    """Marks a method with what calibration must gather for it, as in `Method`, and runs it without gradients."""
 
     def mark(function: Callable[..., Tensor]) -> Method:
         method: Any = torch.no_grad()(function)
-        method.needs, method.by_row = statistic, by_row
+        method.needs, method.by_row, method.bare_weights, method.cost = statistic, by_row, bare_weights, cost
         return method
 
     return mark

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal
 
 from ressa.allocation.dlp import dlp, median
-from ressa.allocation.ecoflap import ecoflap, saliency, shaken
+from ressa.allocation.ecoflap import ecoflap, saliency, zeroth_order
 from ressa.allocation.magnitude import magnitude
 from ressa.allocation.measure import scored
 from ressa.allocation.owl import outliers, owl
@@ -43,7 +43,7 @@ ALLOCATIONS: dict[str, Allocation] = {
     "owl": Allocation(owl, partial(scored, statistic=outliers)),
     "dlp": Allocation(dlp, partial(scored, statistic=median)),
     "ecoflap": Allocation(ecoflap, saliency),
-    "ecoflap-zeroth": Allocation(ecoflap, shaken),
+    "ecoflap-zeroth": Allocation(ecoflap, zeroth_order),
 }
 
 

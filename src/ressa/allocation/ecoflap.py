@@ -1,7 +1,7 @@
 """ECoFLaP: a block keeps the more, the more the answers depend on it, in vision and language alike (Sung et al. 2023).
 
 Paper: arXiv 2310.02998, section 3.2. First order: |weight| * |gradient|. Zeroth order: how much the loss moves when
-the block is shaken, from forwards alone.
+the block's weights are perturbed, from forwards alone.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def saliency(data: CalibrationData) -> dict[str, float]:
     sums = dict.fromkeys((block.name for block in data.blocks), 0.0)
     answers = 0.0
 
-    def listen(name: str) -> Any:
-        def hear(weight: Tensor) -> None:
+    def hook(name: str) -> Any:
+        def add(weight: Tensor) -> None:
             assert weight.grad is not None
             sums[name] += answers * (weight.detach() * weight.grad).float().abs().sum().item()
             weight.grad = None
 
-        return hear
+        return add
 
     with _only(data, requires_grad=True), torch.enable_grad():
         handles = [
-            weight.register_post_accumulate_grad_hook(listen(block.name))
+            weight.register_post_accumulate_grad_hook(hook(block.name))
             for block in data.blocks
             for weight in {id(p): p for p in map(parameter, block.linears.values())}.values()  # experts share one
         ]
@@ -85,7 +85,7 @@ def saliency(data: CalibrationData) -> dict[str, float]:
 
 
 @torch.no_grad()
-def shaken(data: CalibrationData) -> dict[str, float]:
+def zeroth_order(data: CalibrationData) -> dict[str, float]:
     """|L(w + e z) - L(w - e z)| / 2e with z drawn by the seed for each block and batch, meaned over the batches.
 
     That is the size of the block's gradient; divided by the root of the number of weights it is that of one weight,
@@ -95,7 +95,7 @@ def shaken(data: CalibrationData) -> dict[str, float]:
     asked = sum(map(_answers, data.batches))
     scores: dict[str, float] = {}
     with _only(data, requires_grad=False):
-        for block in data.counted(data.blocks, "shaking"):
+        for block in data.counted(data.blocks, "perturbing"):
             linears, slope = list(block.linears.values()), 0.0
             before = [linear.weight.detach().clone() for linear in linears]
             for batch in data.batches:

@@ -6,7 +6,6 @@ A ressa.json tells the same under "allocation", and can be read in its place.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from ressa.errors import RessaError, unknown
 from ressa.files.paths import path_of
+from ressa.files.text import write_atomic
 
 UNITS = ("block", "linear")
 
@@ -29,10 +29,8 @@ class Saved:
 
 def write_allocation(path: str | Path, allocation: Mapping[str, Any]) -> None:
     """Writes unit and sparsity of `allocation`, as a manifest of `prune` has them, whole or not at all."""
-    told = {key: allocation[key] for key in ("unit", "sparsity")}
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")  # floats by repr: they read back the same
-    os.replace(partial, path)
+    entry = {key: allocation[key] for key in ("unit", "sparsity")}
+    write_atomic(Path(path), json.dumps(entry, indent=2) + "\n")  # floats by repr: they read back the same
 
 
 def read_allocation(path: str | Path) -> Saved:
@@ -42,20 +40,20 @@ def read_allocation(path: str | Path) -> Saved:
         RessaError: no such file, no JSON, or not what `write_allocation` writes, with what is wrong.
     """
     try:
-        told = json.loads(path_of(path, "the allocation").read_text(encoding="utf-8"))
+        content = json.loads(path_of(path, "the allocation").read_text(encoding="utf-8"))
     except OSError as error:
         raise RessaError(f"{path}: the allocation cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise RessaError(f"{path}: is not JSON ({str(error).splitlines()[0]})") from None
-    if isinstance(told, dict) and isinstance(told.get("allocation"), dict):
-        told = told["allocation"]
-        if "sparsity" not in told:
+    if isinstance(content, dict) and isinstance(content.get("allocation"), dict):
+        content = content["allocation"]
+        if "sparsity" not in content:
             raise RessaError(f"{path}: that model was pruned uniformly, which needs no file: say sparsity instead")
-    if not (isinstance(told, dict) and isinstance(told.get("sparsity"), dict) and told["sparsity"]):
+    if not (isinstance(content, dict) and isinstance(content.get("sparsity"), dict) and content["sparsity"]):
         raise RessaError(f'{path}: is no allocation, which reads {{"unit": "block", "sparsity": {{name: share}}}}')
-    if told.get("unit") not in UNITS:
-        raise RessaError(f"{path}: {unknown('unit', str(told.get('unit')), UNITS)}")
-    for name, share in told["sparsity"].items():
+    if content.get("unit") not in UNITS:
+        raise RessaError(f"{path}: {unknown('unit', str(content.get('unit')), UNITS)}")
+    for name, share in content["sparsity"].items():
         if type(share) not in (int, float) or not 0 <= share < 1:
             raise RessaError(f"{path}: the sparsity of {name} is {share!r}, not a share of at least 0 and below 1")
-    return Saved(told["unit"], told["sparsity"], str(path))
+    return Saved(content["unit"], content["sparsity"], str(path))

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ressa.calibration.data import CalibrationData
-from ressa.calibration.gather import gather
-from ressa.errors import RessaError
+from ressa.calibration.sweep import DENSE, not_entered, sweep
 from ressa.statistics import InputNorm
 
 
@@ -21,12 +20,11 @@ def scored(data: CalibrationData, statistic: Callable[[list[Tensor]], float]) ->
         RessaError: a block that no calibration record enters.
     """
     scores: dict[str, float] = {}
-    for visit in data.visits():
-        inputs, linears = gather(visit, InputNorm, data.tokens), visit.block.linears
-        heard = [name for name in linears if name in inputs and inputs[name].tokens]
-        scores_OI = [linears[name].weight.detach().float().abs() * inputs[name].norm_I for name in heard]
-        if scores_OI:
-            scores[visit.block.name] = statistic(scores_OI)
-    for name in (block.name for block in data.blocks if block.name not in scores):
-        raise RessaError(f"no calibration record enters {name}: add records that do, or leave its part out")
+    for turn in sweep(data, InputNorm, DENSE):
+        inputs, linears = turn.inputs, turn.block.linears
+        read = [name for name in linears if name in inputs and inputs[name].tokens]
+        if not read:
+            raise not_entered(turn.block)
+        scores_OI = [linears[name].weight.detach().float().abs() * inputs[name].norm_I for name in read]
+        scores[turn.block.name] = statistic(scores_OI)
     return scores

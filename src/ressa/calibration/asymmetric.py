@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ressa.calibration.gather import listen, same_input
+from ressa.calibration.gather import capture, same_input
 from ressa.calibration.tokens import TokenWeights
-from ressa.calibration.walk import Visit
+from ressa.calibration.visit import Visit
 from ressa.errors import RessaError
 from ressa.statistics import Gram
 
@@ -27,14 +27,14 @@ def shifts(
     S = mean((d - x) xT) (gram + damp)^-1: zero where the prefix is not pruned.
 
     Args:
-        visit, dense: the same block, met by the same batches, in the model that is being pruned and in its original.
+        visit, dense: the same block and batches, in the model that is being pruned and in its original (`walk_both`).
         grams: what `gather` found in `visit`; those of other linears are not looked for.
         damp: as a share of the mean of the Gram's diagonal.
     """
     products: dict[str, Tensor] = {}
     shared: dict[str, list[str]] = {}
     for call, original in zip(visit.calls, dense.calls, strict=True):
-        (reads, given), (wanted, _) = listen(visit, call, grams), listen(dense, original, grams)
+        (reads, given), (wanted, _) = capture(visit, call, grams), capture(dense, original, grams)
         crossed = {id(tensor) for tensor in given[1:]}
         for names in same_input(reads):
             shared[names[0]] = names
@@ -57,6 +57,6 @@ def _product(x: Tensor, d: Tensor, weights: Tensor | None) -> Tensor:
     change_TI = d_TI - x_TI
     if weights is not None:
         counts_T = weights.reshape(-1).float().to(x.device)
-        heard_T = counts_T != 0  # padding may hold NaN
-        x_TI, change_TI = x_TI[heard_T], change_TI[heard_T] * counts_T[heard_T][:, None]
+        counted_T = counts_T != 0  # padding may hold NaN
+        x_TI, change_TI = x_TI[counted_T], change_TI[counted_T] * counts_T[counted_T][:, None]
     return change_TI.T @ x_TI

@@ -15,7 +15,7 @@ from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.samples import drawn
 from ressa.calibration.samples import samples as draw
 from ressa.calibration.tokens import TokenWeights, token_weights
-from ressa.calibration.walk import Progress, Visit, walk
+from ressa.calibration.visit import Progress
 from ressa.data.records import Record
 from ressa.model.structure import Block
 
@@ -69,13 +69,8 @@ class CalibrationData:
         """How many prunable weights each block has."""
         return {block.name: sum(linear.weight.numel() for linear in block.linears.values()) for block in self.blocks}
 
-    def visits(self) -> Iterator[Visit]:
-        """Each block, as the dense model enters it."""
-        where: dict[str, Any] = {"device": self.device, "autocast": self.autocast, "progress": self.progress}
-        return walk(self.net, self.blocks, self.batches, propagate="dense", **where)
-
     def counted(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """The items, one by one, while `progress` is told of them."""
+        """The items, one by one, each reported to `progress`."""
         for done, item in enumerate(items):
             if self.progress:
                 self.progress(done, len(items), item.name if isinstance(item, Block) else what)

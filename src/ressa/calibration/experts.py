@@ -45,16 +45,16 @@ class Experts:
         return bool(self._names)
 
     @contextmanager
-    def heard(self, tokens: TokenWeights) -> Iterator[None]:
+    def captured(self, tokens: TokenWeights) -> Iterator[None]:
         """While the block runs within, what its experts read is added; `tokens` are the weights of its batch."""
 
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with torch.no_grad():
                 self._replay(module, (*args, *kwargs.values()), tokens)
 
         with ExitStack() as stack:
             for module in self._names:
-                stack.callback(module.register_forward_pre_hook(hear, with_kwargs=True).remove)
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
 
     def _replay(self, module: nn.Module, args: tuple[Any, ...], tokens: TokenWeights) -> None:

@@ -1,4 +1,4 @@
-"""One pass of all batches through a block, listening to what its linears read."""
+"""One pass of all batches through a block, whose linears' inputs are captured by hooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ressa.calibration.bare import BareReads
 from ressa.calibration.experts import Experts
 from ressa.calibration.tokens import TokenWeights
-from ressa.calibration.walk import Call, Enough, Visit
+from ressa.calibration.visit import Call, StopForward, Visit
 from ressa.errors import RessaError
 from ressa.model.matrix import AsLinear, is_expert
 
@@ -39,10 +39,10 @@ def gather(
     experts = Experts(visit.block, needs, only)
     once = False
     for call in visit.calls:
-        with experts.heard(token_weights[call.batch]):
-            reads, given = listen(visit, call, only, once=once)
+        with experts.captured(token_weights[call.batch]):
+            reads, given = capture(visit, call, only, once=once)
         alone = not visit.onward and all(len(tensors) == 1 for tensors in reads.values())
-        once = alone and not experts and reads.keys() == _heard(visit, only).keys()  # experts may come last
+        once = alone and not experts and reads.keys() == _called(visit, only).keys()  # experts may come last
         crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
         for names in same_input(reads):
             statistic = _statistic(statistics, names, needs, reads[names[0]][0])
@@ -58,10 +58,10 @@ def reading_order(visit: Visit) -> list[list[str]]:
 
     In most blocks: query, key and value; the attention's output; gate and up; down.
     """
-    return same_input(listen(visit, visit.calls[0])[0]) if visit.calls else []
+    return same_input(capture(visit, visit.calls[0])[0]) if visit.calls else []
 
 
-def listen(
+def capture(
     visit: Visit, call: Call, only: Collection[str] | None = None, *, once: bool = False
 ) -> tuple[Reads, list[Tensor]]:
     """What each linear reads in this call, and the tensors the block was given. All are kept: ids stay unique.
@@ -70,8 +70,8 @@ def listen(
     """
     reads: Reads = {}
     versions: list[tuple[str, Tensor, int]] = []
-    linears = _heard(visit, only)
-    with _ears(linears, reads, versions, once):
+    linears = _called(visit, only)
+    with _capture_hooks(linears, reads, versions, once):
         given = visit.run(call)
     uncalled = {name: one for name, one in linears.items() if name not in reads and isinstance(one, nn.Linear)}
     if uncalled:
@@ -85,27 +85,27 @@ def listen(
     return reads, given
 
 
-def _heard(visit: Visit, only: Collection[str] | None) -> dict[str, nn.Linear | AsLinear]:
+def _called(visit: Visit, only: Collection[str] | None) -> dict[str, nn.Linear | AsLinear]:
     """The linears that are called; experts are not, see `calibration.experts`."""
     linears = visit.block.linears.items()
     return {name: linear for name, linear in linears if (only is None or name in only) and not is_expert(linear)}
 
 
 @contextmanager
-def _ears(
+def _capture_hooks(
     linears: Mapping[str, nn.Linear | AsLinear], reads: Reads, versions: list[tuple[str, Tensor, int]], once: bool
 ) -> Iterator[None]:
-    def ear(name: str) -> Any:
-        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(name: str) -> Any:
+        def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["input"]
             reads.setdefault(name, []).append(x)
             versions.append((name, x, x._version))
             if once and len(reads) == len(linears):
-                raise Enough
+                raise StopForward
 
-        return listen
+        return capture
 
-    handles = [linear.register_forward_pre_hook(ear(name), with_kwargs=True) for name, linear in linears.items()]
+    handles = [linear.register_forward_pre_hook(hook(name), with_kwargs=True) for name, linear in linears.items()]
     try:
         yield
     finally:

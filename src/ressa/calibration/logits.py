@@ -60,10 +60,10 @@ def decoder_ids(config: Any) -> tuple[int, int] | None:
     """
     if not is_encoder_decoder(config):
         return None
-    told = [config, *(getattr(config, name) for name in ("text_config", "decoder") if hasattr(config, name))]
+    configs = [config, *(getattr(config, name) for name in ("text_config", "decoder") if hasattr(config, name))]
     found = []
     for names in (("decoder_start_token_id", "bos_token_id"), ("pad_token_id",)):
-        ids = [getattr(one, name, None) for name in names for one in told]
+        ids = [getattr(one, name, None) for name in names for one in configs]
         if not (known := [number for number in ids if isinstance(number, int)]):
             raise RessaError(f"the model's config has no {names[0]}: an encoder-decoder reads its answers behind one")
         found.append(known[0])

@@ -1,4 +1,4 @@
-"""What blocks hand on, heard while a model runs, and how far two models' outputs are apart.
+"""The outputs of blocks, captured while a model runs, and the squared error between those of two models.
 
 Shapes: B sequences, T tokens, D width of a block's output.
 """
@@ -31,7 +31,7 @@ def outputs_of(blocks: Iterable[Block]) -> Iterator[dict[str, list[Tensor]]]:
         yield found
 
 
-def apart(ours: Tensor, dense: Tensor, weights: TokenWeights, block: Block) -> tuple[Tensor, Tensor]:
+def squared_error(ours: Tensor, dense: Tensor, weights: TokenWeights, block: Block) -> tuple[Tensor, Tensor]:
     """|ours - dense|² and |dense|² of one call, each summed over the tokens that count, as they count; float32."""
     counts_BT = weights.of(block, block.name, dense, crossed=False)
     return _squares(ours.float() - dense.float(), counts_BT), _squares(dense.float(), counts_BT)

@@ -75,7 +75,7 @@ def stamp(name: str | Path) -> list[Any]:
     if not folder.is_dir():
         return [str(name), getattr(read_config(name), "_commit_hash", None)]
     found = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
-    return [str(name), *([name, told.st_size, told.st_mtime_ns] for name, told in found)]
+    return [str(name), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in found)]
 
 
 def digest_of(records: list[Record]) -> str:

@@ -216,11 +216,11 @@ def compare(
 
     **Example:** `ressa compare demo --data data/ --methods wanda,sparsegpt,admm --sparsity 2:4 --out compared/`
     """
-    from ressa.methods.spelling import apart
+    from ressa.methods.spelling import split_methods
     from ressa.pipeline.compare import compare as verb
     from ressa.reporting.comparison import plot, table
 
-    names, asked = apart(methods), Evaluate(limit=limit)
+    names, asked = split_methods(methods), Evaluate(limit=limit)
     with quiet(), bars() as bar:
         where: dict[str, Any] = {"asked": asked, "runtime": runtime, "progress": bar}
         told = verb(model, out, data=data, methods=names, settings=settings, **where)

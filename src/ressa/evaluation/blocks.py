@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ressa.calibration.outputs import apart, outputs_of
+from ressa.calibration.outputs import outputs_of, squared_error
 from ressa.calibration.tokens import token_weights
 from ressa.data.prompts import to_device
 from ressa.evaluation.generate import measuring
@@ -32,7 +32,7 @@ def block_errors(
                 net(**to_device(dict(batch), net), use_cache=False)
         for block in originals:
             for y, reference in zip(ours[block.name], theirs[block.name], strict=True):
-                far, size = apart(y.to(reference.device), reference, weights, block)
+                far, size = squared_error(y.to(reference.device), reference, weights, block)
                 before = sums.get(block.name, (0.0, 0.0))
                 sums[block.name] = before[0] + far.item(), before[1] + size.item()
     return {name: far / size if size else 0.0 for name, (far, size) in sums.items()}

@@ -11,31 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ressa.methods.alps import EVERY
 from ressa.model.matrix import is_expert
 from ressa.model.structure import Block, PartName
-from ressa.statistics import PANELS, Gram, Method, Moments
+from ressa.statistics import PANELS, Cost, Gram, Method, Moments
 
 WIDE = 4  # bytes of a float32, which all statistics, solvers and repair use
 _PROJECTIONS = re.compile(r"(q|k|v|query|key|value)(_proj|_lin|_linear)?$")
 _GATED = re.compile(r"(gate|up|w1|w3|wi_\d|gate_proj|up_proj)$")
 _FUSED = re.compile(r"qkv|query_key_value|in_proj")
 _ACROSS = re.compile(r"cross|EncDec|encoder_attn")
-
-# What a method holds beside the weights and statistics, in float32 tensors: of the size of the weights it works on; of
-# a Gram, kept with it and beside the weights; and of a Gram while that is made. Measured (tests/test_costs.py).
-WORK: dict[str, tuple[float, int, int, float]] = {
-    "magnitude": (2, 0, 0, 0),
-    "random": (3, 0, 0, 0),
-    "wanda": (2, 0, 0, 0),
-    "ria": (4, 0, 0, 0),
-    "dsnot": (7, 0, 0, 0),
-    "sparsegpt": (4, 1, 0, 5),
-    "admm": (5.3, 1, 0, 3),
-    "alps": (13, 1, 2, 4.1),
-}
-UNKNOWN = (13, 1, 2, 5)  # of a method that was added: as much as the most
-ADMM_TURNS, ALPS_TURNS, REFIT_TURNS = 20, 45, 65  # ALPS and its refit as on the embedded model; at most 300 and 900
 
 
 @dataclass(frozen=True)
@@ -137,34 +121,11 @@ def gram_flop(shape: Shape, load: Load) -> float:
     return share * sum(2 * load.samples * load.length(shape, read.across) * read.inputs**2 for read in shape.reads)
 
 
-def factor_flop(name: str, shape: Shape) -> float:
-    """Factorisations of a block's Grams.
-
-    Cholesky I^3/3, a triangular inverse I^3, an inverse from a Cholesky factor 2/3 I^3, symmetric eigenvectors 9 I^3.
-    """
-    each = {"sparsegpt": 4 / 3, "admm": 1.0, "alps": 9.0}.get(name, 1.0)
-    return sum(each * read.inputs**3 for read in shape.reads)
-
-
-def product_flop(name: str, shape: Shape) -> float:
-    """Products of a solver with the Grams or what was made of them; a method that was added has one as ADMM's 20."""
-    total = 0.0
-    for read in shape.reads:
-        product = 2.0 * read.weights * read.inputs
-        if name == "sparsegpt":
-            total += product / 2
-        elif name == "alps":
-            total += 2 * ALPS_TURNS / EVERY * read.inputs**3 + (ALPS_TURNS + REFIT_TURNS) * product
-        else:
-            total += ADMM_TURNS * product
-    return total
-
-
-def prune_flop(name: str, method: Method, shapes: Iterable[Shape], load: Load) -> dict[str, float]:
+def prune_flop(method: Method, shapes: Iterable[Shape], load: Load) -> dict[str, float]:
     """{"forwards", "Grams", "factors", "products"} of pruning all `shapes` in order.
 
     Every block runs twice, as it was and pruned (the last one need not go on). As it was, all but the first batch run
-    to the last linear only, which is heard and not computed.
+    to the last linear only, whose input is captured and which is not computed.
     """
     blocks = list(shapes)
     flop = dict.fromkeys(("forwards", "Grams", "factors", "products"), 0.0)
@@ -172,13 +133,18 @@ def prune_flop(name: str, method: Method, shapes: Iterable[Shape], load: Load) -
         return flop
     for index, shape in enumerate(blocks):
         passes = (2 if index < len(blocks) - 1 else 1) * load.samples
-        unheard = 2 * max(load.samples - load.batch_size, 0) * load.length(shape, shape.reads[-1].across)
-        flop["forwards"] += forward_flop(shape, load, passes) - unheard * shape.reads[-1].weights
+        skipped = 2 * max(load.samples - load.batch_size, 0) * load.length(shape, shape.reads[-1].across)
+        flop["forwards"] += forward_flop(shape, load, passes) - skipped * shape.reads[-1].weights
         if issubclass(method.needs, Gram):
             flop["Grams"] += gram_flop(shape, load)
-            flop["factors"] += factor_flop(name, shape)
-            flop["products"] += product_flop(name, shape)
+            flop["factors"] += sum(method.cost.factors * read.inputs**3 for read in shape.reads)
+            flop["products"] += sum(_product_flop(method.cost, read) for read in shape.reads)
     return flop
+
+
+def _product_flop(cost: Cost, read: Read) -> float:
+    """Of a solver's products with the Gram or what was made of it."""
+    return 2.0 * read.inputs**2 * (cost.products * read.outputs + cost.squares * read.inputs)
 
 
 def repair_flop(shapes: Iterable[Shape], load: Load, *, rank: int, head: int, teacher: bool) -> float:
@@ -205,20 +171,20 @@ def statistic_bytes(needs: type[Any] | None, shape: Shape) -> int:
     return WIDE * sum(sizes)
 
 
-def work_bytes(name: str, method: Method, shape: Shape) -> float:
+def work_bytes(method: Method, shape: Shape) -> float:
     """The most that pruning a block holds beside its weights and statistics."""
-    matrix, kept, beside, making = WORK.get(name, UNKNOWN)
-    most = made = 0.0
+    cost, most, made = method.cost, 0.0, 0.0
     for read in shape.reads:
         gram = read.inputs**2 if method.needs and issubclass(method.needs, Gram) else 0
         weights = read.weights if method.by_row else read.weights / read.linears
-        most = max(most, made + making * gram, made + (kept + beside) * gram + matrix * weights)
-        made += kept * gram
+        at_work = (cost.kept + cost.beside) * gram + cost.weights * weights
+        most = max(most, made + cost.making * gram, made + at_work)
+        made += cost.kept * gram
     return WIDE * most
 
 
 def block_bytes(shape: Shape, load: Load, width: int) -> float:
-    """What one batch of `width` bytes a number holds in a block whose inputs are heard, one of them in float32."""
+    """What one batch of `width` bytes a number holds in a block whose inputs are captured, one of them in float32."""
     tokens = load.batch_size * load.length(shape)
     return tokens * (
         width * (sum(r.inputs for r in shape.reads) + 2 * shape.width) + WIDE * max(r.inputs for r in shape.reads)
@@ -231,12 +197,12 @@ def waiting_bytes(shape: Shape, load: Load, width: int) -> float:
     return load.samples * tokens * (2 * width * shape.width + tokens)
 
 
-def prune_bytes(name: str, method: Method, shapes: Iterable[Shape], load: Load, width: int) -> tuple[float, float]:
+def prune_bytes(method: Method, shapes: Iterable[Shape], load: Load, width: int) -> tuple[float, float]:
     """(the most that pruning needs beside the weights, what of it must stand where a block is pruned)."""
     there = resting = 0.0
     for shape in shapes:
-        run = block_bytes(shape, load, width) if method.needs else 0
-        there = max(there, statistic_bytes(method.needs, shape) + work_bytes(name, method, shape) + run)
+        batch = block_bytes(shape, load, width) if method.needs else 0
+        there = max(there, statistic_bytes(method.needs, shape) + work_bytes(method, shape) + batch)
         resting = max(resting, waiting_bytes(shape, load, width) if method.needs else 0)
     return there + resting, there
 

@@ -33,6 +33,7 @@ from ressa.model.load import auto_class, read_config
 from ressa.model.structure import BY_DEFAULT, PARTS, Structure, structure
 from ressa.patterns import Pattern, parse
 from ressa.settings import check_paths
+from ressa.statistics import Method
 
 STORED = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}  # bytes a prunable weight; int8 leaves the others in bfloat16
 WORDS, PATCHES = 64, 1024  # of text beside a picture; of a picture whose size the config does not tell
@@ -75,7 +76,7 @@ def plan(model: str | Path, sparsity: str = "2:4", *, settings: Plan) -> dict[st
     load = Load(settings.samples, batch or 8, length, settings.patches or seen, answers, crossing)
     trains = replace(load, batch_size=batch or 16)
     rows = {"load": _fits(_row(sizes.parameters * sizes.width, 0.0), limit, ())}
-    rows |= {f"prune: {name}": _prune(name, sizes, load, limit) for name in METHODS}
+    rows |= {f"prune: {name}": _prune(method, sizes, load, limit) for name, method in METHODS.items()}
     rows["repair"] = _repair(sizes, trains, settings.steps, settings.rank, limit)
     for row in rows.values():
         row["seconds"] = row["flop"] / settings.gflops / 1e9 if settings.gflops else None
@@ -179,16 +180,16 @@ def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
     return {"bytes": needed, "flop": flop, "fits": None, "change": None, **more}
 
 
-def _prune(name: str, sizes: _Sizes, load: Load, limit: int | None) -> dict[str, Any]:
+def _prune(method: Method, sizes: _Sizes, load: Load, limit: int | None) -> dict[str, Any]:
     weights = sizes.parameters * sizes.width
     largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
 
     def needs(load: Load) -> tuple[float, float]:
-        beside, there = prune_bytes(name, METHODS[name], sizes.shapes, load, sizes.width)
+        beside, there = prune_bytes(method, sizes.shapes, load, sizes.width)
         return weights + beside, there + largest
 
     whole, apart = needs(load)
-    work = prune_flop(name, METHODS[name], sizes.shapes, load)
+    work = prune_flop(method, sizes.shapes, load)
     one = replace(load, batch_size=1)
     ways = (
         (

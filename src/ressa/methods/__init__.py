@@ -41,7 +41,7 @@ def get(name: str, seed: int | None = None, **settings: Any) -> Method:
     """The method called `name`, with those of its `settings` fixed that are not None; RessaError for unknown ones.
 
     "wanda+refit" is Wanda's zeros with the least-squares answer for them; so with any other. Its own parameters stand
-    in brackets: "ria(power=0.3)". `seed` is told to a method that draws by lot; to others it is nothing.
+    in brackets: "ria(power=0.3)". `seed` is for a method that draws by lot; others ignore it.
 
     >>> get("sparsegpt", damp=0.1).needs.__name__, get("ria(power=0.3)+refit").needs.__name__
     ('Gram', 'Gram')
@@ -79,10 +79,12 @@ def _fixed(method: Method, **given: Any) -> Method:
     return cast(Method, update_wrapper(partial(method, **given), method))
 
 
-def _refitted(method: Method, **told: Any) -> Method:
-    @needs(GramAndMoments if method.needs is Moments else Gram, by_row=method.by_row)
+def _refitted(method: Method, **fixed: Any) -> Method:
+    statistic = GramAndMoments if method.needs is Moments else Gram
+
+    @needs(statistic, by_row=method.by_row, bare_weights=method.bare_weights)
     def both(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float | None = None) -> Tensor:
-        given = told if damp is None else told | {"damp": damp}
+        given = fixed if damp is None else fixed | {"damp": damp}
         return refit(weight_OI, method(weight_OI, inputs, pattern), inputs, **given)
 
     return both

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ressa.patterns import NofM, Pattern
-from ressa.statistics import Gram, needs
+from ressa.statistics import Cost, Gram, needs
 
 RHO = 1.0  # how strongly the two copies of the weights are held together; the inputs have norm one
 
 
-@needs(Gram, by_row=True)
+@needs(Gram, by_row=True, cost=Cost(weights=5.3, beside=0, making=3, products=20, factors=1))
 def admm(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.1, iterations: int = 20) -> Tensor:
     """`weight_OI` with zeros, the weights that stay moved so that the outputs stay.
 

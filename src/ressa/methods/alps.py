@@ -11,13 +11,15 @@ from torch import Tensor
 from ressa.methods.admm import step
 from ressa.methods.refit import refit
 from ressa.patterns import Pattern
-from ressa.statistics import Gram, needs
+from ressa.statistics import Cost, Gram, needs
 
 RHO, RISE, EVERY = 0.1, 1.1, 3  # the penalty at first, and its rise after so many iterations
 AT_LEAST, SETTLED = 30, 3e-4  # iterations, after which fewer changes than this share of the kept weights end it
+TURNS, REFIT = 45, 65  # iterations of both on the embedded model; at most 300 and 900
+COST = Cost(weights=13, kept=1, beside=2, making=4.1, products=TURNS + REFIT, factors=9, squares=TURNS / EVERY)
 
 
-@needs(Gram, by_row=True)
+@needs(Gram, by_row=True, cost=COST)
 def alps(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.01, iterations: int = 300) -> Tensor:
     """`weight_OI` with zeros, the weights that stay being the least-squares answer (`refit`) for that choice.
 

@@ -17,12 +17,12 @@ from ressa.methods.random import random
 from ressa.methods.ria import ria
 from ressa.methods.wanda import wanda
 from ressa.patterns import Pattern
-from ressa.statistics import Moments, needs
+from ressa.statistics import Cost, Moments, needs
 
 STARTS = {"magnitude": magnitude, "random": random, "ria": ria, "wanda": wanda}
 
 
-@needs(Moments)
+@needs(Moments, cost=Cost(weights=7))
 def dsnot(
     weight_OI: Tensor,
     inputs: Moments,

@@ -8,10 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ressa.patterns import Pattern
-from ressa.statistics import needs
+from ressa.statistics import Cost, needs
 
 
-@needs(None, by_row=True)
+@needs(None, by_row=True, bare_weights=True, cost=Cost(weights=2))
 def magnitude(weight_OI: Tensor, inputs: None, pattern: Pattern) -> Tensor:
     """`weight_OI` with zeros where |weight| is lowest."""
     return weight_OI.where(pattern.keep(weight_OI.float().abs()), 0)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ressa.patterns import Pattern
-from ressa.statistics import needs
+from ressa.statistics import Cost, needs
 
 
-@needs(None)
+@needs(None, cost=Cost(weights=3))
 def random(weight_OI: Tensor, inputs: None, pattern: Pattern, *, seed: int = 0) -> Tensor:
     """`weight_OI` with zeros drawn by lot; weights that are zero already go first, so that counts stay exact.
 

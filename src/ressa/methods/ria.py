@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ressa.patterns import Pattern
-from ressa.statistics import Gram, InputNorm, Moments, needs
+from ressa.statistics import Cost, Gram, InputNorm, Moments, needs
 
 TINY = torch.finfo(torch.float32).tiny
 
 
-@needs(InputNorm)
+@needs(InputNorm, cost=Cost(weights=4))
 def ria(weight_OI: Tensor, inputs: InputNorm | Moments | Gram, pattern: Pattern, *, power: float = 0.5) -> Tensor:
     """`weight_OI` with zeros where relative importance times its input's norm is lowest; no update, no permutation.
 

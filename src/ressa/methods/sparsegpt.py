@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ressa.patterns import Pattern
-from ressa.statistics import Gram, needs
+from ressa.statistics import Cost, Gram, needs
 
-SLAB = 128  # inputs pruned before the rest of the matrix hears of it, in one product
-FEW = 16  # inputs pruned before the rest of the slab hears of it, likewise
+SLAB = 128  # inputs pruned before the rest of the matrix is updated, in one product
+FEW = 16  # inputs pruned before the rest of the slab is updated, likewise
 
 
-@needs(Gram, by_row=True)
+@needs(Gram, by_row=True, cost=Cost(weights=4, beside=0, making=5, products=0.5, factors=4 / 3))
 def sparsegpt(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.01) -> Tensor:
     """`weight_OI` with zeros, the weights that stay moved so that the outputs stay.
 
@@ -25,7 +25,7 @@ def sparsegpt(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float 
     """
     factor_II = inputs.inverse_factor(damp)
     weight_IO = weight_OI.T.to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # a step is then a row
-    weight_IO[inputs.norm_I == 0] = 0  # an input that is always zero is never heard, and cannot make up for others
+    weight_IO[inputs.norm_I == 0] = 0  # an input that is always zero cannot make up for others
     width = len(weight_IO)
     slab = max(SLAB - SLAB % pattern.columns, pattern.columns)  # whole N:M groups
     for a in range(0, width, slab):

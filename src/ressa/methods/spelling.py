@@ -34,10 +34,10 @@ def steps(text: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def apart(text: str) -> list[str]:
+def split_methods(text: str) -> list[str]:
     """Several methods with commas between them; those within brackets part parameters.
 
-    >>> apart("wanda, admm(damp=0.1, iterations=40)")
+    >>> split_methods("wanda, admm(damp=0.1, iterations=40)")
     ['wanda', 'admm(damp=0.1, iterations=40)']
     """
     return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
@@ -51,7 +51,7 @@ def checked(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -
     """
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    told = {}
+    settings = {}
     for key, value in given.items():
         if key not in defaults:
             raise (
@@ -65,8 +65,8 @@ def checked(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -
             raise RessaError(f"method '{name}': {key}: {value!r} is not {WORDS[kind]}")
         if kind is not str and not (value >= 0 and math.isfinite(value)):
             raise RessaError(f"method '{name}': {key}: {value} must be finite and at least 0")
-        told[key] = value
-    return told
+        settings[key] = value
+    return settings
 
 
 def _pair(pair: str, text: str) -> tuple[str, Any]:

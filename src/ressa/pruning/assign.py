@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,42 +13,43 @@ from ressa.allocation.by_modality import by_modality
 from ressa.allocation.file import Saved
 from ressa.allocation.keep_dense import most_sensitive, sensitivity
 from ressa.calibration.data import CalibrationData
+from ressa.calibration.sweep import Turn
 from ressa.errors import RessaError, unknown
 from ressa.model.structure import PARTS, Block, Structure
 from ressa.patterns import Pattern, Unstructured, parse
+from ressa.pruning.blocks import prune_block
 from ressa.pruning.request import Request
 from ressa.statistics import Method
 
 Patterns = dict[str, Pattern]
-Apply = Callable[[Block, Mapping[str, Any], Patterns], None]  # prunes one block, given its inputs
 
 
-def allot(
-    request: Request, saved: Saved | None, plan: Structure, data: CalibrationData, run: Method, apply: Apply
+def assign_patterns(
+    request: Request, saved: Saved | None, plan: Structure, data: CalibrationData, method: Method
 ) -> tuple[Patterns, dict[str, Any]]:
     """The pattern of every linear that plays a part, dense ones as 0%, and the manifest's entry "allocation".
 
     Args:
         saved: what the file says that the request names.
         data: the model and its data; batches are made only if something must be measured.
-        run, apply: the method, and how it prunes a block (for `keep_dense`, which tries it).
+        method: for `keep_dense`, which tries it on every block.
 
     Raises:
         RessaError: a pattern that does not fit, a budget that cannot be met, a file of another model.
     """
     if saved is not None:
-        patterns = _spelled(request, plan.blocks(), _matched(saved, plan), saved.unit)
-        told: dict[str, Any] = {"name": saved.path, "unit": saved.unit, "sparsity": saved.sparsity}
+        patterns = _patterns_of(request, plan.blocks(), _matched(saved, plan), saved.unit)
+        allocation: dict[str, Any] = {"name": saved.path, "unit": saved.unit, "sparsity": saved.sparsity}
     elif request.plain:
-        patterns, told = _plain(request, plan.blocks()), {"name": "uniform"}
+        patterns, allocation = _plain(request, plan.blocks()), {"name": "uniform"}
         if request.asked.keep_dense:
-            told |= _keep_dense(request.asked.keep_dense, plan, patterns, data, run, apply)
+            allocation |= _keep_dense(request.asked.keep_dense, plan, patterns, data, method)
     else:
-        told = _shared_out(request, plan, data)
-        patterns = _spelled(request, plan.blocks(), told["sparsity"], told["unit"])
+        allocation = _shared_out(request, plan, data)
+        patterns = _patterns_of(request, plan.blocks(), allocation["sparsity"], allocation["unit"])
     if not any(pattern.sparsity for pattern in patterns.values()):
         raise RessaError("nothing to prune: every part of the model is left out")
-    return patterns, told
+    return patterns, allocation
 
 
 def _plain(request: Request, blocks: Iterable[Block]) -> Patterns:
@@ -63,14 +64,16 @@ def _plain(request: Request, blocks: Iterable[Block]) -> Patterns:
     return patterns
 
 
-def _keep_dense(
-    k: int, plan: Structure, patterns: Patterns, data: CalibrationData, run: Method, apply: Apply
-) -> dict[str, Any]:
+def _keep_dense(k: int, plan: Structure, patterns: Patterns, data: CalibrationData, method: Method) -> dict[str, Any]:
     """Sets the patterns of the `k` most sensitive blocks to 0%, and tells which and why."""
     blocks = [block for block in plan.blocks() if block.linears.keys() & patterns.keys()]
     if k >= len(blocks):
         most_sensitive(dict.fromkeys((block.name for block in blocks), 0.0), k)  # refuses before anything is measured
-    errors = sensitivity(data.over(blocks), run.needs, lambda block, inputs: apply(block, inputs, patterns))
+
+    def prune(turn: Turn) -> None:
+        prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
+
+    errors = sensitivity(data.over(blocks), method.needs, prune)
     dense = most_sensitive(errors, k)
     for block in blocks:
         if block.name in dense:
@@ -97,9 +100,9 @@ def _shared_out(request: Request, plan: Structure, data: CalibrationData) -> dic
         sizes = {name: _size(unit) for name, unit in weights.items()}
         scores = weights if entry.unit == "linear" else {name: measured.get(name, 0.0) for name in sizes}
         sparsity |= entry.share(scores, sizes, zeros, **settings)
-    told = {"name": request.name, "unit": entry.unit, "sparsity": sparsity, "zeros": parts, "weights": held}
-    told |= {} if request.name == "uniform" else {"budget": request.pool}
-    return told | settings | ({"score": measured} if measured else {})
+    allocation = {"name": request.name, "unit": entry.unit, "sparsity": sparsity, "zeros": parts, "weights": held}
+    allocation |= {} if request.name == "uniform" else {"budget": request.pool}
+    return allocation | settings | ({"score": measured} if measured else {})
 
 
 def _parts(request: Request, blocks: list[Block]) -> tuple[dict[str, int], dict[str, int]]:
@@ -111,9 +114,9 @@ def _parts(request: Request, blocks: list[Block]) -> tuple[dict[str, int], dict[
         shares: dict[str, float] = {part: parse(request.sparsity_of(part)).sparsity for part in PARTS}
         counted = {part: n for part, n in sizes.items() if shares[part]}
         return {part: round(shares[part] * n) for part, n in counted.items()}, counted
-    told = {part: pattern.sparsity for part, pattern in request.told().items()}
-    counted = {part: n for part, n in sizes.items() if part != "connector" or part in told}
-    return by_modality(parse(request.asked.total).sparsity, told, counted), counted
+    fixed = {part: pattern.sparsity for part, pattern in request.told().items()}
+    counted = {part: n for part, n in sizes.items() if part != "connector" or part in fixed}
+    return by_modality(parse(request.asked.total).sparsity, fixed, counted), counted
 
 
 def _matched(saved: Saved, plan: Structure) -> dict[str, float]:
@@ -126,7 +129,7 @@ def _matched(saved: Saved, plan: Structure) -> dict[str, float]:
     return saved.sparsity
 
 
-def _spelled(request: Request, blocks: Iterable[Block], sparsity: Mapping[str, float], unit: str) -> Patterns:
+def _patterns_of(request: Request, blocks: Iterable[Block], sparsity: Mapping[str, float], unit: str) -> Patterns:
     """Shares as patterns. A block's zeros go to its linears by size, and add up to the very weight."""
     patterns: Patterns = {}
     for block in blocks:
@@ -135,16 +138,13 @@ def _spelled(request: Request, blocks: Iterable[Block], sparsity: Mapping[str, f
             zeros = {name: round(sparsity[name] * n) for name, n in sizes.items() if name in sparsity}
         elif block.name in sparsity:
             share, n = sparsity[block.name], _size(block)
-            zeros = whole({name: share * size for name, size in sizes.items()}, round(share * n), _all_but_one(sizes))
+            most = {name: size - 1 for name, size in sizes.items()}
+            zeros = whole({name: share * size for name, size in sizes.items()}, round(share * n), most)
         else:
             continue
         group = request.group_in(block.part, exact=True)
         patterns |= {name: Unstructured(count / sizes[name], group) for name, count in zeros.items()}
     return patterns
-
-
-def _all_but_one(sizes: Mapping[str, int]) -> dict[str, int]:
-    return {name: size - 1 for name, size in sizes.items()}
 
 
 def _linears(blocks: Iterable[Block]) -> dict[str, Tensor]:

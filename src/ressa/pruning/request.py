@@ -106,9 +106,10 @@ class Request:
                     f"group '{self.asked.group}' says what competes in a share (50%), not in N:M: leave it out"
                 )
             return
-        if self.asked.method.partition("+")[0] != "magnitude":
+        if not methods.get(self.asked.method).bare_weights:
+            able = " or ".join(name for name, method in methods.METHODS.items() if method.bare_weights)
             raise RessaError(
-                f"group '{self.asked.group}' compares bare weights of many matrices, which is for method magnitude: "
+                f"group '{self.asked.group}' compares bare weights of many matrices, which is for method {able}: "
                 f"with '{self.asked.method}' say allocation magnitude"
             )
         for name, unsaid in (("allocation", "uniform"), ("budget", None)):

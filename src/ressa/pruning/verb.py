@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from ressa.allocation.file import read_allocation
 from ressa.calibration.data import CalibrationData
 from ressa.calibration.resume import digest_of, finished_blocks, stamp
 from ressa.calibration.samples import drawn
-from ressa.calibration.walk import Progress
+from ressa.calibration.sweep import SweepSettings, sweep
+from ressa.calibration.visit import Progress
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.machine import Machine, check_machine, forget_peak, peak_memory, plain, versions
@@ -26,8 +27,8 @@ from ressa.model.load import auto_class, load, machine_for, read_config, resolve
 from ressa.model.precision import cast_back, dtypes_of
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
-from ressa.pruning.assign import allot
-from ressa.pruning.blocks import by_inputs, by_weights, prune_block
+from ressa.pruning.assign import assign_patterns
+from ressa.pruning.blocks import prune_block
 from ressa.pruning.request import Request
 from ressa.pruning.settings import Prune
 from ressa.settings import Runtime, check_paths
@@ -77,21 +78,17 @@ def prune(
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
     sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
     calibration = CalibrationData(net, processor, records, *sizes, **where)
-    patterns, allotted = allot(request, saved, plan, calibration, method, partial(prune_block, method))
-    blocks = [
-        block
-        for block in plan.blocks()
-        if any(patterns[name].sparsity for name in block.linears.keys() & patterns.keys())
-    ]
+    patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
+    pruned = dict.fromkeys(name for name, pattern in patterns.items() if pattern.sparsity)
+    blocks = [block for block in plan.blocks() if block.linears.keys() & pruned]
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
-    finished, resumed = None, 0
-    if method.needs is None:
-        by_weights(method, blocks, patterns, progress)
-    else:
-        with finished_blocks(out, _identity(arguments, chosen, records or [], patterns)) as finished:
-            how = (settings.propagate, settings.order, settings.asymmetric)
-            resumed = by_inputs(method, calibration, blocks, patterns, *how, finished)
-    cast_back(net, dtypes, [name for name, pattern in patterns.items() if pattern.sparsity])
+    identity = _identity(arguments, chosen, records or [], patterns)
+    with finished_blocks(out, identity) if method.needs else nullcontext() as finished:
+        resumed = sum(map(finished.has, blocks)) if finished else 0
+        how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
+        for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
+            prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
+    cast_back(net, dtypes, pruned)
     manifest = _manifest(arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
     manifest["pictures"] = calibration.seen
     if resumed:

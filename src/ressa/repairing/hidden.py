@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ressa.calibration.outputs import apart
+from ressa.calibration.outputs import squared_error
 from ressa.calibration.tokens import token_weights
 from ressa.model.structure import Block, structure
 
-Outputs = Mapping[str, Sequence[Tensor]]  # what `calibration.outputs_of` hears
+Outputs = Mapping[str, Sequence[Tensor]]  # what `calibration.outputs.outputs_of` captures
 Share = Callable[[Tensor], Tensor]
 
 
@@ -41,7 +41,7 @@ def hidden_loss(
     fars, sizes = [], []
     for block in blocks:
         pairs = [
-            apart(y, reference.to(y.device), weights, block)
+            squared_error(y, reference.to(y.device), weights, block)
             for y, reference in zip(ours[block.name], theirs[block.name], strict=True)
         ]
         fars.append(torch.stack([far for far, _ in pairs]).sum() if pairs else None)
@@ -53,7 +53,7 @@ def hidden_loss(
     return (far_N[there] / size_N[there]).sum() / there.sum().clamp(min=1)
 
 
-def streams(model: PreTrainedModel) -> list[Block]:
+def distilled_blocks(model: PreTrainedModel) -> list[Block]:
     """The blocks of vision and language: those whose outputs are distilled."""
     plan = structure(model)
     return plan.blocks(part for part in ("vision", "language") if part in plan.parts)

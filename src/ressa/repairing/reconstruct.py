@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from ressa.calibration.outputs import apart
+from ressa.calibration.outputs import squared_error
 from ressa.calibration.tokens import TokenWeights, token_weights
-from ressa.calibration.walk import Call, Visit, walk
+from ressa.calibration.visit import Call, Progress, Visit
+from ressa.calibration.walk import walk_both
 from ressa.model.matrix import holder
 from ressa.model.structure import Block, structure
 from ressa.repairing.experts import KeptExperts, kept
 from ressa.repairing.kept import KeptLinear, put
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,13 @@ def reconstruct(
         {block: (relative squared distance from the dense block's outputs before, after)} on the same batches.
     """
     tokens = [token_weights(batch, model.config) for batch in batches]
-    ours, theirs = _blocks(model, pruned), _blocks(dense, pruned)
-    told = {}
-    visits = walk(model, ours, batches, device=device, progress=progress)
-    originals = walk(dense, theirs, batches, device=device)
-    for visit, original in zip(visits, originals, strict=True):
+    distances = {}
+    ours, originals = ((net, _blocks(net, pruned)) for net in (model, dense))
+    for visit, original in walk_both(ours, originals, batches, device=device, progress=progress):
         with torch.no_grad():
             wanted = [_output(original, call) for call in original.calls]
-        told[visit.block.name] = _train(visit, wanted, tokens, set(pruned), passes)
-    return told
+        distances[visit.block.name] = _train(visit, wanted, tokens, set(pruned), passes)
+    return distances
 
 
 def _blocks(model: PreTrainedModel, pruned: Collection[str]) -> list[Block]:
@@ -95,7 +92,7 @@ def _train(
         for _ in range(passes.epochs):
             for i in draw.sample(range(len(visit.calls)), len(visit.calls)):
                 call = visit.calls[i]
-                far, size = apart(_output(visit, call), wanted[i], tokens[call.batch], block)
+                far, size = squared_error(_output(visit, call), wanted[i], tokens[call.batch], block)
                 adam.zero_grad()
                 (far / size.clamp(min=torch.finfo(torch.float32).tiny)).backward()
                 nn.utils.clip_grad_norm_(trained, 1.0)
@@ -125,7 +122,7 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 def _distance(visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights]) -> float:
     fars, sizes = 0.0, 0.0
     for call, reference in zip(visit.calls, wanted, strict=True):
-        far, size = apart(_output(visit, call), reference, tokens[call.batch], visit.block)
+        far, size = squared_error(_output(visit, call), reference, tokens[call.batch], visit.block)
         fars, sizes = fars + far.item(), sizes + size.item()
     return fars / sizes if sizes else 0.0
 

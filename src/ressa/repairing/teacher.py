@@ -35,7 +35,7 @@ from ressa.files.folders import partial as partial_of
 from ressa.model.load import resolve
 from ressa.model.structure import Block
 from ressa.repairing.distill import top_words
-from ressa.repairing.hidden import Outputs, connector_end, streams
+from ressa.repairing.hidden import Outputs, connector_end, distilled_blocks
 
 ABOUT = "about.json"
 Progress = Callable[[int, int, str], None]
@@ -71,7 +71,7 @@ class Teacher:
 
 def heard(model: PreTrainedModel, hidden: bool, connector: bool) -> list[Block]:
     """The blocks whose outputs the losses ask for."""
-    return (streams(model) if hidden else []) + (connector_end(model) if connector else [])
+    return (distilled_blocks(model) if hidden else []) + (connector_end(model) if connector else [])
 
 
 @dataclass(frozen=True)

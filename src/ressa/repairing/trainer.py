@@ -27,7 +27,7 @@ from ressa.errors import RessaError, unknown
 from ressa.files.folders import writing
 from ressa.machine import Machine
 from ressa.repairing.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl
-from ressa.repairing.hidden import connector_end, hidden_loss, streams
+from ressa.repairing.hidden import connector_end, distilled_blocks, hidden_loss
 from ressa.repairing.settings import Repair
 from ressa.repairing.teacher import Said, Teacher, said
 
@@ -92,7 +92,7 @@ class Adaptation(Trainer):
         self.objective, self.teacher, self.settings = objective, teacher, settings
         model = more["model"]
         self.config = model.config
-        self.blocks = streams(model) if settings.hidden_weight else []
+        self.blocks = distilled_blocks(model) if settings.hidden_weight else []
         self.ends = connector_end(model) if settings.connector_weight else []
         self.remove_callback(PrinterCallback)
 
