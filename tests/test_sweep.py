@@ -14,7 +14,8 @@ from ressa.calibration.resume import FinishedBlocks
 from ressa.calibration.sweep import DENSE, sweep
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.methods import METHODS, magnitude
+from ressa.methods import METHODS
+from ressa.methods.magnitude import magnitude
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.statistics import Gram, needs

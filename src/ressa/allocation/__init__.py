@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ressa.allocation.dlp import dlp, median
-from ressa.allocation.ecoflap import ecoflap, saliency, zeroth_order
-from ressa.allocation.magnitude import magnitude
+from ressa.allocation import dlp, ecoflap, magnitude, owl, uniform
 from ressa.allocation.measure import scored
-from ressa.allocation.owl import outliers, owl
-from ressa.allocation.uniform import uniform
 from ressa.calibration.data import CalibrationData
 from ressa.errors import unknown
 
@@ -38,12 +34,12 @@ class Allocation:
 
 
 ALLOCATIONS: dict[str, Allocation] = {
-    "uniform": Allocation(uniform),
-    "magnitude": Allocation(magnitude, unit="linear"),
-    "owl": Allocation(owl, partial(scored, statistic=outliers)),
-    "dlp": Allocation(dlp, partial(scored, statistic=median)),
-    "ecoflap": Allocation(ecoflap, saliency),
-    "ecoflap-zeroth": Allocation(ecoflap, zeroth_order),
+    "uniform": Allocation(uniform.uniform),
+    "magnitude": Allocation(magnitude.magnitude, unit="linear"),
+    "owl": Allocation(owl.owl, partial(scored, statistic=owl.outliers)),
+    "dlp": Allocation(dlp.dlp, partial(scored, statistic=dlp.median)),
+    "ecoflap": Allocation(ecoflap.ecoflap, ecoflap.saliency),
+    "ecoflap-zeroth": Allocation(ecoflap.ecoflap, ecoflap.zeroth_order),
 }
 
 

@@ -1,39 +1,33 @@
-"""The pruning methods, by name. A new one is one file and one line here."""
+"""The pruning methods, by name. A new one is one file, NAME.py with a function NAME, and one line here."""
 
 from __future__ import annotations
 
 import inspect
 from functools import partial, update_wrapper
+from importlib import import_module
 from typing import Any, cast
 
 from torch import Tensor
 
 from ressa.errors import RessaError, unknown
-from ressa.methods.admm import admm
-from ressa.methods.alps import alps
-from ressa.methods.dsnot import dsnot
-from ressa.methods.magnitude import magnitude
-from ressa.methods.random import random
-from ressa.methods.refit import refit
-from ressa.methods.ria import ria
-from ressa.methods.sparsegpt import sparsegpt
+from ressa.methods.refit import refit as least_squares
 from ressa.methods.spelling import checked, steps
-from ressa.methods.wanda import wanda
 from ressa.patterns import Pattern
 from ressa.statistics import Gram, GramAndMoments, Method, Moments, needs
 
 METHODS: dict[str, Method] = {
-    "magnitude": magnitude,
-    "random": random,
-    "wanda": wanda,
-    "ria": ria,
-    "dsnot": dsnot,
-    "sparsegpt": sparsegpt,
-    "admm": admm,
-    "alps": alps,
+    name: getattr(import_module(f"ressa.methods.{name}"), name)
+    for name in (
+        "magnitude",
+        "random",
+        "wanda",
+        "ria",
+        "dsnot",
+        "sparsegpt",
+        "admm",
+        "alps",
+    )
 }
-
-
 REFIT = "+refit"  # after a method's name: its zeros, and for them the best weights
 
 
@@ -56,7 +50,7 @@ def get(name: str, seed: int | None = None, **settings: Any) -> Method:
     if fixed := drawn | checked(first, method, own):
         method = _fixed(method, **fixed)
     if rest:
-        method = _refitted(method, **checked("refit", refit, rest[0][1]))
+        method = _refitted(method, **checked("refit", least_squares, rest[0][1]))
     given = {key: value for key, value in settings.items() if value is not None}
     for key in given.keys() - _settings(method):
         raise RessaError(f"method '{name}' has no setting '{key}': leave it out")
@@ -85,6 +79,6 @@ def _refitted(method: Method, **fixed: Any) -> Method:
     @needs(statistic, by_row=method.by_row, bare_weights=method.bare_weights)
     def both(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float | None = None) -> Tensor:
         given = fixed if damp is None else fixed | {"damp": damp}
-        return refit(weight_OI, method(weight_OI, inputs, pattern), inputs, **given)
+        return least_squares(weight_OI, method(weight_OI, inputs, pattern), inputs, **given)
 
     return both
