@@ -48,16 +48,20 @@ def card_text(manifest: Mapping[str, Any], folder: str | Path) -> str:
     Raises:
         RessaError: a manifest that ressa did not write.
     """
-    from huggingface_hub import EvalResult, ModelCardData
-
     folder = Path(folder)
+    scores = _scores(folder)
     try:
         pruning = dict((manifest.get("before") or manifest)["arguments"])
-        parts = {name: dict(part) for name, part in manifest["parts"].items()}
-        base = str(pruning["model"])
+        body = _body(manifest, pruning, folder, scores)
+        return f"---\n{_metadata(manifest, str(pruning['model']), folder, scores)}\n---\n\n{MARK}\n\n{body}"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RessaError(f"{folder}: ressa.json is not what ressa writes ({one_line(error)})") from None
-    scores = _scores(folder)
+
+
+def _metadata(manifest: Mapping[str, Any], base: str, folder: Path, scores: Scores | None) -> Any:
+    """The card's head, which the hub reads."""
+    from huggingface_hub import EvalResult, ModelCardData
+
     told: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     told |= {"tags": ["ressa", "pruned", "sparse", *(["repaired"] if manifest.get("command") == "repair" else [])]}
     told |= {name: value for name, value in _licence(base).items() if value}
@@ -65,14 +69,11 @@ def card_text(manifest: Mapping[str, Any], folder: str | Path) -> str:
         told |= {"base_model": base, "base_model_relation": "finetune"}
     if scores:
         values = scores.values
-        measured: dict[str, Any] = {
-            "task_type": "image-text-to-text",
-            "dataset_type": scores.task,
-            "dataset_name": _asked(scores),
-        }
+        measured: dict[str, Any] = {"dataset_type": scores.task, "dataset_name": _asked(scores)}
+        measured["task_type"] = "image-text-to-text"
         told["eval_results"] = [EvalResult(metric_type=n, metric_value=v, **measured) for n, v in values.items()]
         told |= {"model_name": folder.absolute().name, "metrics": list(values)}
-    return f"---\n{ModelCardData(**told)}\n---\n\n{MARK}\n\n{_body(manifest, pruning, parts, base, folder, scores)}"
+    return ModelCardData(**told)
 
 
 def push(folder: str | Path, repo: str) -> str:
@@ -124,42 +125,34 @@ def _asked(scores: Scores) -> str:
     return f"{what}{f', {scores.split}' if scores.split else ''} ({scores.n:,} questions)"
 
 
-def _body(
-    manifest: Mapping[str, Any],
-    pruning: dict[str, Any],
-    parts: Mapping[str, Mapping[str, Any]],
-    base: str,
-    folder: Path,
-    scores: Scores | None,
-) -> str:
-    method = METHODS.get(str(pruning.get("method")), str(pruning.get("method")))
-    repaired = ", then repaired against it at the same zeros" if manifest.get("command") == "repair" else ""
-    what = f"`{printable(base)}`, pruned to {printable(pruning.get('sparsity'))} by {printable(method)}{repaired}"
-    blocks = [f"# {printable(folder.absolute().name)}", f"{what}, with [ressa](https://pypi.org/project/ressa/)."]
-    blocks += [
-        _table(
-            ["part", "weights in pruned matrices", "zeros"],
-            [
-                [name, f"{part['weights']:,}", f"{part['sparsity']:.1%}"]
-                for name, part in parts.items()
-                if part["weights"]
-            ],
-        )
+def _body(manifest: Mapping[str, Any], pruning: dict[str, Any], folder: Path, scores: Scores | None) -> str:
+    method, name = str(pruning.get("method")), printable(folder.absolute().name)
+    what = f"`{pruning['model']}`, pruned to {pruning.get('sparsity')} by {METHODS.get(method, method)}"
+    recipe = [_yaml({"prune": pruning})]
+    if manifest.get("command") == "repair":
+        what += ", then repaired at the same zeros"
+        recipe += [_yaml({"repair": manifest["arguments"]})]
+    parts = [
+        [part, f"{told['weights']:,}", f"{told['sparsity']:.1%}"]
+        for part, told in manifest["parts"].items()
+        if told["weights"]
     ]
-    if scores:
-        rows = []
-        for name, value in scores.values.items():
-            sure = scores.intervals.get(name)
-            rows.append([metric_name(name), f"{value:.1%}", f"{sure[0]:.1%} to {sure[1]:.1%}" if sure else ""])
-        rows += [["KL to the dense model (nats)", f"{scores.kl:.4f}", ""]] if scores.kl is not None else []
-        blocks += ["## Scores", f"{_asked(scores)}.", _table(["", "score", "95 % interval"], rows)]
+    versions = ", ".join(f"{package} {version}" for package, version in dict(manifest.get("versions", {})).items())
+    blocks = [f"# {name}", f"{printable(what)}, with `ressa`."]
+    blocks += [_table(["part", "weights in pruned matrices", "zeros"], parts), *(_told(scores) if scores else [])]
     blocks += ["## Load it", _load(folder)]
     blocks += ["The zeros are stored as zeros: the folder is as large as the dense one and loads without ressa."]
-    blocks += ["## Recipe", _yaml({"prune": pruning})]
-    if manifest.get("command") == "repair":
-        blocks += [_yaml({"repair": manifest["arguments"]})]
-    versions = ", ".join(f"{name} {version}" for name, version in dict(manifest.get("versions", {})).items())
-    return "\n\n".join([*blocks, f"Made with {printable(versions)}."]) + "\n"
+    return "\n\n".join([*blocks, "## Recipe", *recipe, f"Made with {printable(versions)}."]) + "\n"
+
+
+def _told(scores: Scores) -> list[str]:
+    rows = []
+    for name, value in scores.values.items():
+        sure = scores.intervals.get(name)
+        rows.append([metric_name(name), f"{value:.1%}", f"{sure[0]:.1%} to {sure[1]:.1%}" if sure else ""])
+    if scores.kl is not None:
+        rows.append(["KL to the dense model (nats)", f"{scores.kl:.4f}", ""])
+    return ["## Scores", f"{_asked(scores)}.", _table(["", "score", "95 % interval"], rows)]
 
 
 def _load(folder: Path) -> str:

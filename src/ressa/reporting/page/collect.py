@@ -5,6 +5,7 @@ Reads JSON, and the safetensors for their zeros. Nothing is loaded as a model.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from ressa.reporting.page.made import (
 from ressa.reporting.stored import BLOCK, Count, counts, folder_of, matched, read_object, size_of
 
 DEEP = 3  # folders below the one that is named, where runs are looked for
-MADE = ("pruned", "repaired")
+VERBS = {"prune": "pruned", "repair": "repaired"}  # what they make
 INNER = re.compile(r"(?<=\.)\d+(?=\.)")  # the number of an expert
 
 
@@ -123,10 +124,13 @@ class Report:
         return next((one for one in same if one.run == model.run), same[0] if same else None)
 
     def pruned(self, model: Model) -> Model | None:
-        """What a repaired model was repaired from."""
-        if model.role != "repaired":
+        """What a repaired model was repaired from: the folder that its ressa.json names, else that of its run."""
+        if model.role != "repaired" or model.manifest is None:
             return None
-        return next((one for one in self.models if one.run == model.run and one.role == "pruned"), None)
+        found = [one for one in self.models if one.role == "pruned"]
+        told = os.path.realpath(str(model.manifest.arguments.get("pruned", "")))
+        named = [one for one in found if os.path.realpath(one.source) == told]
+        return next(iter([*named, *(one for one in found if one.run == model.run)]), None)
 
 
 def comparable(one: Model, other: Model) -> bool:
@@ -175,9 +179,11 @@ def _add(report: Report, folder: Path) -> None:
         report.runs.append(Run(folder.name or str(folder), folder, text, read_seconds(folder)))
         roles = [p.parent.name for p in sorted(folder.glob("*/ressa.json"))]
         roles += [p.parent.name for p in sorted(folder.glob("scores/*/scores.json"))]
-        order = ["dense", *MADE, *compared.get("methods", {})]
+        order = ["dense", *VERBS.values(), *compared.get("methods", {})]
         for role in sorted(dict.fromkeys(roles), key=lambda name: order.index(name) if name in order else len(order)):
-            report.models.append(_model(folder, role, folder / role, folder / "scores" / role, report.notes))
+            method = role in compared.get("methods", {})
+            places = folder / role, folder / "scores" / role
+            report.models.append(_model(folder, role, *places, report.notes, method=method))
     elif (folder / "scores.json").is_file() and not (folder / "config.json").is_file():
         scores = read_scores(folder)
         source = folder_of(scores.model if scores else "")
@@ -186,16 +192,14 @@ def _add(report: Report, folder: Path) -> None:
         report.models.append(_model(folder.parent, folder.name, folder, folder, report.notes))
 
 
-def _model(run: Path, role: str, folder: Path, scored: Path, notes: list[str]) -> Model:
+def _model(run: Path, role: str, folder: Path, scored: Path, notes: list[str], *, method: bool = False) -> Model:
     """One model of a run; that of `scores/dense` lies where its scores say."""
     scores = read_scores(scored)
     if role == "dense" and scores:
         folder = folder_of(scores.model)
     manifest = read_manifest(folder)
-    if role not in ("dense", *MADE) and manifest is None:
-        role = "dense"
-    elif manifest and manifest.command == "repair":
-        role = "repaired"
+    if not method:
+        role = VERBS.get(manifest.command if manifest else "", "dense")
     stored = counts(folder) if folder.is_dir() else {}
     cells = _cells(manifest, stored, folder, notes) if manifest else ()
     size = size_of(folder) if stored else None
@@ -237,7 +241,7 @@ def _named(report: Report) -> Report:
     """Names that tell models apart; a dense model that several runs scored alike comes once."""
     kept: list[Model] = []
     for model in report.models:
-        if not any(_same_dense(model, other) for other in kept):
+        if not any(_same_dense(model, other) for other in kept) and not _scored_elsewhere(model, report.models):
             kept.append(model)
     single = len({model.run for model in kept}) == 1
     dense = sum(model.role == "dense" for model in kept)
@@ -257,3 +261,9 @@ def _same_dense(one: Model, other: Model) -> bool:
     """Whether two runs asked the same dense model the same questions, and got the same answers."""
     alike = one.role == other.role == "dense" and one.source == other.source and comparable(one, other)
     return alike and [r["answer"] for r in one.answers.values()] == [r["answer"] for r in other.answers.values()]
+
+
+def _scored_elsewhere(one: Model, models: Sequence[Model]) -> bool:
+    """Whether a folder without scores comes again with those of an `evaluate --out`."""
+    twins = (m for m in models if m.scores and os.path.realpath(m.source) == os.path.realpath(one.source))
+    return one.scores is None and any(twins)

@@ -105,14 +105,8 @@ def _raw(found: Report, data: dict[str, Any]) -> str:
     """All numbers of the report; the curves as they are drawn."""
     models = []
     for model in found.models:
-        told: dict[str, Any] = {
-            "name": model.name,
-            "run": Path(model.run).name,
-            "role": model.role,
-            "sparsity": model.sparsity,
-        }
-        told |= {"bytes": model.bytes, "packed": model.packed}
-        told |= {"scores": asdict(model.scores) if model.scores else None}
+        told: dict[str, Any] = {key: getattr(model, key) for key in ("name", "role", "sparsity", "bytes", "packed")}
+        told |= {"run": Path(model.run).name, "scores": asdict(model.scores) if model.scores else None}
         made = model.manifest
         told |= {"seconds": made.seconds, "peak_memory_bytes": made.peak, "arguments": made.arguments} if made else {}
         models.append(told)
