@@ -45,13 +45,14 @@ def models_table(report: Report) -> Table:
     parts = list(dict.fromkeys(cell.part for model in report.models for cell in model.cells))
     several = len({model.scores.n for model in report.models if model.scores}) > 1
     headers = ["model", *(column for scale in scales for column in (f"{scale} (%)", "95 % interval"))]
-    headers += ["KL to dense", *(["questions"] if several else []), "method", "pattern"]
+    divergences = any(model.scores and model.scores.kl is not None for model in report.models)
+    headers += [*(["KL to dense"] if divergences else []), *(["questions"] if several else []), "method", "pattern"]
     headers += [*(f"{part} zeros (%)" for part in parts), "on disk (MB)", "packed (MB)", "made in (s)"]
     rows = []
     for model in report.models:
         scores = model.scores
         row = [model.name, *(text for scale in scales for text in _score(model, scale))]
-        row += [f"{scores.kl:.3f}" if scores and scores.kl is not None else ""]
+        row += [f"{scores.kl:.3f}" if scores and scores.kl is not None else ""] if divergences else []
         row += [f"{scores.n:,}" if scores else ""] if several else []
         row += [method(model) + (" + repair" if model.role == "repaired" else ""), pattern(model)]
         row += [_percent(0.0 if model.role == "dense" else model.part(part)) for part in parts]
