@@ -39,7 +39,7 @@ def made_run(out: Path, *, sparsity: str = "50%", share: float = 0.5) -> Path:
     model(out / "repaired", repaired, share)
     for n, name in enumerate(("dense", "pruned", "repaired")):
         scores(out / "scores" / name, str(out / "data"), str(out / name) if n else "demo", 3 + n)
-    write(out / "run.json", {stage: {"key": "k", "seconds": 1.5} for stage in ("data", "prune", "repair")})
+    write(out / "stages" / "prune.json", {"key": "k"})
     write(out / "recipe.yaml", f"model: demo\nout: {out.name} # {SCRIPT}\n")
     return out
 

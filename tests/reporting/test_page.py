@@ -259,6 +259,7 @@ def test_a_comparison_has_its_blocks_and_its_methods_in_order(tmp_path):
         write(out / "scores" / name / "blocks.json", {"model.vision.layers.0": 0.25, "model.text.layers.0": 0.5})
     scores(out / "scores" / "dense", "", "demo", 3)
     write(out / "compare.json", {"methods": {"wanda": {}, "admm": {}}})
+    write(out / "stages" / "prune wanda.json", {"key": "k"})
     found = collect([out])
     assert [model.name for model in found.models] == ["dense", "wanda", "admm"]
     assert verdicts(found) == ["At 50%, points of exact match lost from 100.0%: Wanda 50.0, ADMM 50.0."]
@@ -318,7 +319,7 @@ def test_the_same_folders_make_the_same_page(run, made, tmp_path):
         ),
         (lambda run: (run / "scores" / "dense" / "answers.jsonl").write_text("{}\n"), "is not what ressa writes"),
         (lambda run: (run / "pruned" / "model.safetensors").write_bytes(b"short"), "damaged safetensors"),
-        (lambda run: (run / "run.json").write_text('{"prune": 1}'), "is not what ressa writes"),
+        (lambda run: (run / "compare.json").write_text("[1]"), "is not an object"),
     ],
 )
 def test_a_faulty_folder_is_one_line_that_names_the_file(spoil, words, tmp_path):

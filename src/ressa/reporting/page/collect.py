@@ -22,7 +22,6 @@ from ressa.reporting.page.made import (
     read_blocks,
     read_manifest,
     read_scores,
-    read_seconds,
 )
 from ressa.reporting.stored import BLOCK, Count, counts, folder_of, matched, read_object, size_of
 
@@ -95,12 +94,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that `ressa run` or `ressa compare` made: what repeats it, and what its stages took."""
+    """A folder that `ressa run` or `ressa compare` made: what repeats it."""
 
     name: str
     folder: Path
     recipe: str | None
-    seconds: dict[str, float]
 
 
 @dataclass
@@ -153,7 +151,7 @@ def collect(folders: Sequence[str | Path]) -> Report:
             raise RessaError(f"{folder}: no such folder; name one of a model, a run, or a comparison")
         found = list(_found(folder, DEEP))
         if not found:
-            raise RessaError(f"{folder}: nothing of ressa in it (no ressa.json, run.json, compare.json or scores.json)")
+            raise RessaError(f"{folder}: nothing of ressa in it (no ressa.json, no scores.json, no stages of a run)")
         for one in found:
             _add(report, one)
     return _named(report)
@@ -161,29 +159,32 @@ def collect(folders: Sequence[str | Path]) -> Report:
 
 def _found(folder: Path, deep: int) -> Iterator[Path]:
     """Folders that `_add` reads; what lies inside of one is part of it."""
-    if (
-        any((folder / name).is_file() for name in ("ressa.json", "run.json", "compare.json", "scores.json"))
-        or (folder / "config.json").is_file()
-    ):
+    if _roles(folder) or any((folder / name).is_file() for name in ("ressa.json", "scores.json", "config.json")):
         yield folder
     elif deep:
         for below in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
             yield from _found(below, deep - 1)
 
 
+def _roles(folder: Path) -> list[str]:
+    """The models of a folder of `run` or `compare`, by the names they have there; [] for any other folder."""
+    if not (folder / "stages").is_dir() and not (folder / "run.json").is_file():  # the latter until version 0.1
+        return []
+    found = [path.parent.name for path in sorted(folder.glob("*/ressa.json"))]
+    found += [path.parent.name for path in sorted(folder.glob("scores/*/scores.json"))]
+    order = ["dense", *VERBS.values(), *read_object(folder / "compare.json").get("methods", {})]
+    return sorted(dict.fromkeys(found), key=lambda name: order.index(name) if name in order else len(order))
+
+
 def _add(report: Report, folder: Path) -> None:
-    compared = read_object(folder / "compare.json")
-    if compared or (folder / "run.json").is_file():
+    if roles := _roles(folder):
+        methods = read_object(folder / "compare.json").get("methods", {})
         recipe = folder / "recipe.yaml"
         text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None
-        report.runs.append(Run(folder.name or str(folder), folder, text, read_seconds(folder)))
-        roles = [p.parent.name for p in sorted(folder.glob("*/ressa.json"))]
-        roles += [p.parent.name for p in sorted(folder.glob("scores/*/scores.json"))]
-        order = ["dense", *VERBS.values(), *compared.get("methods", {})]
-        for role in sorted(dict.fromkeys(roles), key=lambda name: order.index(name) if name in order else len(order)):
-            method = role in compared.get("methods", {})
+        report.runs.append(Run(folder.name or str(folder), folder, text))
+        for role in roles:
             places = folder / role, folder / "scores" / role
-            report.models.append(_model(folder, role, *places, report.notes, method=method))
+            report.models.append(_model(folder, role, *places, report.notes, method=role in methods))
     elif (folder / "scores.json").is_file() and not (folder / "config.json").is_file():
         scores = read_scores(folder)
         source = folder_of(scores.model if scores else "")

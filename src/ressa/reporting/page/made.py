@@ -104,12 +104,6 @@ def read_blocks(folder: Path) -> dict[str, float]:
     return _sound(folder / "blocks.json", lambda: {str(name): float(error) for name, error in told.items()})
 
 
-def read_seconds(folder: Path) -> dict[str, float]:
-    """{stage: seconds} of the finished stages in run.json."""
-    told = read_object(folder / "run.json")
-    return _sound(folder / "run.json", lambda: {k: float(v["seconds"]) for k, v in told.items() if "seconds" in v})
-
-
 def _sound(path: Path, read: Any) -> Any:
     try:
         return read()
