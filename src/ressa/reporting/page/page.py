@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ressa.errors import RessaError, printable
 from ressa.files.paths import path_of
 from ressa.files.text import write_atomic
 from ressa.reporting.page.charts import charts
-from ressa.reporting.page.collect import Report, collect
+from ressa.reporting.page.collect import Cell, Report, collect
 from ressa.reporting.page.gallery import Gallery, gallery
 from ressa.reporting.page.numbers import figure_data, verdicts
 from ressa.reporting.page.tables import MAPS, costs_table, kinds_table, maps, models_table, versions_table
@@ -110,7 +110,12 @@ def _raw(found: Report, data: dict[str, Any]) -> str:
         made = model.manifest
         told |= {"seconds": made.seconds, "peak_memory_bytes": made.peak, "arguments": made.arguments} if made else {}
         models.append(told)
-    return json.dumps({"models": models, "figures": data, "verdicts": verdicts(found)}, default=str)
+    alike: dict[Any, list[str]] = {}
+    for model in found.models:
+        alike.setdefault(model.cells, []).append(model.name)
+    zeros = [{"models": names, "cells": [astuple(cell) for cell in cells]} for cells, names in alike.items() if cells]
+    figures = data | {"zeros": {"columns": [field.name for field in fields(Cell)], "maps": zeros}}
+    return json.dumps({"models": models, "figures": figures, "verdicts": verdicts(found)}, default=str)
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:
