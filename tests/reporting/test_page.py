@@ -277,6 +277,13 @@ def test_model_folders_and_their_scores_apart_are_one_row_each(run):
     assert found.pruned(found.models[2]) is found.models[0]
 
 
+def test_the_folder_one_stands_in_has_its_name(run, monkeypatch):
+    monkeypatch.chdir(run)
+    assert [one.name for one in collect(["."]).runs] == [run.name]
+    monkeypatch.chdir(run / "pruned")
+    assert [model.name for model in collect(["."]).models] == ["pruned"]
+
+
 def test_models_that_were_asked_other_questions_are_never_compared(tmp_path):
     run = made_run(tmp_path / "run")
     path = run / "scores" / "dense" / "scores.json"

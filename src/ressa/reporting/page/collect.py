@@ -181,16 +181,16 @@ def _add(report: Report, folder: Path) -> None:
         methods = read_object(folder / "compare.json").get("methods", {})
         recipe = folder / "recipe.yaml"
         text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None
-        report.runs.append(Run(folder.name or str(folder), folder, text))
+        report.runs.append(Run(folder.absolute().name, folder, text))
         for role in roles:
             places = folder / role, folder / "scores" / role
             report.models.append(_model(folder, role, *places, report.notes, method=role in methods))
     elif (folder / "scores.json").is_file() and not (folder / "config.json").is_file():
         scores = read_scores(folder)
         source = folder_of(scores.model if scores else "")
-        report.models.append(_model(folder.parent, folder.name, source, folder, report.notes))
+        report.models.append(_model(folder.parent, folder.absolute().name, source, folder, report.notes))
     else:
-        report.models.append(_model(folder.parent, folder.name, folder, folder, report.notes))
+        report.models.append(_model(folder.parent, folder.absolute().name, folder, folder, report.notes))
 
 
 def _model(run: Path, role: str, folder: Path, scored: Path, notes: list[str], *, method: bool = False) -> Model:
@@ -207,7 +207,7 @@ def _model(run: Path, role: str, folder: Path, scored: Path, notes: list[str], *
     packed = None if size is None else size - _saved(manifest, stored)
     source = scores.model if role == "dense" and scores else str(folder)
     answers, blocks = read_answers(scored), read_blocks(scored)
-    return Model(folder.name, str(run), role, source, manifest, scores, answers, blocks, cells, size, packed)
+    return Model(folder.absolute().name, str(run), role, source, manifest, scores, answers, blocks, cells, size, packed)
 
 
 def _cells(manifest: Manifest, stored: dict[str, Count], folder: Path, notes: list[str]) -> tuple[Cell, ...]:
@@ -252,7 +252,7 @@ def _named(report: Report) -> Report:
         if model.role == "dense":
             name = f"dense ({model.scores.n:,} asked)" if dense > 1 and model.scores else "dense"
         else:
-            name = model.name if single else f"{Path(model.run).name}: {model.name}"
+            name = model.name if single else f"{Path(model.run).absolute().name}: {model.name}"
         names[name] = names.get(name, 0) + 1
         report.models.append(replace(model, name=name if names[name] == 1 else f"{name} ({names[name]})"))
     return report
