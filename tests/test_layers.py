@@ -40,7 +40,7 @@ MAY = {
         *("calibration", "data", "errors", "evaluation", "files", "machine", "model", "pruning", "repairing"),
         "settings",
     },
-    "reporting": {"data", "errors", "files", "model"},
+    "reporting": {"data", "demo", "errors", "files"},
     "cli": {
         *("data", "errors", "evaluation", "files", "inspection", "methods", "pipeline", "preparation", "pruning"),
         *("repairing", "reporting", "settings"),

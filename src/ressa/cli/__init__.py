@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ressa.cli import data as data_commands
+from ressa.cli import report as report_commands
 from ressa.cli.exits import carry_out
 from ressa.cli.options import Data, Json, MaybeData, Model, Out, told_apart, with_settings
 from ressa.cli.terminal import bars, quiet, show
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(data_commands.app, name="data")
+report_commands.register(app)
 
 
 def main() -> None:

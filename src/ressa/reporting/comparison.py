@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ressa.errors import printable
 from ressa.reporting.figure import save
+from ressa.reporting.stored import block_name
 from ressa.reporting.table import plain
 
 
@@ -60,7 +61,7 @@ def plot(told: dict[str, Any], path: str | Path) -> Path:
     axes.set_yscale("log")
     axes.set_xticks(
         range(len(names)),
-        [printable(_short(name)) for name in names],
+        list(map(block_name, names)),
         rotation=60,
         ha="right",
         fontsize=8,
@@ -74,11 +75,3 @@ def plot(told: dict[str, Any], path: str | Path) -> Path:
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, fontsize=9)
     return save(figure, path, dpi=120)
-
-
-def _short(name: str) -> str:
-    """model.vision_tower.encoder.layers.3 is vision_tower 3."""
-    pieces = [
-        piece for piece in name.split(".") if piece not in ("model", "encoder", "decoder", "layers", "layer", "block")
-    ]
-    return " ".join(pieces)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -10,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ressa.errors import printable
-from ressa.model.folder import read_manifest, zeros
-from ressa.model.load import resolve
+from ressa.reporting.stored import counts, folder_of, manifest_of, size_of
 
 
 def plain(title: str) -> Table:
@@ -69,7 +67,7 @@ def percent(score: float | None) -> str:
 
 def _parts(models: dict[str, str]) -> list[str]:
     """The parts that any model of the run has pruned matrices in."""
-    manifests = [read_manifest(resolve(model)) or {} for model in models.values()]
+    manifests = [manifest_of(folder_of(model)) for model in models.values()]
     return list(dict.fromkeys(p for m in manifests for p, told in m.get("parts", {}).items() if told["matrices"]))
 
 
@@ -85,15 +83,13 @@ def _metrics(scores: dict[str, Any]) -> list[str]:
 
 def _sizes(model: str, parts: list[str]) -> list[str]:
     """Blank for a model that lies on the hub and not in a folder."""
-    folder = Path(resolve(model))
+    folder = folder_of(model)
     if not folder.is_dir():
         return [*("" for _ in parts), "", ""]
-    told = (read_manifest(folder) or {}).get("parts", {})
-    counted = zeros(folder).values()
-    left = sum(z.weights - z.zeros for z in counted)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    told = manifest_of(folder).get("parts", {})
+    left = sum(count.weights - count.zeros for count in counts(folder).values())
     return [
         *(f"{told[p]['sparsity']:.1%}" if p in told else "0.0%" for p in parts),
         f"{left / 1e6:.2f}",
-        f"{size / 1e6:.1f}",
+        f"{size_of(folder) / 1e6:.1f}",
     ]
