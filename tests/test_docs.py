@@ -39,7 +39,6 @@ from ressa.preparation.settings import Prepare
 from ressa.pruning.settings import Prune
 from ressa.repairing.settings import Repair
 from ressa.settings import Runtime
-from test_layers import MAY
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -258,17 +257,6 @@ def test_every_option_of_the_command_line_is_on_the_page_of_its_verb():
 def test_every_method_has_a_page_that_the_page_of_prune_links_to(method):
     assert f"# {method}\n" in (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8").lower()
     assert f"(methods/{method}.md)" in (ROOT / "docs" / "prune.md").read_text(encoding="utf-8")
-
-
-def test_the_table_of_rooms_says_what_the_test_of_layers_enforces():
-    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("<!-- rooms -->")[2]
-    rows = re.findall(r"(?m)^\| `(\w+)[^|]*\|[^|]*\|([^|]*)\|$", table.partition("<!-- end of rooms -->")[0])
-    told = {room: set(re.findall(r"`(\w+)`", imports)) for room, imports in rows if room != "__init__"}
-    assert told == MAY
-    above: set[str] = set()
-    for room, imports in told.items():
-        assert imports <= above, f"{room} stands above {imports - above}"
-        above.add(room)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,40 +13,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "ressa"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# Each room and what of ressa it may import besides itself. A new room has to be put here, on purpose.
-MAY = {
-    "errors": set(),
-    "families": set(),
-    "settings": {"errors"},
-    "demo": set(),
-    "patterns": {"errors"},
-    "statistics": {"errors"},
-    "machine": {"errors", "settings"},
-    "files": {"errors"},
-    "methods": {"errors", "patterns", "statistics"},
-    "data": {"errors", "families", "files"},
-    "tasks": {"data", "errors", "families"},
-    "preparation": {"data", "errors", "files", "settings", "tasks"},
-    "model": {"demo", "errors", "families", "files", "machine", "patterns"},
-    "calibration": {"data", "errors", "families", "files", "machine", "model", "statistics"},
-    "allocation": {"calibration", "data", "errors", "files", "model", "statistics"},
-    "pruning": {
-        *("allocation", "calibration", "data", "errors", "machine", "methods", "model", "patterns", "settings"),
-        "statistics",
-    },
-    "repairing": {"calibration", "data", "errors", "families", "files", "machine", "model", "patterns", "settings"},
-    "evaluation": {"calibration", "data", "errors", "families", "files", "machine", "model", "settings", "tasks"},
-    "inspection": {"data", "errors", "files", "methods", "model", "patterns", "settings", "statistics"},
-    "pipeline": {
-        *("calibration", "data", "errors", "evaluation", "files", "machine", "model", "pruning", "repairing"),
-        "settings",
-    },
-    "reporting": {"data", "demo", "errors", "files"},
-    "cli": {
-        *("data", "errors", "evaluation", "files", "inspection", "methods", "pipeline", "preparation", "pruning"),
-        *("repairing", "reporting", "settings"),
-    },
-}
+TABLE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("<!-- rooms -->")[2]
+ROWS = re.findall(r"(?m)^\| `(\w+)[^|]*\|[^|]*\|([^|]*)\|$", TABLE.partition("<!-- end of rooms -->")[0])
+MAY = {room: set(re.findall(r"`(\w+)`", rooms)) for room, rooms in ROWS}  # what of ressa each may import
 LIGHT = {  # rooms and modules that `ressa --help` reads, "" is the door
     *("", "errors", "families", "settings", "demo", "cli", "files", "files.paths", "pipeline", "pipeline.recipe"),
     *(
@@ -96,16 +66,39 @@ def test_a_file_imports_only_rooms_below_its_own(path):
     assert rooms_of(imported(path)) <= MAY[own] | {own}
 
 
-def test_the_rooms_have_an_order_so_that_no_two_can_import_each_other():
-    order: list[str] = []
-    while len(order) < len(MAY):
-        ready = [name for name, below in MAY.items() if name not in order and below <= set(order)]
-        assert ready, f"a circle among {set(MAY) - set(order)}"
-        order += ready
+def test_a_room_imports_only_what_stands_above_it_in_the_table():
+    above: set[str] = set()
+    for own, below in MAY.items():
+        assert below <= above, f"{own} stands above {below - above}"
+        above.add(own)
+
+
+def test_every_import_that_the_table_allows_is_there():
+    found: dict[str, set[str]] = {own: set() for own in MAY}
+    for path in (path for path in FILES if room(path)):
+        found[room(path)] |= rooms_of(imported(path)) - {room(path)}
+    assert found == MAY
+
+
+def test_no_room_holds_more_than_15_percent_of_the_lines():
+    lines: dict[str, int] = {}
+    for path in FILES:
+        text = path.read_text(encoding="utf-8").splitlines()
+        code = sum(1 for line in text if line.strip() and not line.lstrip().startswith("#"))
+        lines[room(path)] = lines.get(room(path), 0) + code
+    assert max(lines.values()) <= 0.15 * sum(lines.values()), max(lines, key=lambda name: lines[name])
+
+
+def test_no_two_files_import_each_other():
+    below = {module(path): modules_of(imported(path, at_once=True)) for path in FILES}
+    while done := [name for name, names in below.items() if not names & below.keys()]:
+        for name in done:
+            del below[name]
+    assert not below
 
 
 def test_the_verbs_never_import_one_another_and_nothing_imports_the_command_line():
-    verbs = {"prune", "repair", "evaluate"}
+    verbs = {"pruning", "repairing", "evaluation", "inspection", "preparation"}
     for path in FILES:
         found = rooms_of(imported(path))
         if room(path) in verbs:
@@ -113,8 +106,8 @@ def test_the_verbs_never_import_one_another_and_nothing_imports_the_command_line
         assert "cli" not in found or room(path) == "cli", path
 
 
-@pytest.mark.parametrize("own", ["methods", "patterns", "inputs"])
-def test_methods_patterns_and_inputs_need_nothing_but_torch(own):
+@pytest.mark.parametrize("own", ["methods", "patterns", "statistics"])
+def test_methods_patterns_and_statistics_need_nothing_but_torch(own):
     standard = set(sys.stdlib_module_names)
     for path in (p for p in FILES if room(p) == own):
         assert {name.split(".")[0] for name in imported(path)} <= standard | {"torch", "ressa"}, path
@@ -125,16 +118,22 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").strip(".")
 
 
+def modules_of(names: set[str]) -> set[str]:
+    """The modules of ressa among full names, or those that the names stand in."""
+    known = {module(path) for path in FILES}
+    ours = {name.removeprefix("ressa.") for name in names if name.startswith("ressa.")}
+    return {name if name in known else name.rpartition(".")[0] for name in ours}
+
+
 def light(name: str) -> bool:
     return name in LIGHT or name.split(".")[0] == "cli"
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if light(module(p))], ids=lambda p: str(p.relative_to(SOURCE)))
 def test_what_help_needs_imports_nothing_heavy(path):
-    names, known = imported(path, at_once=True), {module(p) for p in FILES}
+    names = imported(path, at_once=True)
     assert not {name.split(".")[0] for name in names} & HEAVY
-    for name in (name.removeprefix("ressa.") for name in names if name.startswith("ressa.")):
-        assert light(name if name in known else name.rpartition(".")[0]), name
+    assert all(map(light, modules_of(names)))
 
 
 def test_emoji_scenes_can_be_drawn_without_torch():

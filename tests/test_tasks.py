@@ -13,14 +13,15 @@ import datasets
 import pytest
 
 import miniatures
+import ressa
 import ressa.demo
 from ressa import cli, tasks
 from ressa.data.embedded import ImageText
 from ressa.errors import RessaError
 from ressa.evaluation import verb as score
-from ressa.evaluation.ask import Wishes
+from ressa.evaluation.overrides import generation
+from ressa.evaluation.settings import Evaluate
 from ressa.model.load import load
-from ressa.pipeline import recipe
 from ressa.tasks import tables
 from ressa.tasks.base import Source, asked, candidates, family, options
 from ressa.tasks.metrics import coco
@@ -258,7 +259,7 @@ def test_generation_is_as_in_the_papers_configs_unless_the_user_says_otherwise()
     assert vqa.how["blip"].settings() == vqa.how["vicuna"].settings() == beams
     assert (captions.how["blip"].max_new_tokens, captions.how["blip"].min_new_tokens) == (30, 8)
     assert (captions.how["vicuna"].max_new_tokens, captions.how["vicuna"].min_new_tokens) == (80, 10)
-    mine = Wishes(num_beams=1, max_new_tokens=4).how(vqa, "blip").settings()
+    mine = generation(Evaluate(num_beams=1, max_new_tokens=4), vqa, "blip").settings()
     assert mine == {"do_sample": False, "num_beams": 1, "max_new_tokens": 4, "min_new_tokens": 1}
 
 
@@ -279,9 +280,9 @@ def test_options_that_were_not_shown_are_answered_in_their_own_words(mini):
 
 
 def test_the_recipe_knows_the_tasks_by_the_same_names():
-    assert tuple(tasks.TASKS) == recipe.TASKS == tuple(task.name for task in tasks.TASKS.values())
-    words = next(f.metadata["help"] for f in fields(recipe.Evaluate) if f.name == "task")
-    assert all(name in words for name in recipe.TASKS)
+    assert tuple(tasks.TASKS) == tuple(task.name for task in tasks.TASKS.values())
+    words = next(f.metadata["help"] for f in fields(Evaluate) if f.name == "task")
+    assert all(name in words for name in tasks.TASKS)
 
 
 def with_table(text: str) -> str:
@@ -534,11 +535,11 @@ if __name__ == "__main__":
 )
 def test_what_a_task_would_not_heed_is_refused(name, options, told, mini, llava_folder):
     with pytest.raises(RessaError, match=told):
-        score.evaluate(llava_folder, data=mini(name), task=name, **options)
+        ressa.evaluate(llava_folder, data=mini(name), task=name, **options)
 
 
 def test_images_beside_a_table_are_refused(drawn, tmp_path, llava_folder):
     table = datasets.Dataset.from_dict({"question": ["?"], "answer": ["yes"], "image": [None], "question_id": ["1"]})
     table = table.cast_column("image", datasets.Image())
     with pytest.raises(RessaError, match="images: dataset has its pictures within its rows"):
-        score.evaluate(llava_folder, data=table, task="pope", images=tmp_path)
+        ressa.evaluate(llava_folder, data=table, task="pope", images=tmp_path)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 import pico
+import ressa
 import ressa.calibration.data
 import ressa.inspection.verb as inspection
 import ressa.pruning.verb as pruning
@@ -111,7 +112,7 @@ def answers(case: Case) -> None:
 def prune(case: Case, out: Path, method: str, sparsity: str) -> dict[str, Any]:
     """Sequential, vision and language; half of every matrix is zero, and the folder loads as it was."""
     with _fed(case):
-        manifest = pruning.prune(case.folder, out, data=case.data, samples=3, method=method, sparsity=sparsity)
+        manifest = ressa.prune(case.folder, out, data=case.data, samples=3, method=method, sparsity=sparsity)
     for name, matrix in manifest["matrices"].items():
         assert abs(matrix["sparsity"] - 0.5) < 0.02, name
     _loads_as_written(case, out)
@@ -121,7 +122,7 @@ def prune(case: Case, out: Path, method: str, sparsity: str) -> dict[str, Any]:
 def repair(case: Case, pruned: Path, out: Path) -> dict[str, Any]:
     """One step of SparseLoRA, merged: kept weights changed, zeros did not, and the folder loads as it was."""
     with _fed(case):
-        manifest = repairing.repair(
+        manifest = ressa.repair(
             pruned, out, teacher=case.folder, data=case.data, samples=2, steps=1, batch_size=2, rank=2, warmup=0
         )
     verify(out, patterns_of(manifest))
