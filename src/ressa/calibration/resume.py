@@ -74,7 +74,7 @@ def stamp(name: str | Path) -> list[Any]:
     folder = Path(resolve(name))
     if not folder.is_dir():
         return [str(name), getattr(read_config(name), "_commit_hash", None)]
-    found = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
+    found = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file() and file.suffix != ".md"]
     return [str(name), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in found)]
 
 

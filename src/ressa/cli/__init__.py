@@ -228,7 +228,7 @@ def compare(
         told = verb(model, out, data=data, methods=names, settings=settings, **where)
     show(told, as_json, table(told))
     if not as_json:
-        show({}, False, f"plot: {plot(told, path_of(out, 'out') / 'blocks.png')}")
+        show({}, False, f"plot: {plot(told, path_of(out, 'out') / 'blocks.png')}", _page(path_of(out, "out")))
 
 
 @app.command()
@@ -268,7 +268,18 @@ def _run(recipe: Recipe) -> None:
     show(result, False, summary(result))
     if recipe.evaluate:
         show(result, False, by_kind(result["scores"]))
-        if recipe.evaluate.task != "folder":
-            return  # a benchmark's pictures are in files of its own
-        if path := picture(result, data_of(recipe), recipe.evaluate.split or "test", out_of(recipe) / "answers.png"):
+        data, split = data_of(recipe), recipe.evaluate.split or "test"
+        if recipe.evaluate.task == "folder" and (path := picture(result, data, split, out_of(recipe) / "answers.png")):
             show(result, False, f"picture: {path}")
+    show(result, False, _page(out_of(recipe)))
+
+
+def _page(out: Path) -> str:
+    """Everything that a run's folder holds on one page, and the scores on the cards of its models."""
+    from ressa.reporting.card import card
+    from ressa.reporting.page.page import report
+
+    with quiet():
+        for manifest in sorted(out.glob("*/ressa.json")):
+            card(manifest.parent)
+        return f"page: {report([out], out / 'report.html')['out']}"

@@ -50,7 +50,8 @@ def write_folder(
     patterns: Mapping[str, Pattern] | None = None,
     also: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes model, processor and `manifest` (as ressa.json, last) to `out`, which appears complete or not at all.
+    """Writes model, processor, model card and `manifest` (as ressa.json, last) to `out`, which appears complete or not
+    at all.
 
     `patterns` are verified on the written files before `out` appears; `also` may write more into it.
     Weights are safetensors; config.json is the model's own and never tells of sparsity, because serving engines
@@ -69,6 +70,10 @@ def write_folder(
             verify(folder, patterns)
         if also:
             also(folder)
+        if "arguments" in manifest:
+            from ressa.reporting.card import card_text
+
+            (folder / "README.md").write_text(card_text(manifest, folder, path.name), encoding="utf-8")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for file in sorted(folder.rglob("*"), key=lambda file: file.name == MANIFEST):
             sync(file)

@@ -40,8 +40,12 @@ def card(folder: str | Path, repo: str | None = None) -> dict[str, Any]:
     return {"card": str(out), "address": push(path, repo) if repo else None}
 
 
-def card_text(manifest: Mapping[str, Any], folder: str | Path) -> str:
+def card_text(manifest: Mapping[str, Any], folder: str | Path, name: str | None = None) -> str:
     """The card of the model in `folder`, whose ressa.json says `manifest`. Reads JSON and cards, and no weights.
+
+    `name`: of the folder, where it is still to be renamed.
+
+    `name`: of the folder, where it is still to be renamed.
 
     The licence is the base model's, as its own card says; scores are those of `ressa run` beside the folder.
 
@@ -49,16 +53,16 @@ def card_text(manifest: Mapping[str, Any], folder: str | Path) -> str:
         RessaError: a manifest that ressa did not write.
     """
     folder = Path(folder)
-    scores = _scores(folder)
+    name, scores = printable(name or folder.absolute().name), _scores(folder)
     try:
         pruning = dict((manifest.get("before") or manifest)["arguments"])
-        body = _body(manifest, pruning, folder, scores)
-        return f"---\n{_metadata(manifest, str(pruning['model']), folder, scores)}\n---\n\n{MARK}\n\n{body}"
+        body = _body(manifest, pruning, folder, scores, name)
+        return f"---\n{_metadata(manifest, str(pruning['model']), name, scores)}\n---\n\n{MARK}\n\n{body}"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RessaError(f"{folder}: ressa.json is not what ressa writes ({one_line(error)})") from None
 
 
-def _metadata(manifest: Mapping[str, Any], base: str, folder: Path, scores: Scores | None) -> Any:
+def _metadata(manifest: Mapping[str, Any], base: str, name: str, scores: Scores | None) -> Any:
     """The card's head, which the hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -72,7 +76,7 @@ def _metadata(manifest: Mapping[str, Any], base: str, folder: Path, scores: Scor
         measured: dict[str, Any] = {"dataset_type": scores.task, "dataset_name": _asked(scores)}
         measured["task_type"] = "image-text-to-text"
         told["eval_results"] = [EvalResult(metric_type=n, metric_value=v, **measured) for n, v in values.items()]
-        told |= {"model_name": folder.absolute().name, "metrics": list(values)}
+        told |= {"model_name": name, "metrics": list(values)}
     return ModelCardData(**told)
 
 
@@ -125,8 +129,8 @@ def _asked(scores: Scores) -> str:
     return f"{what}{f', {scores.split}' if scores.split else ''} ({scores.n:,} questions)"
 
 
-def _body(manifest: Mapping[str, Any], pruning: dict[str, Any], folder: Path, scores: Scores | None) -> str:
-    method, name = str(pruning.get("method")), printable(folder.absolute().name)
+def _body(manifest: Mapping[str, Any], pruning: dict[str, Any], folder: Path, scores: Scores | None, name: str) -> str:
+    method = str(pruning.get("method"))
     what = f"`{pruning['model']}`, pruned to {pruning.get('sparsity')} by {METHODS.get(method, method)}"
     recipe = [_yaml({"prune": pruning})]
     if manifest.get("command") == "repair":
@@ -140,7 +144,7 @@ def _body(manifest: Mapping[str, Any], pruning: dict[str, Any], folder: Path, sc
     versions = ", ".join(f"{package} {version}" for package, version in dict(manifest.get("versions", {})).items())
     blocks = [f"# {name}", f"{printable(what)}, with `ressa`."]
     blocks += [_table(["part", "weights in pruned matrices", "zeros"], parts), *(_told(scores) if scores else [])]
-    blocks += ["## Load it", _load(folder)]
+    blocks += ["## Load it", _load(folder, name)]
     blocks += ["The zeros are stored as zeros: the folder is as large as the dense one and loads without ressa."]
     return "\n\n".join([*blocks, "## Recipe", *recipe, f"Made with {printable(versions)}."]) + "\n"
 
@@ -155,10 +159,9 @@ def _told(scores: Scores) -> list[str]:
     return ["## Scores", f"{_asked(scores)}.", _table(["", "score", "95 % interval"], rows)]
 
 
-def _load(folder: Path) -> str:
+def _load(folder: Path, name: str) -> str:
     kind = str((read_object(folder / "config.json").get("architectures") or [""])[0])
     auto = next((name for end, name in AUTO.items() if kind.endswith(end)), "AutoModelForImageTextToText")
-    name = printable(folder.absolute().name)
     return (
         f"```python\nfrom transformers import AutoProcessor, {auto}\n\n"
         f"model = {auto}.from_pretrained({name!r})\nprocessor = AutoProcessor.from_pretrained({name!r})\n```"
