@@ -207,8 +207,8 @@ def commands() -> dict[str, typer.core.TyperCommand]:
 
 def test_the_commands_are_these():
     data = ["cc3m", "check", "coco-captions", "dataset", "emoji", "gqa", "llava-mix", "sharegpt4v", "vg"]
-    verbs = ["demo", "evaluate", "inspect", "prune", "repair", "run"]
-    assert sorted(commands()) == ["compare", *(f"data {name}" for name in data), *verbs]
+    verbs = ["card", "compare", "demo", "evaluate", "inspect", "prune", "repair", "report", "run"]
+    assert sorted(commands()) == sorted([*(f"data {name}" for name in data), *verbs])
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
