@@ -10,6 +10,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 from PIL import Image
 
 from ressa.errors import RessaError
+from ressa.preparation import verb
 from ressa.preparation.output import REPORT
-from ressa.preparation.verb import prepare
+from ressa.preparation.settings import Prepare
 
 # What each kind of odd picture must become: a reason for being left out, or a conversion.
 UNUSABLE = {
@@ -237,6 +239,10 @@ def sharegpt4v(root: Path) -> Path:
 
 
 # ---- what tests of preparation ask of a folder -----------------------------------------------------------------------
+
+
+def prepare(name: str, source: str, out: Path, images: Sequence[str] = (), **settings: Any) -> dict[str, Any]:
+    return verb.prepare(name, source, out, images=images, settings=Prepare(**settings))
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -12,9 +12,8 @@ from typing import ClassVar
 import pytest
 
 import official
-from official import refusal, report
+from official import prepare, refusal, report
 from ressa.data.records import read_records
-from ressa.preparation.verb import prepare
 
 
 class Pages(BaseHTTPRequestHandler):

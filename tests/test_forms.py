@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 import official
-from ressa.data.fields import NAMES
-from ressa.data.fields import PICTURES as PICTURES_OF_RECORDS
+from official import prepare
+from ressa.data.media import NAMES
+from ressa.data.media import PICTURES as PICTURES_OF_RECORDS
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.preparation.pictures import normalise
-from ressa.preparation.verb import prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 pytestmark = pytest.mark.usefixtures("datasets_cache")

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from hostile import VALUES, raw, sayable
+from official import prepare
 from ressa.cli.lines import Lines
 from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import MOST, RessaError, RessaWarning, printable, shown, to_json, unknown
 from ressa.evaluation.summary import read_answers
 from ressa.files.folders import check_output
 from ressa.pipeline.recipe import Recipe, build
-from ressa.preparation.verb import prepare
 from ressa.preparation.work import file_stem
 from ressa.pruning.settings import Prune
 from ressa.reporting import comparison

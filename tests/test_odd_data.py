@@ -13,15 +13,14 @@ import pytest
 from PIL import Image
 
 import official
-from official import lines
+from official import lines, prepare
 from ressa import tasks
 from ressa.data import embedded, fields, parse
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.evaluation.summary import read_answers
-from ressa.preparation.verb import prepare
 from ressa.tasks.base import Source
-from ressa.tasks.files import Pictures, read_json
+from ressa.tasks.files import Pictures, read_object
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -126,7 +125,7 @@ def test_answers_that_datasets_turned_inside_out_are_read():
 
 READERS = {
     "records": lambda path: read_records(path),
-    "json": lambda path: read_json(path),
+    "json": lambda path: read_object(path),
     "llava-mix": lambda path: prepare("llava-mix", str(path), path.parent / "out"),
     "vg": lambda path: prepare("vg", str(path), path.parent / "out"),
     "gqa": lambda path: prepare("gqa", str(path), path.parent / "out"),
@@ -147,7 +146,7 @@ def test_half_of_a_surrogate_pair_becomes_the_replacement_character_everywhere(t
     told = f'{{"id": "{half}", "kind": "{half}", "question": "an owl {half}?", "answer": "{half} \\ud83e\\udd89"}}'
     record = read_records(official.put(tmp_path / "a.jsonl", told.encode()))[0]
     assert (record.id, record.kind, record.question, record.answers) == ("�", "�", "an owl �?", ("� 🦉",))
-    assert read_json(official.put(tmp_path / "b.json", f'{{"{half}": ["{half}"]}}'.encode())) == {"�": ["�"]}
+    assert read_object(official.put(tmp_path / "b.json", f'{{"{half}": ["{half}"]}}'.encode())) == {"�": ["�"]}
     official.put(tmp_path / "1.png", PNG)
     chat = f'[{{"id": "{half}", "image": "1.png", "conversations": [{{"from": "human", "value": "{half}?"}}, '
     chat += f'{{"from": "gpt", "value": "{half}"}}]}}]'
@@ -209,7 +208,7 @@ def test_names_are_found_as_windows_and_macos_spell_them(tmp_path):
         told = {"image": spelt, "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "red"}]}
         source, out = official.dump(tmp_path / "mix.json", [told]), tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
         assert prepare("llava-mix", str(source), out, images=[str(tmp_path)])["pictures"]["made"] == 1
-        assert Pictures(Source(tmp_path, "test")).find(spelt, "x").open().size == (48, 32)
+        assert Pictures(Source(tmp_path, "test")).find("x", spelt).open().size == (48, 32)
     for spelt in ("sub\\..\\..\\x.png", "C:\\x.png", "\\x.png", "sub/CAFÉ.png", "sub/caf%C3%A9.png"):
         told = refusal(asked(tmp_path, image=spelt))
         assert "does not exist" in told or "leaves the data folder" in told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import os
@@ -24,16 +23,16 @@ from PIL import Image
 
 import official
 import ressa
-from official import digests, lines, refusal, report
+from official import digests, lines, prepare, refusal, report
 from ressa import cli
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.preparation import plan, verb
-from ressa.preparation.forms import FORMS, INSTRUCTIONS
+from ressa.preparation.forms import INSTRUCTIONS
 from ressa.preparation.output import MANIFEST, REPORT
 from ressa.preparation.settings import Prepare
+from ressa.preparation.sources import SOURCES
 from ressa.preparation.sums import SUMS, check
-from ressa.preparation.verb import SOURCES, prepare
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -77,7 +76,7 @@ def test_of_a_thousand_pictures_those_of_no_use_are_counted_and_named_and_the_ot
         kind = picture.partition("_")[2]
         assert row["outcome"] == ("unusable" if kind in official.UNUSABLE else "converted"), row
         assert row["what"] == (official.UNUSABLE | official.CONVERTED)[kind], row
-        assert "dataset_coco.json: record " in row["record"]
+        assert "dataset_coco.json: images[" in row["record"]
         assert bool(row["file"]) == (kind in official.CONVERTED)
     assert told["records"] == {"train": 940, "validation": 500, "test": 500}
     assert len(list((prepared / "images").rglob("*.*"))) == 970
@@ -322,7 +321,7 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(regions, tmp_path):
     assert "leave nothing for train" in refusal("vg", source, out, images=images, validation=0.5, test=0.5)
     assert "columns and source_split are for" in refusal("vg", source, out, images=images, columns="a=b")
     assert "did you mean 'prefix'" in refusal("vg", source, out, images=images, form="prefx")
-    assert "limit 0 must be at least 1" in refusal("vg", source, out, images=images, limit=0)
+    assert "limit: 0 must be at least 1" in refusal("vg", source, out, images=images, limit=0)
     assert "plain name" in refusal("vg", source, out, images=images, split="../train")
     assert "splits of its own" in refusal("coco-captions", source, out, images=images, test=0.1)
     assert not list(tmp_path.iterdir())
@@ -356,11 +355,8 @@ def test_names_that_lead_out_of_the_folder_of_pictures_are_not_followed(tmp_path
 def test_the_command_line_has_every_source_and_the_settings_of_the_verb():
     group = typer.main.get_command(cli.app).commands["data"]
     assert set(group.commands) == {*SOURCES, "emoji", "check"}
-    told = {f.name: f for f in fields(Prepare)}
-    assert told["form"].metadata["among"] == FORMS
-    here = {f.name: f.default for f in fields(verb.Options)}
-    here |= {p.name: p.default for p in inspect.signature(prepare).parameters.values() if p.name in told}
-    assert here == {name: f.default for name, f in told.items()}
+    options = {option.name for option in group.commands["gqa"].params}
+    assert options == {f.name for f in fields(Prepare)} | {"source", "out", "images", "as_json"}
 
 
 def test_a_picture_lost_since_the_interruption_is_made_again(regions, tmp_path):

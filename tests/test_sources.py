@@ -12,9 +12,11 @@ import huggingface_hub
 import pytest
 
 import official
-from official import lines, refusal
+from official import lines, prepare, refusal
+from ressa import tasks
 from ressa.data.records import read_records
-from ressa.preparation.verb import prepare
+from ressa.preparation.sources import SOURCES
+from ressa.tasks.base import Source
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -70,6 +72,29 @@ def test_gqa_gives_questions_with_their_structural_type_and_each_picture_once(tm
     assert len(records) == 8
     assert (records[0].id, records[0].answers, records[0].kind) == ("07000000", ("pipe",), "query")
     assert records[0].image.path == records[4].image.path
+
+
+@pytest.mark.parametrize("name", ["gqa", "coco"])
+def test_a_task_asks_what_its_prepared_folder_teaches(name, tmp_path):
+    source = MAKE[name](tmp_path)
+    split = "train_balanced" if name == "gqa" else "train"
+    if name == "gqa":
+        shutil.unpack_archive(tmp_path / "images.zip", tmp_path)
+    settings = {"split": split} if name == "gqa" else {}
+    prepare(name, str(source), tmp_path / "data", images=[str(tmp_path), str(tmp_path / "images")], **settings)
+    asked = tasks.get(name).read(Source(source, split, tmp_path / "images")).samples
+    taught = read_records(tmp_path / "data", split)
+    assert {(s.record.question, text, s.record.kind) for s in asked for text in s.record.references} <= {
+        (r.question, r.target, r.kind) for r in taught
+    }
+    assert asked
+
+
+def test_every_task_that_can_be_trained_on_is_a_source_by_its_name():
+    trained = {name: task.format for name, task in tasks.TASKS.items() if task.format}
+    assert {"gqa", "coco", "flickr30k"} <= set(trained)
+    assert trained.items() <= SOURCES.items()
+    assert SOURCES["coco-captions"] is SOURCES["coco"]
 
 
 def test_llava_mix_gives_a_record_for_each_turn_and_counts_what_has_no_picture(tmp_path):
@@ -143,6 +168,7 @@ def test_a_missing_table_or_column_is_named(tmp_path, monkeypatch):
 # ---- malformed sources: file, record and field -----------------------------------------------------------------------
 
 MAKE = {
+    "coco": official.coco,
     "coco-captions": official.coco,
     "vg": official.vg_regions,
     "gqa": official.gqa,
@@ -154,18 +180,33 @@ MAKE = {
 @pytest.mark.parametrize(
     ("name", "before", "after", "told"),
     [
-        ("coco-captions", '"filename": "COCO_val2014_000000000002.jpg"', '"x": 1', '3: field "filename" is missing'),
-        ("coco-captions", '"raw": "there is number 2"', '"raw": 7', '3: sentence 2: field "raw" must be a text'),
-        ("coco-captions", '"split": "val"', '"split": "vla"', '3: field "split" must be one of train, restval'),
-        ("coco-captions", '"images"', '"pictures"', "no records in"),
-        ("vg", '"id": 2, ', "", '2: field "id" is missing'),
-        ("vg", '"phrase": "thing 1 on the wall"', '"phrase": null', '1: region 2: field "phrase" is missing'),
-        ("vg", '"regions"', '"region"', '1: field "regions" or "qas" is missing'),
-        ("gqa", '"imageId": "2370001"', '"imageId": []', "'07000001': field \"imageId\" must be a number or a text"),
-        ("gqa", '"answer": "pipe"', '"answer": ["pipe"]', "'07000000': field \"answer\" must be a text"),
-        ("llava-mix", '"from": "gpt"', '"from": "bing"', '1: turn 2: field "from" must be human or gpt'),
-        ("llava-mix", '"conversations"', '"chat"', '1: field "conversations" is missing'),
-        ("sharegpt4v", '"image": "sam/images/sa_545504.jpg"', '"image": [1]', '1: field "image" must be a text'),
+        (
+            "coco-captions",
+            '"filename": "COCO_val2014_000000000002.jpg"',
+            '"x": 1',
+            'images[2]: field "filename" is',
+        ),
+        (
+            "coco-captions",
+            '"raw": "there is number 2"',
+            '"raw": 7',
+            'images[2]: sentences[1]: field "raw" must be',
+        ),
+        ("coco-captions", '"split": "val"', '"split": "vla"', 'images[2]: field "split" must be one of train, restval'),
+        ("coco-captions", '"images"', '"pictures"', 'field "images" is missing or empty; give'),
+        ("vg", '"id": 2, ', "", 'record 2: field "id" is missing'),
+        ("vg", '"phrase": "thing 1 on the wall"', '"phrase": null', 'record 1: regions[1]: field "phrase" is missing'),
+        ("vg", '"regions"', '"region"', 'record 1: field "regions" or "qas" is missing'),
+        (
+            "gqa",
+            '"imageId": "2370001"',
+            '"imageId": []',
+            "record '07000001': field \"imageId\" must be a number",
+        ),
+        ("gqa", '"answer": "pipe"', '"answer": ["pipe"]', "record '07000000': field \"answer\" must be a text"),
+        ("llava-mix", '"from": "gpt"', '"from": "bing"', 'record 1: turn 2: field "from" must be human or gpt'),
+        ("llava-mix", '"conversations"', '"chat"', 'record 1: field "conversations" is missing'),
+        ("sharegpt4v", '"image": "sam/images/sa_545504.jpg"', '"image": [1]', 'record 1: field "image" must be a text'),
     ],
 )
 def test_a_malformed_record_is_refused_with_file_record_and_field(name, before, after, told, tmp_path):
@@ -174,7 +215,7 @@ def test_a_malformed_record_is_refused_with_file_record_and_field(name, before, 
     assert before in text
     source.write_text(text.replace(before, after))
     message = refusal(name, str(source), tmp_path / "data", images=[str(tmp_path)])
-    assert message.startswith(f"{source}: {'' if told.startswith('no') else 'record '}{told}")
+    assert message.startswith(f"{source}: {told}")
     assert os.listdir(tmp_path) == ["source"]
 
 

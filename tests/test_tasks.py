@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -17,13 +15,14 @@ import ressa
 import ressa.demo
 from ressa import cli, tasks
 from ressa.data.embedded import ImageText
+from ressa.data.tables import is_table
 from ressa.errors import RessaError
 from ressa.evaluation import verb as score
 from ressa.evaluation.overrides import generation
 from ressa.evaluation.settings import Evaluate
 from ressa.model.load import load
-from ressa.tasks import tables
 from ressa.tasks.base import Source, asked, candidates, family, options
+from ressa.tasks.files import rows as table_rows
 from ressa.tasks.metrics import coco
 from ressa.tasks.metrics.ptb import words
 
@@ -330,7 +329,7 @@ def test_hub_datasets_are_read_from_their_parquet_files(drawn, tmp_path):
         samples = tasks.get("vqav2").read(Source(source, "val")).samples
         assert [s.record.references for s in samples] == [(scene.questions[0][1],) for scene in drawn]
         assert samples[0].record.open_image().getbbox() is not None
-    with pytest.raises(RessaError, match=r"no test\*\.parquet \(splits there: validation\)"):
+    with pytest.raises(RessaError, match=r"unknown split of .* 'test'.*\(known: validation\)"):
         read("vqav2", tmp_path, "test")
 
 
@@ -345,20 +344,34 @@ def test_a_hub_name_is_loaded_by_its_default_config_or_by_all_that_make_up_the_w
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["dev", "validation"])
     for configs in (["Full", "default"], ["Art", "Biology"]):
         monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, configs=configs: configs)
-        rows = list(tables.rows(Source("some/set", "val"), ("id",)))
+        rows = list(table_rows(Source("some/set", "val"), ("id",)))
     assert loaded == [("some/set", config, "validation") for config in ("default", "Art", "Biology")]
-    assert [raw["id"] for raw, _, _ in rows] == ["Art", "Biology"]
-    with pytest.raises(RessaError, match=r"some/set: no split test \(splits there: dev, validation\)"):
-        list(tables.rows(Source("some/set", "test")))
+    assert [raw["id"] for raw, _ in rows] == ["Art", "Biology"]
+    with pytest.raises(RessaError, match=r"unknown split of some/set 'test': \(known: dev, validation\)"):
+        list(table_rows(Source("some/set", "test")))
 
 
 def test_pictures_may_lie_elsewhere(mini, tmp_path):
     data = mini("gqa")
     (data / "images").rename(tmp_path / "elsewhere")
     task = tasks.get("gqa")
-    with pytest.raises(RessaError, match=r'testdev_balanced_questions\.json: "201300": image .* does not exist'):
+    with pytest.raises(RessaError, match=r"testdev_balanced_questions\.json: record .201300.: image .* does not exist"):
         task.read(Source(data, task.split))
     assert len(task.read(Source(data, task.split, tmp_path / "elsewhere")).samples) == 12
+
+
+def test_a_question_without_an_answer_is_left_out_and_counted(mini):
+    root = mini("gqa")
+    whole = read("gqa", root)
+    change(root / "testdev_balanced_questions.json", '"answer": "crying face"', '"answer": " "')
+    reading = read("gqa", root)
+    assert reading.samples == whole.samples[1:]
+    assert reading.left_out == {"empty text": 1}
+
+
+def test_a_split_that_the_file_does_not_know_is_refused_with_those_it_knows(mini):
+    with pytest.raises(RessaError, match=r"no image of the split dev \(splits there: .*test"):
+        read("coco", mini("coco"), "dev")
 
 
 def test_a_limit_keeps_rotated_options_together(mini):
@@ -389,10 +402,16 @@ MALFORMED = [
     ("vqav2", QUESTIONS, '"question_id": 1000', '"question_id": 7', r'questions\[3\]: field "question_id" is 7, which'),
     ("vqav2", QUESTIONS, '"questions": [', '"questions": [[], ', r"questions\[0\]: must be an object"),
     ("vqav2", QUESTIONS, '"questions": [', '"items": [', r'questions\.json: field "questions" is missing'),
-    ("vqav2", QUESTIONS, "{", "{{", r"questions\.json:1: malformed JSON at column 2"),
+    ("vqav2", QUESTIONS, "{", "{{", r"questions\.json:1: malformed JSON after record 12"),
     ("vqav2", ANNOTATIONS, '{"answer": "crying face"', '{"answer": 5', r'\[0\]: field "answers\[0\]\.answer" must be'),
     ("okvqa", "mscoco_val2014_annotations.json", '"answers": [', '"answer": [', r'annotations\[0\]: field "answers"'),
-    ("gqa", "testdev_balanced_questions.json", '"imageId"', '"image"', r'"201300": field "imageId" must be'),
+    (
+        "gqa",
+        "testdev_balanced_questions.json",
+        '"imageId"',
+        '"image"',
+        r"record '201300': field \"imageId\" is",
+    ),
     ("textvqa", "TextVQA_0.5.1_val.json", '"answers": [', '"replies": [', r'data\[0\]: field "answers" is missing'),
     ("nocaps", "nocaps_val_4500_captions.json", '"file_name"', '"file"', r'images\[0\]: field "file_name" is missing'),
     (
@@ -426,8 +445,14 @@ MALFORMED = [
     ),
     ("pope", "coco_pope_popular.json", '"text"', '"question"', r'popular\.json:1: field "text" is missing'),
     ("pope", "coco_pope_popular.json", "{", "", r"popular\.json:1: malformed JSON at column"),
-    ("scienceqa", "problems.json", '"answer": 0', '"answer": 9', r'"\d": field "answer" must be the index of one of'),
-    ("scienceqa", "pid_splits.json", '"test"', '"tset"', r'pid_splits\.json: field "test" must be a list'),
+    (
+        "scienceqa",
+        "problems.json",
+        '"answer": 0',
+        '"answer": 9',
+        r'record .\d.: field "answer" must be the index of',
+    ),
+    ("scienceqa", "pid_splits.json", '"test"', '"tset"', r'pid_splits\.json: field "test" is missing'),
     ("scienceqa", "pid_splits.json", '"3"', '"77"', r"pid_splits\.json: test\[2\] is 77, which"),
     ("mmbench", "mmbench_dev_20230712.tsv", "\tanswer\t", "\tlabel\t", r'\.tsv:1: column "answer" is missing'),
     ("mmbench", "mmbench_dev_20230712.tsv", "\tA\tobject", "\tE\tobject", r'\.tsv:2: field "answer" must be one of AB'),
@@ -513,8 +538,8 @@ def test_data_that_is_a_single_file_of_the_pair_finds_the_other(mini):
 
 
 def test_what_is_no_table_is_no_hub_name_either():
-    assert tables.is_table(SimpleNamespace(data="lmms-lab/VQAv2"))
-    assert not tables.is_table(SimpleNamespace(data="./VQAv2"))
+    assert is_table("lmms-lab/VQAv2")
+    assert not is_table("./VQAv2")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from ressa.cli.options import Json, Out, with_settings
 from ressa.cli.terminal import bars, quiet, show
 from ressa.preparation.settings import Prepare
+from ressa.preparation.sources import SOURCES
 
 app = typer.Typer(help="Write data as an ordinary folder: {split}.jsonl and pictures.", no_args_is_help=True)
 
@@ -48,10 +48,10 @@ def _data_command(name: str, what: str) -> None:
         ] = None,
         as_json: Json = False,
     ) -> None:
-        from ressa.preparation.verb import prepare as verb
+        from ressa.preparation.verb import prepare
 
         with quiet(), bars() as bar:
-            told = verb(name, source, out, images=images or (), progress=bar, **asdict(settings))
+            told = prepare(name, source, out, settings=settings, images=images or (), progress=bar)
         show(told, as_json, *_prepared(out, told))
 
     command.__name__, command.__doc__ = f"data {name}", f"Prepare {what}."
@@ -68,16 +68,8 @@ def _prepared(out: str, told: dict[str, Any]) -> Iterator[str]:
             yield f"{what}: {counts}" + (" (named in report.csv)" if what != "skipped" else "")
 
 
-for _name, _what in {
-    "coco-captions": "COCO captions by Karpathy's splits: dataset_coco.json (Flickr30k's too)",
-    "cc3m": "Conceptual Captions: the TSV file of captions and addresses, or img2dataset's .tar shards",
-    "vg": "Visual Genome: region_descriptions.json or question_answers.json",
-    "gqa": "GQA: one of its *_questions.json",
-    "llava-mix": "LLaVA's conversations: llava_v1_5_mix665k.json",
-    "sharegpt4v": "ShareGPT4V: any of its .json files",
-    "dataset": "any table: a folder that `datasets` saved, Parquet, or NAME or NAME:CONFIG on the hub",
-}.items():
-    _data_command(_name, _what)
+for _name, _format in SOURCES.items():
+    _data_command(_name, _format.title)
 
 
 @app.command()

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ressa.data.fields import NAMES, PICTURES, empty, one
-from ressa.data.images import shown
-from ressa.errors import RessaError
+from ressa.data.fields import empty, one
+from ressa.data.media import NAMES, PICTURES
+from ressa.errors import RessaError, shown
 
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
 TEXTS = ("text", "input_text", "output_text")
@@ -49,7 +49,7 @@ class Exchange:
 
 def turns(messages: Sequence[Mapping[str, Any]], where: str) -> list[Turn]:
     """Who says what. Raises RessaError for other speakers, no text, and parts that are neither text nor picture."""
-    told = []
+    chat = []
     for n, message in enumerate(messages, 1):
         at = f"{where}: turn {n}"
         key = "from" if message.get("from") is not None else "role"
@@ -58,9 +58,9 @@ def turns(messages: Sequence[Mapping[str, Any]], where: str) -> list[Turn]:
             key = key if speaker is not None or "role" in message else "from"
             names = "user or assistant" if key == "role" else "human or gpt"
             raise RessaError(f'{at}: field "{key}" must be {names} (or system, first), not {shown(speaker)}')
-        said = "value" if message.get("value") is not None else "content"
-        told.append(_turn(SPEAKERS[speaker], message.get(said), f'{at}: field "{said}"'))
-    return told
+        field = "value" if message.get("value") is not None else "content"
+        chat.append(_turn(SPEAKERS[speaker], message.get(field), f'{at}: field "{field}"'))
+    return chat
 
 
 def beside(raw: Mapping[str, Any]) -> list[Turn]:
@@ -69,10 +69,10 @@ def beside(raw: Mapping[str, Any]) -> list[Turn]:
     return [Turn("system", text) for text in texts[:1]]
 
 
-def exchanges(told: Sequence[Turn]) -> list[Exchange] | None:
+def exchanges(chat: Sequence[Turn]) -> list[Exchange] | None:
     """Questions with their answers; None where user and assistant do not take turns."""
-    rest = list(itertools.dropwhile(lambda turn: turn.speaker == "system", told))
-    system = "\n\n".join(turn.text.strip() for turn in told[: len(told) - len(rest)])
+    rest = list(itertools.dropwhile(lambda turn: turn.speaker == "system", chat))
+    system = "\n\n".join(turn.text.strip() for turn in chat[: len(chat) - len(rest)])
     if not rest or [turn.speaker for turn in rest] != ["human", "gpt"] * (len(rest) // 2):
         return None
     pairs = zip(rest[::2], rest[1::2], strict=True)

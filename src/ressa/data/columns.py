@@ -7,61 +7,23 @@ text in base64; or a list of any of these. Nothing is decoded here, and no bytes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from io import BytesIO
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import datasets
 import pyarrow as pa
-from PIL import Image
 
-from ressa.data.embedded import embedded_bytes, is_embedded
-from ressa.data.images import decode
-from ressa.errors import RessaError
+from ressa.data.embedded import ImageCell, is_embedded
+from ressa.data.media import PICTURES
 
 BINARY = ("binary", "large_binary")
 LISTS = (datasets.List, datasets.LargeList)
 MEDIA = (datasets.Image, datasets.Audio, datasets.Video)
 
 
-@dataclass(frozen=True)
-class ImageCell:
-    """A picture in a row of a table whose pictures are not decoded; `at` is its place in the cell, `path` its file."""
-
-    table: Any
-    row: int
-    column: str
-    where: str
-    at: tuple[str | int, ...] = ()
-    path: str | None = None  # where the cell holds no bytes
-
-    def __str__(self) -> str:
-        return f"bytes in column {self.column}"
-
-    def open(self) -> Image.Image:
-        held = self.held()
-        return decode(Path(held) if isinstance(held, str) else BytesIO(held), f"{self.where}: image")
-
-    def held(self) -> bytes | str:
-        """The bytes of the picture, or the path of its file. Raises RessaError for base64 that is none."""
-        cell = self.table[self.row][self.column]
-        for key in self.at:
-            cell = cell[key]
-        if isinstance(cell, Mapping):
-            cell = cell["path"] if cell["bytes"] is None else cell["bytes"]
-        if not (isinstance(cell, str) and is_embedded(cell)):
-            return cell
-        try:
-            return embedded_bytes(cell)
-        except ValueError:
-            raise RessaError(f'{self.where}: field "{self.column}" is not base64') from None
-
-    def identity(self) -> str:
-        return f"{getattr(self.table, '_fingerprint', '')}:{self.row}:{self.column}:{self.at}"
-
-
-def light_rows(table: datasets.Dataset, name: str, texts: tuple[str, ...] = ()) -> Iterator[tuple[dict[str, Any], str]]:
+def light_rows(
+    table: datasets.Dataset, name: str, texts: tuple[str, ...] = PICTURES
+) -> Iterator[tuple[dict[str, Any], str]]:
     """(row, "name:7") with an `ImageCell` (a list of them, None) in place of each picture, and labels as their names.
 
     Args:
@@ -72,15 +34,15 @@ def light_rows(table: datasets.Dataset, name: str, texts: tuple[str, ...] = ()) 
     inner = {c: feature for c, feature in table.features.items() if c not in heavy and _has_more(feature)}
     for row, raw in enumerate(_without(table, list(heavy))):
         where = f"{name}:{row}"
-        told = dict(raw)
+        light = dict(raw)
         for column, held in heavy.items():
-            told[column] = _cells(ImageCell(table, row, column, where), held[row])
+            light[column] = _cells(ImageCell(table, row, column, where), held[row])
         for column, feature in inner.items():
-            told[column] = _lifted(named(feature, raw[column]), feature, ImageCell(table, row, column, where))
+            light[column] = _lifted(named(feature, raw[column]), feature, ImageCell(table, row, column, where))
         for column in texts:
-            if isinstance(told.get(column), str) and is_embedded(told[column]):
-                told[column] = ImageCell(table, row, column, where)
-        yield told, where
+            if isinstance(light.get(column), str) and is_embedded(light[column]):
+                light[column] = ImageCell(table, row, column, where)
+        yield light, where
 
 
 def undecoded(table: datasets.Dataset) -> datasets.Dataset:

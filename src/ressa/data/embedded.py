@@ -1,12 +1,15 @@
-"""Pictures that a text holds: base64, as it is or as a `data:` address."""
+"""Pictures inside other files: base64 in a text, as it is or as a `data:` address, and cells of a table."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -48,3 +51,39 @@ class ImageText:
 
     def identity(self) -> str:
         return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageCell:
+    """A picture in a row of a table whose pictures are not decoded; `at` is its place in the cell, `path` its file."""
+
+    table: Any
+    row: int
+    column: str
+    where: str
+    at: tuple[str | int, ...] = ()
+    path: str | None = None  # where the cell holds no bytes
+
+    def __str__(self) -> str:
+        return f"bytes in column {self.column}"
+
+    def open(self) -> Image.Image:
+        held = self.held()
+        return decode(Path(held) if isinstance(held, str) else BytesIO(held), f"{self.where}: image")
+
+    def held(self) -> bytes | str:
+        """The bytes of the picture, or the path of its file. Raises RessaError for base64 that is none."""
+        cell = self.table[self.row][self.column]
+        for key in self.at:
+            cell = cell[key]
+        if isinstance(cell, Mapping):
+            cell = cell["path"] if cell["bytes"] is None else cell["bytes"]
+        if not (isinstance(cell, str) and is_embedded(cell)):
+            return cell
+        try:
+            return embedded_bytes(cell)
+        except ValueError:
+            raise RessaError(f'{self.where}: field "{self.column}" is not base64') from None
+
+    def identity(self) -> str:
+        return f"{getattr(self.table, '_fingerprint', '')}:{self.row}:{self.column}:{self.at}"

@@ -1,74 +1,89 @@
-"""Which fields of a record hold its picture, and which look as if they did. The lists are docs/data.md's.
-
-A model that silently sees nothing still answers, so what might be a picture is read or refused, never passed over.
-"""
+"""Fields of records, read with errors that name the place and the field."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from ressa.data.images import shown
-from ressa.errors import RessaError
+from ressa.data.parse import well_formed
+from ressa.errors import RessaError, shown
 
-PICTURES = ("image", "images", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
-NAMES = ("image_path", "img_path", "image_file", "image_url", "file_name", "filename", "path")  # of the picture's file
-MAYBE = ("file_name", "filename", "path")  # or of any other file: read if they end as pictures do
-OTHER_MEDIA = ("video", "videos", "video_path", "audio", "audios", "audio_path")
-OWN = {"id", "kind", "question", "answer", "answers", "caption", "prefix", "text", "messages", "conversations"}
-SUFFIX = re.compile(r"\.(png|jpe?g|jpe|webp|gif|bmp|tiff?|ppm|pgm|heic|avif|mp4|avi|mov|mkv|webm)$", re.IGNORECASE)
-ABOUT_MEDIA = re.compile(r"image|img|pictures?(_|$)|photo|video|audio", re.IGNORECASE)
+KINDS = {str: "a text", int: "a whole number", list: "a list"}
 DEEPEST = 9  # levels of lists and objects that are looked into
-FURTHER = re.compile(r"(image|img|picture|photo)s?_?\d+")  # image_2
-# <image> (LLaVA), <image 1> (MMMU), <|image_1|> (Phi-3), <ImageHere> (InternLM), <img>1.png</img> (Qwen-VL)
-MARK = re.compile(r"<(?:image(?:[ _]\d+)?|\|image(?:_\d+)?\||ImageHere)>|<img>[^<]*</img>")
-AT_AN_END = r"\A\s*(?:{0})|(?:{0})\s*\Z"
-OUTER_MARK = re.compile(AT_AN_END.format(MARK.pattern) + r"|<img>[^<]*</img>")
-FILM = re.compile(AT_AN_END.format(r"<(?:video|audio)>"))
 
 
-def picture(raw: Mapping[str, Any], inline: object, where: str) -> object:
-    """What stands for the picture of a record: a path, text in base64, a picture of a table; None if it has none.
+def an_object(raw: Any, where: str) -> Mapping[str, Any]:
+    """`raw`, which is an object. Raises RessaError for anything else."""
+    if not isinstance(raw, Mapping):
+        raise RessaError(f"{where}: must be an object in braces, not {shown(raw)}")
+    return raw
+
+
+def need(raw: Mapping[str, Any], key: str, kind: type, where: str, *, blank: bool = False) -> Any:
+    """A field of that kind (of `KINDS`), a text without surrounding space.
 
     Args:
-        inline: what the chat of the record has for it.
+        blank: whether it may be empty.
 
     Raises:
-        RessaError: two pictures, or something that looks like a picture, a film or a sound and is not read.
+        RessaError: the field is missing, empty or of another kind.
     """
-    found = {key: value for key in PICTURES if not empty(value := one(raw.get(key), key, where))}
-    if inline is not None:
-        found["messages"] = inline
-    _check_alone(raw, found, where)
-    for key in NAMES:
-        value = raw.get(key)
-        if not found and not empty(value) and (key not in MAYBE or _ends_as_media(value)):
-            found[key] = one(value, key, where)
-    if found:
-        return next(iter(found.values()))
-    for key, value in raw.items():  # a blind question is allowed, a misspelt field is not
-        if key not in OWN and not empty(value) and (ABOUT_MEDIA.search(key) or _is_media(value)):
-            raise RessaError(f'{where}: field {shown(key)} is not read; name the picture in "image"')
-    return None
+    value = raw.get(key)
+    if value is None or (not blank and value in ("", [])):
+        raise RessaError(f'{where}: field "{key}" is missing{"" if blank else " or empty"}')
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RessaError(f'{where}: field "{key}" must be {KINDS[kind]}, not {shown(value)}')
+    return well_formed(value).strip() if isinstance(value, str) else value
 
 
-def one(value: Any, key: str, where: str) -> Any:
-    """The value, or the only one in a list. Raises RessaError if there are several."""
-    if not isinstance(value, list | tuple):
-        return value
-    if len(value) > 1:
-        raise RessaError(f'{where}: field "{key}" must hold exactly one picture, not {len(value)}')
-    return value[0] if value else None
+def text(raw: Mapping[str, Any], key: str, where: str) -> str:
+    """A text, which may be empty. Raises as `need`."""
+    return str(need(raw, key, str, where, blank=True))
 
 
-def empty(value: Any, depth: int = 0) -> bool:
-    """Whether a field says nothing: null, NaN (a table's null), no, zero, and lists and objects of nothing else."""
-    if isinstance(value, list | tuple | Mapping):
-        inner = value.values() if isinstance(value, Mapping) else value
-        return depth < DEEPEST and all(empty(entry, depth + 1) for entry in inner)
-    return value is None or (isinstance(value, int | float) and (not value or value != value))
+def identifier(raw: Mapping[str, Any], key: str, where: str) -> str:
+    """A text or a whole number, as text. Raises RessaError if the field is missing, blank or anything else."""
+    value = raw.get(key)
+    if value is None:
+        raise RessaError(f'{where}: field "{key}" is missing')
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise RessaError(f'{where}: field "{key}" must be a number or a text, not {shown(value)}')
+    return well_formed(str(value)).strip()
+
+
+def objects(raw: Mapping[str, Any], key: str, where: str) -> list[tuple[Mapping[str, Any], str]]:
+    """(object, place) of each in a list, which may be empty. Raises RessaError for anything but a list of objects."""
+    entries = need(raw, key, list, where, blank=True)
+    return [(an_object(entry, f"{where}: {key}[{i}]"), f"{where}: {key}[{i}]") for i, entry in enumerate(entries)]
+
+
+def texts(raw: Mapping[str, Any], key: str, where: str, inner: str = "") -> tuple[str, ...]:
+    """A list of texts, or with `inner` of objects whose field `inner` is a text; empty ones are kept as they are."""
+    found = []
+    for i, item in enumerate(need(raw, key, list, where)):
+        value = item.get(inner) if inner and isinstance(item, Mapping) else item
+        if not isinstance(value, str):
+            raise RessaError(f'{where}: field "{key}[{i}]{"." + inner if inner else ""}" must be a text')
+        found.append(value)
+    return tuple(found)
+
+
+def optional_text(raw: Mapping[str, Any], key: str, where: str) -> str | None:
+    """A text as it stands, None if it is missing. Raises RessaError for a blank one and for anything else."""
+    value = raw.get(key)
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise RessaError(f'{where}: field "{key}" must be a text that is not empty, not {shown(value)}')
+    return value
+
+
+def scalar(raw: Mapping[str, Any], key: str, where: str) -> str | None:
+    """A text or a number (as text); None when it is missing or blank."""
+    value = raw.get(key)
+    found = "" if value is None else as_text(value)
+    if found is None:
+        raise RessaError(f'{where}: field "{key}" must be a text or a number, not {shown(value)}')
+    return found or None
 
 
 def as_text(value: object) -> str | None:
@@ -84,46 +99,27 @@ def as_text(value: object) -> str | None:
     return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
-def unmarked(text: str, seen: bool, what: str) -> str:
-    """A question without the placeholder of its picture, which stands where each model wants it.
-
-    Args:
-        seen: whether there is a picture; without one, a placeholder inside a text is a part of it ("the tag <image>").
-
-    Raises:
-        RessaError: a placeholder at either end and no picture, several of them, or nothing else.
-    """
-    if FILM.search(text):
-        raise RessaError(f"{what} marks a film or a sound; only pictures are read")
-    if not seen and OUTER_MARK.search(text):
-        raise RessaError(f'{what} marks a picture, but the record has none; name it in "image" or remove the mark')
-    if seen and (marks := len(MARK.findall(text))) > 1:
-        raise RessaError(f"{what} marks {marks} pictures; a record is one image, one question, one answer")
-    if not seen:
-        return text
-    if not (left := MARK.sub("", text).strip()):
-        raise RessaError(f"{what} has no text besides the mark of its picture")
-    return left
+def texts_in(value: Any) -> list[str] | None:
+    """The texts of a text, or of a list of texts or of {"answer": text} as in VQAv2; None if there are others."""
+    if isinstance(value, Mapping):  # of `datasets`, which turned lists of objects inside out
+        value = value.get("answer", value.get("text"))
+    entries = value if isinstance(value, list | tuple) else [value]
+    texts = [as_text(entry.get("answer") if isinstance(entry, Mapping) else entry) for entry in entries]
+    return [text for text in texts if text is not None] if texts and None not in texts else None
 
 
-def _check_alone(raw: Mapping[str, Any], found: Mapping[str, object], where: str) -> None:
-    if any(value != next(iter(found.values())) for value in found.values()):
-        raise RessaError(f"{where}: fields {' and '.join(map(shown, found))} hold two pictures; a record has one")
-    for key, value in raw.items():
-        further = found and FURTHER.fullmatch(key.lower()) and _is_media(value)
-        if (key.lower() in OTHER_MEDIA and not empty(value)) or further:
-            raise RessaError(
-                f"{where}: field {shown(key)} is not read; a record has one picture and nothing else to see"
-            )
+def empty(value: Any, depth: int = 0) -> bool:
+    """Whether a field says nothing: null, NaN (a table's null), no, zero, and lists and objects of nothing else."""
+    if isinstance(value, list | tuple | Mapping):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return depth < DEEPEST and all(empty(entry, depth + 1) for entry in inner)
+    return value is None or (isinstance(value, int | float) and (not value or value != value))
 
 
-def _ends_as_media(value: object) -> bool:
-    return isinstance(value, str) and len(value) < 4096 and SUFFIX.search(value.partition("?")[0]) is not None
-
-
-def _is_media(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_is_media(entry) for entry in value if not isinstance(entry, str | list | tuple))
-    if isinstance(value, Mapping):
-        return any(key in (*PICTURES, "bytes") and not empty(entry) for key, entry in value.items())
-    return hasattr(value, "open") or _ends_as_media(value)
+def one(value: Any, key: str, where: str) -> Any:
+    """The value, or the only one in a list. Raises RessaError if there are several."""
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) > 1:
+        raise RessaError(f'{where}: field "{key}" must hold exactly one picture, not {len(value)}')
+    return value[0] if value else None

@@ -21,8 +21,8 @@ def parse(data: bytes, where: str, *, whole: bool = False) -> Any:
         RessaError: not UTF-8, malformed, nested too deeply, or a number of too many digits.
     """
     try:
-        told = json.loads(data.decode("utf-8-sig"))
-        return _mended(told) if b"\\ud" in data or b"\\uD" in data else told
+        value = json.loads(data.decode("utf-8-sig"))
+        return _mended(value) if b"\\ud" in data or b"\\uD" in data else value
     except UnicodeDecodeError:
         hint = ": it is UTF-16, save it as UTF-8" if data.startswith(WIDE) else ""
         raise RessaError(f"{where}: not UTF-8 text{hint}") from None
@@ -44,11 +44,11 @@ def well_formed(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _mended(told: Any) -> Any:
-    if isinstance(told, str):
-        return well_formed(told)
-    if isinstance(told, list):
-        return [_mended(entry) for entry in told]
-    if isinstance(told, dict):
-        return {well_formed(key): _mended(value) for key, value in told.items()}
-    return told
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, list):
+        return [_mended(entry) for entry in value]
+    if isinstance(value, dict):
+        return {well_formed(key): _mended(value) for key, value in value.items()}
+    return value

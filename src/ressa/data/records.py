@@ -9,16 +9,16 @@ A record in a JSONL file is one of
     {"image": "images/1.png", "messages": [{"role": "user", ...}, {"role": "assistant", ...}]}
     {"text": "Owls are birds."}
 
-`id` and `kind` are optional; other fields are ignored, unless they look like pictures (`fields`). docs/data.md has all
+`id` and `kind` are optional; other fields are ignored, unless they look like pictures (`media`). docs/data.md has all
 forms. Pictures are paths below the folder of the JSONL file; they are looked up when the records are read and opened
 only by `Record.open_image`.
 """
 
 from __future__ import annotations
 
-import glob
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from typing import Any
 from PIL import Image
 
 from ressa.data.chats import beside, exchanges, turns
-from ressa.data.embedded import ImageText, is_embedded
-from ressa.data.fields import as_text, picture, unmarked
-from ressa.data.images import ImageFolder, Picture, shown
-from ressa.data.parse import parse
-from ressa.errors import RessaError
+from ressa.data.embedded import ImageCell, ImageText, is_embedded
+from ressa.data.fields import optional_text, scalar, texts_in
+from ressa.data.images import ImageFolder, Picture
+from ressa.data.media import picture, unmarked
+from ressa.data.stream import Row, first_sign, json_lines
+from ressa.data.tables import is_saved, load, shards
+from ressa.errors import RessaError, shown
 from ressa.files.paths import path_of
 
 Find = Callable[[object, str], Picture]  # (what the image field holds, where) -> the picture
@@ -90,24 +92,19 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
         raise RessaError(f"{path}: no such data folder or .jsonl file")
     if (path / f"{split}.jsonl").is_file():
         return _from_jsonl(path / f"{split}.jsonl", split)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file() or shards(path, split):
+    if is_saved(path) or shards(path, split):
         return _from_table(path, split, str(path))
-    named = [*(p.stem for p in path.glob("*.jsonl")), *(p.stem.split("-0")[0] for p in shards(path, ""))]
+    named = [*(p.stem for p in path.glob("*.jsonl")), *(p.stem.split("-0")[0] for p in shards(path))]
     there = ", ".join(sorted(set(named))) or "none"
     raise RessaError(f"{path}: no {split}.jsonl (splits found there: {there}){_converted(path)}")
 
 
-def shards(path: Path, split: str) -> list[Path]:
-    """The Parquet files of a split: {split}-*.parquet or {split}.parquet in the folder or in data/, as on the hub."""
-    names = (f"{glob.escape(split)}-*.parquet", f"{glob.escape(split)}.parquet") if split else ("*.parquet",)
-    found = (sorted(folder.glob(name)) for folder in (path, path / "data") for name in names)
-    return next(filter(None, found), [])
-
-
-def finder(folder: ImageFolder | None) -> Find:
-    """How a picture is found by what its field holds: a path below `folder`, base64, or {"bytes", "path"}."""
+def _finder(folder: ImageFolder | None) -> Find:
+    """How a picture is found by what its field holds: a path below `folder`, base64, {"bytes", "path"}, a cell."""
 
     def find(value: object, where: str) -> Picture:
+        if isinstance(value, ImageCell):
+            return _checked(value, folder, where)
         if isinstance(value, Mapping):
             value = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), value)
         if isinstance(value, str) and is_embedded(value):
@@ -121,6 +118,15 @@ def finder(folder: ImageFolder | None) -> Find:
     return find
 
 
+def _checked(cell: ImageCell, folder: ImageFolder | None, where: str) -> Picture:
+    """The picture of a cell; where it only names a file, that file."""
+    if cell.path is not None and folder is not None:
+        return folder.find(cell.path, where)
+    if cell.path is not None and not os.path.isfile(cell.path):
+        raise RessaError(f"{where}: image {shown(cell.path)} does not exist; add the file or remove the record")
+    return cell
+
+
 def _converted(path: Path) -> str:
     """The command that makes records of LLaVA's conversations, where a folder has them."""
     for file in (file for file in sorted(path.glob("*.json")) if file.is_file()):
@@ -131,39 +137,29 @@ def _converted(path: Path) -> str:
 
 
 def _from_table(source: Any, split: str, name: str) -> list[Record]:
-    from ressa.data.tables import rows  # imports `datasets`, which is slow
+    from ressa.data.columns import light_rows  # imports `datasets`, which is slow
 
-    return collect(rows(source, split, name), split, name)
+    folder = None
+    if isinstance(source, Path):
+        folder = ImageFolder(source.parent if source.is_file() else source)
+    return _collect(light_rows(load(source, split, name), name), _finder(folder), split, name)
 
 
 def _from_jsonl(path: Path, split: str) -> list[Record]:
-    find = finder(ImageFolder(path.parent))
-    return collect(((raw, where, find) for raw, where in _lines(path)), split, str(path))
+    if first_sign(path) == b"[":
+        raise RessaError(
+            f"{path}: a JSON array, where each line should be an object of its own; if it holds "
+            f"conversations: ressa data llava-mix {path} OUT --images {path.parent}"
+        )
+    return _collect(json_lines(path), _finder(ImageFolder(path.parent)), split, str(path))
 
 
-def _lines(path: Path) -> Iterator[tuple[object, str]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-                    raise RessaError(
-                        f"{path}: a JSON array, where each line should be an object of its own; if it holds "
-                        f"conversations: ressa data llava-mix {path} OUT --images {path.parent}"
-                    )
-                if line.strip():
-                    yield parse(line, f"{path}:{number}"), f"{path}:{number}"
-    except OSError as error:
-        raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def collect(raws: Iterable[tuple[object, str, Find]], split: str, name: str) -> list[Record]:
-    """Parse (raw record, "file:line", how to find its picture) triples; ids are made unique by the line."""
+def _collect(rows: Iterable[Row], find: Find, split: str, name: str) -> list[Record]:
+    """Records of (object, "file:line") pairs; ids are made unique by the line."""
     records: dict[str, Record] = {}
-    for raw, where, find in raws:
-        if not isinstance(raw, Mapping):
-            raise RessaError(f"{where}: a record must be an object in braces, not {shown(raw)}")
+    for raw, where in rows:
         number = where.rsplit(":", 1)[-1]
-        ident = _scalar(raw, "id", where) or f"{split}-{number}"
+        ident = scalar(raw, "id", where) or f"{split}-{number}"
         for record in _parse(raw, ident, where, find):
             while record.id in records:  # some published sets use the picture's id, several records to a picture
                 record = replace(record, id=f"{record.id}-{number}")
@@ -176,19 +172,21 @@ def collect(raws: Iterable[tuple[object, str, Find]], split: str, name: str) -> 
 
 
 def _parse(raw: Mapping[str, Any], ident: str, where: str, find: Find) -> list[Record]:
-    kind = _scalar(raw, "kind", where)
+    kind = scalar(raw, "kind", where)
     for key in ("messages", "conversations"):
         if raw.get(key) is not None:
             return _chat(raw, key, Record(ident, None, (), kind=kind), where, find)
     named = picture(raw, None, where)
     image = None if named is None else find(named, where)
-    question, caption, prefix, text = (_text(raw, key, where) for key in ("question", "caption", "prefix", "text"))
+    question, caption, prefix, text = (
+        optional_text(raw, key, where) for key in ("question", "caption", "prefix", "text")
+    )
     if question is not None:
         asked = unmarked(question, image is not None, f'{where}: field "question"')
         return [Record(ident, asked, _answers(raw, where), None, kind, image)]
-    told = text if caption is None else caption
-    if told is not None and image is not None:
-        return [Record(ident, None, (), unmarked(told, True, where), kind, image, prefix)]
+    described = text if caption is None else caption
+    if described is not None and image is not None:
+        return [Record(ident, None, (), unmarked(described, True, where), kind, image, prefix)]
     if text is not None and image is None:
         return [Record(ident, None, (text,), None, kind, None)]
     answered = raw.get("answer") is not None or raw.get("answers") is not None
@@ -201,18 +199,18 @@ def _chat(raw: Mapping[str, Any], key: str, plain: Record, where: str, find: Fin
     at, messages = f'{where}: field "{key}"', raw[key]
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
         raise RessaError(f'{at} must be a list of {{"role", "content"}} objects')
-    told = [*beside(raw), *turns(messages, at)]
-    pairs = exchanges(told)
+    chat = [*beside(raw), *turns(messages, at)]
+    pairs = exchanges(chat)
     if pairs is None:
-        raise RessaError(f"{at} must be user and assistant in turn, not {shown([turn.speaker for turn in told])}")
-    shows = [(n, image) for n, turn in enumerate(told) for image in turn.images]
-    if len(shows) > 1 or any(told[n].speaker != "human" for n, _ in shows):
+        raise RessaError(f"{at} must be user and assistant in turn, not {shown([turn.speaker for turn in chat])}")
+    shows = [(n, image) for n, turn in enumerate(chat) for image in turn.images]
+    if len(shows) > 1 or any(chat[n].speaker != "human" for n, _ in shows):
         raise RessaError(f"{at} has {len(shows)} pictures, or one in an answer; a record has one, in its question")
     named = picture(raw, shows[0][1] if shows else None, where)
     if shows and named is None:
         raise RessaError(f'{at} marks a picture, but the record has none; name it in the part or in "image"')
     image = None if named is None else find(named, where)
-    leading = len(told) - 2 * len(pairs)  # system messages
+    leading = len(chat) - 2 * len(pairs)  # system messages
     first = (shows[0][0] - leading) // 2 if shows and shows[0][1] is not None else 0
     records = []
     for n, pair in enumerate(pairs):
@@ -228,35 +226,13 @@ def _chat(raw: Mapping[str, Any], key: str, plain: Record, where: str, find: Fin
 def _answers(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """`answer`, or `answers`: a list of texts, or of {"answer": text} as in VQAv2."""
     if raw.get("answers") is None:
-        answer = _scalar(raw, "answer", where)
+        answer = scalar(raw, "answer", where)
         if answer is None:
             raise RessaError(f'{where}: field "answer" is missing or empty; give an answer or remove the record')
         return (answer,)
-    listed = raw["answers"]
-    if isinstance(listed, Mapping):  # of `datasets`, which turned lists of objects inside out
-        listed = listed.get("answer", listed.get("text"))
-    if isinstance(listed, str) or not isinstance(listed, list | tuple) or not listed:
+    answers = None if isinstance(raw["answers"], str) else texts_in(raw["answers"])
+    if answers is None:
         raise RessaError(f'{where}: field "answers" must be a list of texts with at least one')
-    plain = [item if isinstance(item, Mapping) else {"answer": item} for item in listed]
-    answers = tuple(_scalar(item, "answer", where) for item in plain)
-    if None in answers:
+    if "" in answers:
         raise RessaError(f'{where}: field "answers" holds an empty answer')
-    return tuple(answer for answer in answers if answer is not None)
-
-
-def _text(raw: Mapping[str, Any], key: str, where: str) -> str | None:
-    value = raw.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value.strip():
-        raise RessaError(f'{where}: field "{key}" must be a text that is not empty, not {shown(value)}')
-    return value
-
-
-def _scalar(raw: Mapping[str, Any], key: str, where: str) -> str | None:
-    """A text or a number (as text); None when it is missing or blank."""
-    value = raw.get(key)
-    text = "" if value is None else as_text(value)
-    if text is None:
-        raise RessaError(f'{where}: field "{key}" must be a text or a number, not {shown(value)}')
-    return text or None
+    return tuple(answers)

@@ -1,25 +1,27 @@
-"""Rows of a `datasets` table as raw records; their pictures stay undecoded until they are opened."""
+"""Tables: a `datasets.Dataset`, Parquet files, a folder that `datasets` saved, the name of a data set on the hub."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import glob
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-
-from ressa.data.columns import ImageCell, light_rows
-from ressa.data.fields import PICTURES
-from ressa.data.images import ImageFolder, Picture, shown
-from ressa.data.records import Find, finder, shards
 from ressa.errors import RessaError, unknown
+
+if TYPE_CHECKING:
+    import datasets
+
+ALIASES = {"val": "validation", "validation": "val"}  # publishers' files say val, the hub mostly validation
 
 
 @contextmanager
 def silent() -> Iterator[None]:
     """`datasets` keeps its bars to itself."""
+    import datasets
+
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -29,46 +31,105 @@ def silent() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def rows(source: Path | Any, split: str, name: str) -> Iterator[tuple[dict[str, Any], str, Find]]:
-    """(raw record, where, how to find its picture) for each row.
+def is_saved(path: Path) -> bool:
+    """Whether `datasets` wrote this folder (`save_to_disk`)."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
-    A picture is what `columns` takes for one (or a list of one); in a saved folder also a path below that folder.
+
+def shards(path: Path, split: str = "") -> list[Path]:
+    """The Parquet files of a split, or all: {split}-*.parquet or {split}.parquet, in the folder or in data/."""
+    names = (f"{glob.escape(split)}-*.parquet", f"{glob.escape(split)}.parquet") if split else ("*.parquet",)
+    found = (sorted(folder.glob(name)) for folder in (path, path / "data") for name in names)
+    return next(filter(None, found), [])
+
+
+def load(source: Any, split: str, name: str, *, every_config: bool = False) -> datasets.Dataset:
+    """A split of a table, its pictures not decoded.
+
+    Args:
+        source: a Dataset or DatasetDict, a .parquet file, a folder, or NAME or NAME:CONFIG on the hub.
+        name: of the table, for errors.
+        every_config: whether a hub data set without a default configuration is all of them (MMMU's subjects).
 
     Raises:
-        RessaError: not a table, no such split, or a picture file that does not exist.
+        RessaError: no such table, or no such split in it.
     """
-    folder = None
-    if isinstance(source, Path):
-        folder = ImageFolder(source.parent if source.is_file() else source)
-    elsewhere = finder(folder)
+    import datasets
 
-    def find(value: object, where: str) -> Picture:
-        if not isinstance(value, ImageCell):
-            return elsewhere(value, where)
-        if value.path is not None and folder is not None:
-            return folder.find(value.path, where)
-        if value.path is not None and not os.path.isfile(value.path):
-            raise RessaError(f"{where}: image {shown(value.path)} does not exist; add the file or remove the record")
-        return value
+    from ressa.data.columns import undecoded
 
-    for raw, where in light_rows(_table(source, split, name), name, PICTURES):
-        yield raw, where, find
+    try:
+        with silent():
+            table = _opened(source, split, every_config)
+    except RessaError:
+        raise
+    except Exception as error:  # whatever a damaged file, the hub or the network makes the readers raise
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise RessaError(f"{name}: no table that datasets can read ({reason})") from None
+    if isinstance(table, Mapping):
+        table = table[_split_in(table, split, name)]
+    if not isinstance(table, datasets.Dataset):
+        kind = type(source).__name__
+        raise RessaError(f"{name}: expected a folder, a .jsonl file or a datasets.Dataset, not {kind}")
+    return undecoded(table)
 
 
-def _table(source: Any, split: str, name: str) -> datasets.Dataset:
-    if isinstance(source, Path):
-        saved = (source / "state.json").is_file() or (source / "dataset_dict.json").is_file()
-        files = [] if saved else [str(path) for path in ([source] if source.is_file() else shards(source, split))]
-        try:
-            with silent():
-                source = datasets.Dataset.from_parquet(files) if files else datasets.load_from_disk(str(source))
-        except Exception as error:  # whatever a damaged Arrow file makes the reader raise
-            reason = (str(error).splitlines() or [""])[0]
-            raise RessaError(f"{name}: cannot be read as a saved dataset ({reason})") from None
-    if isinstance(source, datasets.DatasetDict):
-        if split not in source:
-            raise unknown(f"split of {name}", split, [str(key) for key in source])
-        source = source[split]
-    if not isinstance(source, datasets.Dataset):
-        raise RessaError(f"{name}: expected a folder, a .jsonl file or a datasets.Dataset, not {type(source).__name__}")
-    return source.with_format(None)
+def is_table(data: Any) -> bool:
+    """Whether `data` is what `load` reads, rather than official files. Raises RessaError if it can be neither."""
+    if not isinstance(data, str | PathLike):
+        import datasets
+
+        if isinstance(data, datasets.Dataset | datasets.DatasetDict):
+            return True
+        kind = type(data).__name__
+        raise RessaError(f"data: expected a folder, a file, a hub dataset or a datasets.Dataset, not {kind}")
+    path = Path(data)
+    if path.is_file():
+        return path.suffix == ".parquet"
+    if path.is_dir():
+        return is_saved(path) or next(path.glob("**/*.parquet"), None) is not None
+    return str(data).count("/") == 1 and not str(data).startswith((".", "/", "~"))
+
+
+def _opened(source: Any, split: str, every_config: bool) -> Any:
+    import datasets
+
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source)
+    if path.is_file():
+        return datasets.Dataset.from_parquet(str(path))
+    if is_saved(path):
+        return datasets.load_from_disk(str(path))
+    if path.is_dir():
+        files = [str(file) for file in _parquet(path, split)]
+        return datasets.Dataset.from_parquet(files) if files else datasets.load_dataset(str(path))
+    return _from_hub(str(source), split, every_config)
+
+
+def _parquet(path: Path, split: str) -> list[Path]:
+    for name in filter(None, (split, ALIASES.get(split))):
+        if found := shards(path, name) or sorted(path.glob(f"**/{glob.escape(name)}*.parquet")):
+            return found
+    return []
+
+
+def _from_hub(source: str, split: str, every_config: bool) -> Any:
+    import datasets
+
+    name, _, config = source.partition(":")
+    there = [config] if config else datasets.get_dataset_config_names(name)
+    configs = ["default"] if "default" in there else there
+    if len(configs) > 1 and not every_config:
+        raise RessaError(f"{name}: say which of its configurations, NAME:CONFIG: {', '.join(configs)}")
+    splits = [_split_in(datasets.get_dataset_split_names(name, config), split, name) for config in configs]
+    parts = [datasets.load_dataset(name, c, split=s) for c, s in zip(configs, splits, strict=True)]
+    return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+
+
+def _split_in(there: Iterable[Any], split: str, name: str) -> str:
+    names = [str(known) for known in there]
+    found = next((known for known in (split, ALIASES.get(split)) if known in names), None)
+    if found is None:
+        raise unknown(f"split of {name}", split, names)
+    return found

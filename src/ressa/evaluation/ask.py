@@ -19,8 +19,7 @@ from ressa.evaluation.choose import SETTINGS, choices
 from ressa.evaluation.generate import answers
 from ressa.evaluation.overrides import contradiction, generation, refuse_generation
 from ressa.evaluation.settings import Evaluate
-from ressa.tasks.base import Sample, Task, asked, candidates, family
-from ressa.tasks.common import ANSWER
+from ressa.tasks.base import ANSWER, Sample, Task, asked, candidates, family
 from ressa.tasks.retrieval import queries
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ressa.settings import check, naming, setting
+from ressa.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -13,8 +14,7 @@ class Evaluate:
 
     task: str = setting(
         "folder",
-        "What is asked: folder (your own records) or a benchmark: vqav2, okvqa, gqa, textvqa, nocaps, coco, flickr30k, "
-        "flickr30k-retrieval, pope, scienceqa, mmbench, mmmu.",
+        f"What is asked: folder (your own records) or a benchmark: {', '.join(list(TASKS)[1:])}.",
     )
     split: str | None = setting(None, "Which records are asked. [test, or the task's own]")
     images: str | None = setting(None, "Where the task's pictures lie. [in its data folder]")

@@ -12,9 +12,10 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ressa.data.images import shown
-from ressa.errors import RessaError
-from ressa.preparation.items import Item, Said, Skip, text
+from ressa.data.fields import text
+from ressa.data.items import Annotation, Item, Skip
+from ressa.data.stream import text_lines
+from ressa.errors import RessaError, shown
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif")
 LONGEST = 1 << 20  # of a caption or its JSON in a shard, in bytes
@@ -28,32 +29,19 @@ def cc3m(source: Path) -> Iterator[Item | Skip]:
             f"{source}: no such file; give a TSV file of captions and addresses, or a folder of .tar shards"
         )
     if not shards:
-        yield from _tsv(source)
+        yield from (_line(line, where) for line, where in text_lines(source) if line.strip())
     for shard in shards:
         yield from _shard(shard)
 
 
-def _tsv(path: Path) -> Iterator[Item | Skip]:
-    try:
-        with path.open("rb") as file:
-            for n, line in enumerate(file, 1):
-                if line.strip():
-                    yield _line(line, f"{path}:{n}")
-    except OSError as error:
-        raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _line(line: bytes, where: str) -> Item:
-    try:
-        caption, *rest = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
-    except UnicodeDecodeError:
-        raise RessaError(f"{where}: not UTF-8 text") from None
+def _line(line: str, where: str) -> Item:
+    caption, *rest = line.split("\t")
     if not rest:
         raise RessaError(f"{where}: no tab; a line is a caption, a tab and the address of its picture")
     url = rest[0].strip()
     if not url.startswith(("http://", "https://")):
         raise RessaError(f'{where}: field "url", after the tab, must begin with http:// or https://, not {shown(url)}')
-    return Item(url, ("url", url), (Said(caption.strip()),), where)
+    return Item(url, ("url", url), (Annotation(caption.strip()),), where)
 
 
 def _shard(path: Path) -> Iterator[Item | Skip]:
@@ -93,9 +81,9 @@ def _sample(tar: tarfile.TarFile, path: Path, key: str, parts: dict[str, tarfile
     where = f"{path}: sample {key.lstrip('/')}"
     found = next((parts[kind] for kind in PICTURES if kind in parts), None)
     if found is None:
-        return Skip("without a picture", where)
+        return Skip("without a picture")
     place = ("tar", str(path.absolute()), found.offset_data, found.size)
-    return Item(f"{path.name}/{found.name}", place, (Said(_caption(tar, parts, where)),), where)
+    return Item(f"{path.name}/{found.name}", place, (Annotation(_caption(tar, parts, where)),), where)
 
 
 def _caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], where: str) -> str:
@@ -104,7 +92,7 @@ def _caption(tar: tarfile.TarFile, parts: dict[str, tarfile.TarInfo], where: str
         raise RessaError(f"{where}: no .txt and no .json beside the picture, so it has no caption")
     file = tar.extractfile(parts[kind])
     try:
-        told = (file.read(LONGEST) if file else b"").decode("utf-8")
-        return told.strip() if kind == "txt" else text(json.loads(told), "caption", where)
+        held = (file.read(LONGEST) if file else b"").decode("utf-8")
+        return held.strip() if kind == "txt" else text(json.loads(held), "caption", where)
     except (ValueError, AttributeError, RecursionError):  # not UTF-8, no JSON, no object
         raise RessaError(f"{where}: its .{kind} cannot be read; it must be UTF-8 text or a JSON object") from None

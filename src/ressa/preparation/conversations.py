@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ressa.data.chats import Exchange, beside, exchanges, turns
-from ressa.data.fields import FILM, MARK, OTHER_MEDIA, empty
-from ressa.preparation.items import Item, Said, Skip, number_or_text, objects, text
-from ressa.preparation.stream import entries
+from ressa.data.fields import empty, identifier, objects, text
+from ressa.data.items import Annotation, Item, Skip
+from ressa.data.media import FILM, MARK, OTHER_MEDIA
+from ressa.data.stream import entries, first_sign, json_lines
 
 SEVERAL, FILMED, DISORDER = "several pictures", "a film or a sound", "turns out of order"
 
@@ -26,22 +27,23 @@ SEVERAL, FILMED, DISORDER = "several pictures", "a film or a sound", "turns out 
 def conversations(source: Path) -> Iterator[Item | Skip]:
     """A picture with the turns of one conversation. Raises RessaError for what is not in the format above."""
     form = 'a list of {"image": ..., "conversations": [...]} objects, or one of them a line'
-    for raw, where in entries(source, "item", form, lines=True):
+    rows = json_lines(source) if source.is_file() and first_sign(source) == b"{" else entries(source, "item", form)
+    for raw, where in rows:
         key = "messages" if raw.get("conversations") is None and raw.get("messages") is not None else "conversations"
-        told = [*beside(raw), *turns(objects(raw, key, where), where)]
-        pairs = exchanges(told)
+        chat = [*beside(raw), *turns([turn for turn, _ in objects(raw, key, where)], where)]
+        pairs = exchanges(chat)
         images = _images(raw)
-        if any(not empty(raw.get(media)) for media in OTHER_MEDIA) or any(FILM.search(turn.text) for turn in told):
-            yield Skip(FILMED, where)
-        elif len(images) > 1 or sum(len(turn.images) for turn in told) > 1:
-            yield Skip(SEVERAL, where)
+        if any(not empty(raw.get(media)) for media in OTHER_MEDIA) or any(FILM.search(turn.text) for turn in chat):
+            yield Skip(FILMED)
+        elif len(images) > 1 or sum(len(turn.images) for turn in chat) > 1:
+            yield Skip(SEVERAL)
         elif pairs is None:
-            yield Skip(DISORDER, where)
-        elif not (images := images or [image for turn in told for image in turn.images if image is not None]):
-            yield Skip("without a picture", where)
+            yield Skip(DISORDER)
+        elif not (images := images or [image for turn in chat for image in turn.images if image is not None]):
+            yield Skip("without a picture")
         else:
             name = text({"image": images[0]}, "image", where)
-            yield Item(name, ("file", name), _said(pairs, raw, where), where)
+            yield Item(name, ("file", name), _annotations(pairs, raw, where), where)
 
 
 def _images(raw: Mapping[str, Any]) -> list[Any]:
@@ -51,10 +53,10 @@ def _images(raw: Mapping[str, Any]) -> list[Any]:
     return [image for image in listed if not empty(image) and image != ""]
 
 
-def _said(pairs: list[Exchange], raw: Mapping[str, Any], where: str) -> tuple[Said, ...]:
-    ident = None if empty(raw.get("id")) else number_or_text(raw, "id", where)
+def _annotations(pairs: list[Exchange], raw: Mapping[str, Any], where: str) -> tuple[Annotation, ...]:
+    ident = None if empty(raw.get("id")) else identifier(raw, "id", where)
     plain = [(pair, MARK.sub("", pair.question).strip()) for pair in pairs]
     return tuple(
-        Said(pair.answer.strip(), question and pair.asked(question), ident and f"{ident}-{n}")
+        Annotation(pair.answer.strip(), question and pair.asked(question), ident and f"{ident}-{n}")
         for n, (pair, question) in enumerate(plain, 1)
     )

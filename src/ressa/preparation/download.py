@@ -48,10 +48,10 @@ def _once(http: urllib3.PoolManager, url: str, timeout: float) -> bytes:
     except urllib3.exceptions.LocationValueError as error:
         raise Unusable(DEAD, f"no address ({error})") from None
     except (urllib3.exceptions.HTTPError, OSError, UnicodeError) as error:
-        raise _told(error, timeout) from None
+        raise _reason(error, timeout) from None
 
 
-def _told(error: Exception, timeout: float) -> Unusable:
+def _reason(error: Exception, timeout: float) -> Unusable:
     cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason else error
     refused = isinstance(cause, urllib3.exceptions.NewConnectionError)  # a TimeoutError by inheritance
     if not refused and isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError):

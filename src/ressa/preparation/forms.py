@@ -1,4 +1,4 @@
-"""What is said of a picture as a record of `ressa.data.records`, in three forms.
+"""Annotations of a picture as a record of `ressa.data.records`, in three forms.
 
 plain      {"image", "caption"}, or {"image", "question", "answer"}
 prefix     {"image", "prefix", "caption"}: the caption, cut between two words of its first half. The model reads the
@@ -15,9 +15,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ressa.preparation.items import Said
+from ressa.data.items import Annotation
 
-FORMS = ("plain", "prefix", "instruct")
 INSTRUCTIONS = (  # of InstructBLIP, for captions
     "A short image caption:",
     "A short image description:",
@@ -37,18 +36,18 @@ ONE_WORD = "one word, which has no prefix"
 ASKED = "question, which has no prefix"
 
 
-def record(said: Said, form: str, drawn: int) -> Mapping[str, Any] | str:
+def record(annotation: Annotation, form: str, drawn: int) -> Mapping[str, Any] | str:
     """The record without its picture, or the reason why there is none. `drawn` is any whole number: the draw."""
     if form == "prefix":
-        return ASKED if said.question is not None else _prefix(said.text, drawn)
+        return ASKED if annotation.question is not None else _prefix(annotation.text, drawn)
     if form == "instruct":
-        asked = INSTRUCTIONS[drawn % len(INSTRUCTIONS)] if said.question is None else said.question
-        answer = Counter((said.text, *said.others)).most_common(1)[0][0]
+        asked = INSTRUCTIONS[drawn % len(INSTRUCTIONS)] if annotation.question is None else annotation.question
+        answer = Counter((annotation.text, *annotation.others)).most_common(1)[0][0]
         return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
-    if said.question is None:
-        return {"caption": said.text}
-    answered = {"answers": [said.text, *said.others]} if said.others else {"answer": said.text}
-    return {"question": said.question, **answered}
+    if annotation.question is None:
+        return {"caption": annotation.text}
+    answered = {"answers": [annotation.text, *annotation.others]} if annotation.others else {"answer": annotation.text}
+    return {"question": annotation.question, **answered}
 
 
 def _prefix(caption: str, drawn: int) -> Mapping[str, Any] | str:

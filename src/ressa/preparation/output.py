@@ -6,67 +6,60 @@ import csv
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ressa.data.items import Annotation
 from ressa.errors import RessaError, printable, to_json
 from ressa.files.folders import sync
 from ressa.preparation import plan
 from ressa.preparation.forms import record
-from ressa.preparation.items import Said
 from ressa.preparation.pictures import SCALED
+from ressa.preparation.settings import Prepare, Progress
 from ressa.preparation.sums import write_sums
 
 REPORT = "report.csv"
 MANIFEST = "ressa.json"
 
-Progress = Callable[[int, "int | None", str], None]
 RECORDS = """
-select p.file, s.text, s.question, s.ident, s.kind, s.others, s.rank
-from said s join pictures p on s.picture = p.number
-where p.split = ? and p.file is not null and (? is null or s.number in (
+select p.file, a.text, a.question, a.ident, a.kind, a.others, a.rank
+from annotations a join pictures p on a.picture = p.number
+where p.split = ? and p.file is not null and (? is null or a.number in (
     select number from (
-        select number, row_number() over (partition by picture order by rank, number) as place from said)
+        select number, row_number() over (partition by picture order by rank, number) as place from annotations)
     where place <= ?))
-order by s.number
+order by a.number
 """
 
 
 def write_records(
-    db: sqlite3.Connection,
-    out: Path,
-    pictures: Path,
-    *,
-    form: str,
-    per_picture: int | None,
-    shard_size: int | None,
-    progress: Progress,
+    db: sqlite3.Connection, out: Path, pictures: Path, settings: Prepare, progress: Progress
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Writes each split as JSONL, or in shards; (records of each split, texts of no use by their reasons)."""
     counts, unused = {}, Counter[str]()
     for (split,) in db.execute("select distinct split from pictures where file is not null order by split").fetchall():
-        told = _records(db, split, form, per_picture, unused, progress)
-        if shard_size is None:
-            counts[split] = _jsonl(out / f"{split}.jsonl", told)
+        records = _records(db, split, settings, unused, progress)
+        if settings.shard_size is None:
+            counts[split] = _jsonl(out / f"{split}.jsonl", records)
         else:
             from ressa.preparation.shards import write_shards  # imports `datasets`, which is slow
 
-            placed = ({**row, "image": str(pictures / row["image"])} for row in told)
-            counts[split] = write_shards(out, split, placed, shard_size)
+            placed = ({**row, "image": str(pictures / row["image"])} for row in records)
+            counts[split] = write_shards(out, split, placed, settings.shard_size)
     if not any(counts.values()):
         raise RessaError(f"nothing could be made: {_reasons(db, unused)}")
     return counts, dict(unused)
 
 
 def _records(
-    db: sqlite3.Connection, split: str, form: str, most: int | None, unused: Counter[str], progress: Progress
+    db: sqlite3.Connection, split: str, settings: Prepare, unused: Counter[str], progress: Progress
 ) -> Iterator[dict[str, Any]]:
-    asked = (split, most, most)
+    asked = (split, settings.per_picture, settings.per_picture)
     (total,) = db.execute(f"select count(*) from ({RECORDS})", asked).fetchone()
     for n, (file, text, question, ident, kind, others, rank) in enumerate(db.execute(RECORDS, asked), 1):
-        said = Said(text, question, others=tuple(json.loads(others)))
-        made = record(said, form, int.from_bytes(rank, "big"))
+        annotation = Annotation(text, question, others=tuple(json.loads(others)))
+        made = record(annotation, settings.form, int.from_bytes(rank, "big"))
         if isinstance(made, str):
             unused[made] += 1
         else:

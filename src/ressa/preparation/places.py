@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ressa.data.images import spellings
+from ressa.data.items import Place
 from ressa.errors import RessaError
 from ressa.preparation.download import fetch, pool
-from ressa.preparation.items import Place
+from ressa.preparation.settings import Prepare
 from ressa.preparation.unusable import ABSENT, DAMAGED, HEAVY, MOST_BYTES, Unusable
 
 Cell = Callable[[int], "bytes | str | None"]
@@ -30,17 +31,17 @@ class Places:
         RessaError: an entry of `images` is neither a folder nor a sound zip.
     """
 
-    def __init__(self, images: Sequence[str], cell: Cell | None, *, workers: int, timeout: float, retries: int) -> None:
+    def __init__(self, images: Sequence[str], cell: Cell | None, settings: Prepare) -> None:
         self.roots = [_root(entry) for entry in images]
-        self.cell = cell
-        self.http, self.timeout, self.retries = pool(workers), timeout, retries
+        self.cell, self.settings, self.http = cell, settings, pool(settings.workers)
 
     def read(self, place: Place) -> bytes:
         """The bytes of one picture. Raises Unusable if there are none."""
         kind, *rest = place
         try:
             if kind == "url":
-                return fetch(self.http, str(rest[0]), timeout=self.timeout, retries=self.retries)
+                timeout, retries = self.settings.timeout, self.settings.retries
+                return fetch(self.http, str(rest[0]), timeout=timeout, retries=retries)
             if kind == "tar":
                 return _slice(str(rest[0]), int(rest[1]), int(rest[2]))
             if kind == "row":

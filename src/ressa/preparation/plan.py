@@ -1,4 +1,4 @@
-"""The plan of a preparation, on disk (SQLite): its pictures, what is said of them, and how far it has come.
+"""The plan of a preparation, on disk (SQLite): its pictures, their annotations, and how far it has come.
 
 Nothing of the source is in memory, what was finished is found again after a kill, and the output follows from the plan
 alone; so it is the same however often the run was interrupted.
@@ -10,12 +10,13 @@ import hashlib
 import json
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ressa.data.items import Annotation, Item, Place, Skip
 from ressa.errors import RessaError
-from ressa.preparation.items import Item, Place, Skip
+from ressa.preparation.settings import Prepare
 
 TABLES = """
 create table about (settings text);
@@ -23,11 +24,12 @@ create table skipped (reason text primary key, count integer);
 create table pictures (number integer primary key, name text unique, place text, origin text, split text, rank blob,
                        chosen integer, file text, sha256 text, changes text, reason text, detail text,
                        passing integer not null default 0);
-create table said (number integer primary key, picture integer, text text, question text, ident text, kind text,
-                   others text, rank blob);
-create index said_of on said (picture, rank);
+create table annotations (number integer primary key, picture integer, text text, question text, ident text,
+                          kind text, others text, rank blob);
+create index annotations_of on annotations (picture, rank);
 """
 ALL = 1 << 62  # no limit
+SPLITS = {"restval": "train", "val": "validation"}  # of publishers, by the names they get here
 
 
 @dataclass(frozen=True)
@@ -78,20 +80,11 @@ def settings_of(db: sqlite3.Connection) -> str | None:
     return str(db.execute("select settings from about").fetchone()[0])
 
 
-def make(
-    db: sqlite3.Connection,
-    items: Iterable[Item | Skip],
-    settings: str,
-    *,
-    seed: int,
-    split: str,
-    held_out: Mapping[str, float],
-    limit: int | None,
-) -> Iterator[int]:
+def make(db: sqlite3.Connection, items: Iterable[Item | Skip], settings: Prepare, about: str) -> Iterator[int]:
     """Writes the plan, whole or not at all; yields how many records of the source have been read.
 
-    A picture goes where its publisher put it, else into `split` but for the shares `held_out`, by its name and `seed`.
-    Of each split the `limit` pictures of lowest rank are chosen.
+    A picture goes where its publisher put it, else into `split` but for the shares held out, by its name and `seed`.
+    Of each split the `limit` pictures of lowest rank are chosen. `about` is what `settings_of` then finds.
     """
     db.execute("begin")
     for statement in filter(str.strip, TABLES.split(";")):
@@ -100,15 +93,15 @@ def make(
         if isinstance(item, Skip):
             _skip(db, item.reason)
         else:
-            _add(db, item, item.split or _drawn(item.picture, seed, split, held_out), seed)
+            _add(db, item, settings)
         yield n
     db.execute(
         "update pictures set chosen = 1 where number in (select number from (select number, row_number() over "
-        "(partition by split order by rank) as place from pictures where number in (select picture from said)) "
+        "(partition by split order by rank) as place from pictures where number in (select picture from annotations)) "
         "where place <= ?)",
-        (limit or ALL,),
+        (settings.limit or ALL,),
     )
-    db.execute("insert into about values (?)", (settings,))
+    db.execute("insert into about values (?)", (about,))
     db.execute("commit")
 
 
@@ -149,36 +142,33 @@ def _skip(db: sqlite3.Connection, reason: str) -> None:
     db.execute("insert into skipped values (?, 1) on conflict do update set count = count + 1", (reason,))
 
 
-def _add(db: sqlite3.Connection, item: Item, split: str, seed: int) -> None:
+def _add(db: sqlite3.Connection, item: Item, settings: Prepare) -> None:
+    split = SPLITS.get(item.split, item.split) if item.split else _drawn(item.picture, settings)
     db.execute(
         "insert or ignore into pictures (name, place, origin, split, rank) values (?, ?, ?, ?, ?)",
-        (item.picture, json.dumps(item.place), item.where, split, rank(seed, item.picture)),
+        (item.picture, json.dumps(item.place), item.where, split, rank(settings.seed, item.picture)),
     )
     (number,) = db.execute("select number from pictures where name = ?", (item.picture,)).fetchone()
-    for said in item.said:
-        if not said.text or said.question == "":
+    for annotation in item.annotations:
+        if not annotation.text or annotation.question == "":
             _skip(db, "empty text")
-            continue
-        others = json.dumps([other for other in said.others if other])
-        db.execute(
-            "insert into said (picture, text, question, ident, kind, others, rank) values (?, ?, ?, ?, ?, ?, ?)",
-            (
-                number,
-                said.text,
-                said.question,
-                said.id,
-                said.kind,
-                others,
-                rank(seed, item.picture, said.question, said.text),
-            ),
-        )
+        else:
+            _annotate(db, number, annotation, rank(settings.seed, item.picture, annotation.question, annotation.text))
 
 
-def _drawn(picture: str, seed: int, split: str, held_out: Mapping[str, float]) -> str:
+def _annotate(db: sqlite3.Connection, picture: int, annotation: Annotation, rank: bytes) -> None:
+    others = json.dumps([other for other in annotation.others if other])
+    db.execute(
+        "insert into annotations (picture, text, question, ident, kind, others, rank) values (?, ?, ?, ?, ?, ?, ?)",
+        (picture, annotation.text, annotation.question, annotation.id, annotation.kind, others, rank),
+    )
+
+
+def _drawn(picture: str, settings: Prepare) -> str:
     """The split of a picture: the same whatever else is in the source."""
-    at = int.from_bytes(rank("split", seed, picture)[:8], "big") / 2**64
-    for name, share in held_out.items():
-        if at < share:
+    at = int.from_bytes(rank("split", settings.seed, picture)[:8], "big") / 2**64
+    for name in ("validation", "test"):
+        if at < (share := getattr(settings, name)):
             return name
         at -= share
-    return split
+    return settings.split

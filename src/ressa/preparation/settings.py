@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
-from ressa.settings import SEEDS, setting
+from ressa.errors import RessaError, shown
+from ressa.settings import SEEDS, check, setting
+
+Progress = Callable[[int, "int | None", str], None]  # (done, total, what)
 
 
 @dataclass(frozen=True)
@@ -40,3 +45,15 @@ class Prepare:
     workers: int = setting(16, "Pictures that are fetched and decoded at the same time.")
     timeout: float = setting(20.0, "Seconds that a download may take.", above=0)
     retries: int = setting(2, "Further tries of a download that failed for a reason that may pass.", least=0)
+
+    def __post_init__(self) -> None:
+        check(self, "data")
+        if not re.fullmatch(r"[\w-]+", self.split):
+            raise RessaError(f"data: split {shown(self.split)} must be a plain name: it becomes the name of a file")
+        if self.validation + self.test >= 1:
+            shares = f"validation {self.validation:g} and test {self.test:g}"
+            raise RessaError(f"data: {shares} leave nothing for {self.split}")
+
+
+ANY_TIME = ("max_failed", "workers", "timeout", "retries")  # what a run may take up an unfinished one with
+DECIDING = tuple(f.name for f in fields(Prepare) if f.name not in ANY_TIME)  # what decides the bytes of the output

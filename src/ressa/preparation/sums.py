@@ -8,8 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ressa.data.images import shown
-from ressa.errors import RessaError
+from ressa.errors import RessaError, shown
 from ressa.files.paths import path_of
 
 SUMS = "SHA256SUMS"
@@ -60,8 +59,8 @@ def check(folder: str | Path, progress: Callable[[int, int | None, str], None] |
     if sum(1 for _ in _files(root)) > present:
         wrong["not listed"] = sorted(set(_files(root)) - {name for name, _ in _lines(sums)})
     if any(wrong.values()):
-        told = "; ".join(f"{len(files)} {what}, such as {files[0]}" for what, files in wrong.items() if files)
-        raise RessaError(f"{folder}: is not as it was prepared: {told}; restore the files or prepare it again")
+        counts = "; ".join(f"{len(files)} {what}, such as {files[0]}" for what, files in wrong.items() if files)
+        raise RessaError(f"{folder}: is not as it was prepared: {counts}; restore the files or prepare it again")
     return {"files": listed, "bytes": size}
 
 

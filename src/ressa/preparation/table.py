@@ -8,51 +8,18 @@ caption may be a list of captions, an answer a list of answers or of {"answer": 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import datasets
 
-from ressa.data.columns import LISTS, ImageCell, light_rows, undecoded
-from ressa.data.fields import as_text, empty
-from ressa.data.images import shown
-from ressa.data.tables import silent
-from ressa.errors import RessaError, unknown
-from ressa.preparation.items import Item, Place, Said, Skip
+from ressa.data.columns import LISTS, light_rows
+from ressa.data.embedded import ImageCell
+from ressa.data.fields import empty, texts_in
+from ressa.data.items import Annotation, Item, Place, Skip
+from ressa.errors import RessaError, shown, unknown
 from ressa.preparation.unusable import DAMAGED, Unusable
 
 FIELDS = ("image", "caption", "question", "answer")
-
-
-def load(source: str, split: str) -> datasets.Dataset:
-    """The table with its pictures undecoded.
-
-    Raises:
-        RessaError: no such table, or no such split in it.
-    """
-    try:
-        with silent():
-            table = _open(source)
-    except Exception as error:  # whatever a damaged file or an absent data set makes the readers raise
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise RessaError(f"{source}: no table that datasets can read ({reason})") from None
-    if isinstance(table, Mapping):
-        if split not in table:
-            raise unknown(f"split of {source}", split, [str(name) for name in table])
-        table = table[split]
-    return undecoded(table)
-
-
-def _open(source: str) -> Any:
-    path = Path(source)
-    if path.is_file():
-        return datasets.load_dataset("parquet", data_files=str(path))
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return datasets.load_from_disk(str(path))
-    if path.is_dir():
-        return datasets.load_dataset(str(path))
-    name, _, config = source.partition(":")
-    return datasets.load_dataset(name, config or None)
 
 
 def mapping(table: datasets.Dataset, columns: str | None, name: str) -> dict[str, str]:
@@ -78,20 +45,21 @@ def rows(table: datasets.Dataset, columns: Mapping[str, str], name: str) -> Iter
     read = table.select_columns(list(dict.fromkeys(columns.values())))
     for n, (row, _) in enumerate(light_rows(read, name, (columns["image"],))):
         where = f"{name}: row {n}"
-        said = _captions(row, columns, where) if "caption" in columns else []
+        captions = _texts(row, columns["caption"], where) if "caption" in columns else []
+        annotations = [Annotation(caption) for caption in captions]
         if {"question", "answer"} <= set(columns):
-            said.append(_question(row, columns, where))
+            annotations.append(_question(row, columns, where))
         value = row[columns["image"]]
         images = value if isinstance(value, list) else [value]
         if len(images) > 1:
-            yield Skip("several pictures", where)
+            yield Skip("several pictures")
         elif all(map(empty, images)):
-            yield Skip("without a picture", where)
+            yield Skip("without a picture")
         elif isinstance(images[0], ImageCell):
-            yield Item(f"row {n}", ("row", n), tuple(said), where)
+            yield Item(f"row {n}", ("row", n), tuple(annotations), where)
         else:
             place = _place(images[0], columns["image"], where)
-            yield Item(str(place[1]), place, tuple(said), where)
+            yield Item(str(place[1]), place, tuple(annotations), where)
 
 
 def cell(table: datasets.Dataset, n: int, column: str) -> bytes | str:
@@ -109,21 +77,15 @@ def _place(value: object, column: str, where: str) -> Place:
     return ("url" if value.startswith(("http://", "https://")) else "file", value)
 
 
-def _captions(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> list[Said]:
-    return [Said(told) for told in _texts(row, columns["caption"], where)]
-
-
-def _question(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Said:
+def _question(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Annotation:
     question, *_ = _texts(row, columns["question"], where)
     answers = _texts(row, columns["answer"], where)
-    return Said(answers[0], question, others=tuple(answers[1:]))
+    return Annotation(answers[0], question, others=tuple(answers[1:]))
 
 
 def _texts(row: Mapping[str, Any], column: str, where: str) -> list[str]:
     value = "" if row[column] is None else row[column]  # counted as an empty text
-    listed = value if isinstance(value, list) else [value]
-    plain = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in listed]
-    texts = [as_text(entry) for entry in plain]
-    if not plain or None in texts:
+    texts = texts_in(value)
+    if texts is None:
         raise RessaError(f'{where}: field "{column}" must be a text or a list of texts, not {shown(value)}')
-    return [text for text in texts if text is not None]
+    return texts

@@ -8,39 +8,33 @@ Pictures lie in VG_100K and VG_100K_2, the folders (or zips) that they are publi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from ressa.data.fields import identifier, objects, text
+from ressa.data.items import Annotation, Item
+from ressa.data.stream import entries
 from ressa.errors import RessaError
-from ressa.preparation.items import Item, Said, Skip, number_or_text, objects, text
-from ressa.preparation.stream import entries
 
 
-def vg(source: Path) -> Iterator[Item | Skip]:
-    """A picture with all that is said of it. Raises RessaError for what is in neither format."""
+def vg(source: Path) -> Iterator[Item]:
+    """A picture with all its annotations. Raises RessaError for what is in neither format."""
     for raw, where in entries(source, "item", "region_descriptions.json or question_answers.json, a list of objects"):
         if "regions" not in raw and "qas" not in raw:
             raise RessaError(f'{where}: field "regions" or "qas" is missing')
-        said = _questions(objects(raw, "qas", where), where) if "qas" in raw else []
-        said += _phrases(objects(raw, "regions", where), where) if "regions" in raw else []
-        number = number_or_text(raw, "id", where)
+        annotations = [_question(*qa) for qa in objects(raw, "qas", where)] if "qas" in raw else []
+        annotations += [_phrase(*region) for region in objects(raw, "regions", where)] if "regions" in raw else []
+        number = identifier(raw, "id", where)
         places = [f"{folder}{number}.jpg" for folder in ("VG_100K/", "VG_100K_2/", "")]
-        yield Item(f"{number}.jpg", ("file", *places), tuple(said), where)
+        yield Item(f"{number}.jpg", ("file", *places), tuple(annotations), where)
 
 
-def _questions(raws: list, where: str) -> list[Said]:
-    told = []
-    for n, raw in enumerate(raws, 1):
-        at = f"{where}: question {n}"
-        ident = number_or_text(raw, "qa_id", at) if "qa_id" in raw else None
-        told.append(Said(text(raw, "answer", at), text(raw, "question", at), ident))
-    return told
+def _question(raw: Mapping[str, Any], where: str) -> Annotation:
+    ident = identifier(raw, "qa_id", where) if "qa_id" in raw else None
+    return Annotation(text(raw, "answer", where), text(raw, "question", where), ident)
 
 
-def _phrases(raws: list, where: str) -> list[Said]:
-    told = []
-    for n, raw in enumerate(raws, 1):
-        at = f"{where}: region {n}"
-        ident = number_or_text(raw, "region_id", at) if "region_id" in raw else None
-        told.append(Said(text(raw, "phrase", at), id=ident))
-    return told
+def _phrase(raw: Mapping[str, Any], where: str) -> Annotation:
+    ident = identifier(raw, "region_id", where) if "region_id" in raw else None
+    return Annotation(text(raw, "phrase", where), id=ident)

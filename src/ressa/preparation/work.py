@@ -9,7 +9,7 @@ import sqlite3
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from ressa.preparation import plan
 from ressa.preparation.pictures import SUFFIX, normalise
 from ressa.preparation.places import Places
 from ressa.preparation.plan import Outcome, Planned
+from ressa.preparation.settings import Prepare, Progress
 from ressa.preparation.unusable import Unusable
 
 AHEAD = 8  # pictures under way for each worker
@@ -26,20 +27,11 @@ TOGETHER = 64  # pictures that one transaction keeps
 ENOUGH = 100  # pictures after which the share of failures means something
 
 
-def make_pictures(
-    db: sqlite3.Connection,
-    folder: Path,
-    places: Places,
-    *,
-    workers: int,
-    max_side: int | None,
-    max_failed: float,
-    progress: Callable[[int, int | None, str], None],
-) -> None:
+def make_pictures(db: sqlite3.Connection, folder: Path, places: Places, settings: Prepare, progress: Progress) -> None:
     """Makes what is still missing, below `folder`/images.
 
     Raises:
-        RessaError: more than `max_failed` of the pictures cannot be used, or one cannot be written.
+        RessaError: more than `settings.max_failed` of the pictures cannot be used, or one cannot be written.
     """
     plan.forget_lost(db, folder)
     missing = plan.to_make(db)
@@ -48,14 +40,14 @@ def make_pictures(
         "reason is not null)"
     ).fetchone()
     total, started, before = tried + len(missing), time.monotonic(), tried
-    with _threads(workers) as pool:
-        jobs = (pool.submit(_make, plan.planned(db, n), folder, places, max_side) for n in missing)
-        for outcomes in _together(jobs, workers * AHEAD):
+    with _threads(settings.workers) as pool:
+        jobs = (pool.submit(_make, plan.planned(db, n), folder, places, settings.max_side) for n in missing)
+        for outcomes in _together(jobs, settings.workers * AHEAD):
             plan.keep(db, outcomes)
             tried += len(outcomes)
             failed += sum(outcome.file is None for outcome in outcomes)
-            if failed > max_failed * tried and tried >= min(ENOUGH, total):
-                raise _hopeless(db, failed, tried, max_failed)
+            if failed > settings.max_failed * tried and tried >= min(ENOUGH, total):
+                raise _hopeless(db, failed, tried, settings.max_failed)
             rate = (tried - before) / max(time.monotonic() - started, 1e-9)
             progress(tried, total, f"{rate:,.0f}/s, {failed:,} unusable")
 
@@ -132,8 +124,8 @@ def _forget(folder: Path, stem: str, but: str) -> None:
 def _hopeless(db: sqlite3.Connection, failed: int, tried: int, most: float) -> RessaError:
     reasons = plan.tally(db, "select reason, count(*) from pictures where reason is not null group by reason")
     name, detail = db.execute("select name, detail from pictures where reason is not null limit 1").fetchone()
-    told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda entry: -entry[1]))
+    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda entry: -entry[1]))
     return RessaError(
-        f"{failed} of {tried} pictures cannot be used ({told}; {name}: {detail}), more than --max-failed {most:g}; "
+        f"{failed} of {tried} pictures cannot be used ({counts}; {name}: {detail}), more than --max-failed {most:g}; "
         "put it right or allow more, and run again: what was made is kept"
     )

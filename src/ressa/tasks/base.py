@@ -1,4 +1,10 @@
-"""What a task is: where its questions come from, how each family of models is asked, what counts as right."""
+"""What a task is: where its questions come from, how each family of models is asked, what counts as right.
+
+Prompts of BLIP-2 and InstructBLIP are those of LAVIS's evaluation configs ("Question: {} Short answer:", put around the
+text by `data.prompts`) and of InstructBLIP's appendix (options in brackets); chat models get the wording of LLaVA-1.5
+(Liu et al. 2023, "Improved Baselines with Visual Instruction Tuning", table 7). Generation settings of BLIP are those
+of the LAVIS configs that RESSA evaluates with; chat models answer greedily.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from ressa import families
+from ressa.data.items import Format
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.tasks.metrics.intervals import Measured
@@ -27,15 +34,19 @@ class Generation:
 
     def settings(self) -> dict[str, Any]:
         """What `model.generate` is given."""
-        told: dict[str, Any] = {"do_sample": False, "num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        settings: dict[str, Any] = {"do_sample": False, "num_beams": self.num_beams}
+        settings["max_new_tokens"] = self.max_new_tokens
         if self.min_new_tokens is not None:
-            told["min_new_tokens"] = min(self.min_new_tokens, self.max_new_tokens)
+            settings["min_new_tokens"] = min(self.min_new_tokens, self.max_new_tokens)
         if self.num_beams > 1 and self.length_penalty is not None:
-            told["length_penalty"] = self.length_penalty
-        return told
+            settings["length_penalty"] = self.length_penalty
+        return settings
 
 
 GREEDY = Generation()
+ANSWER = {"blip": "{question}", "chat": "{question}\nAnswer the question using a single word or phrase."}
+_SHORT = Generation(max_new_tokens=10, num_beams=5, min_new_tokens=1, length_penalty=-1.0)
+SHORT = {"blip": _SHORT, "vicuna": _SHORT, "chat": Generation(max_new_tokens=16)}
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,7 @@ class Task:
     how: by family ("vicuna": InstructBLIP with a decoder), how answers are generated.
     mode: "answer", "choice" (options; by likelihood or generation) or "retrieval".
     missing: {metric: why it cannot be computed here}.
+    format: its official files as items, for `ressa data NAME`; None if it cannot be trained on.
     """
 
     name: str
@@ -96,11 +108,12 @@ class Task:
     read: Callable[[Source], Reading]
     measure: Measure
     metrics: str
-    asks: Mapping[str, str | None]
-    how: Mapping[str, Generation]
+    asks: Mapping[str, str | None] = field(default_factory=lambda: ANSWER)
+    how: Mapping[str, Generation] = field(default_factory=lambda: SHORT)
     hub: str = ""
     mode: str = "answer"
     missing: Callable[[], dict[str, str]] = dict
+    format: Format | None = None
 
 
 def family(processor: Any, config: Any = None) -> str:
@@ -116,8 +129,8 @@ def asked(sample: Sample, template: str | None, kind: str) -> Record:
     if template is None or (record.question is None and "{question}" in template):
         return record
     hint = f"{sample.hint}\n" if sample.hint and kind == "chat" else f"Context: {sample.hint} " if sample.hint else ""
-    told = {"question": record.question or "", "options": options(sample.choices, kind), "hint": hint}
-    return replace(record, question=template.format(**told))
+    values = {"question": record.question or "", "options": options(sample.choices, kind), "hint": hint}
+    return replace(record, question=template.format(**values))
 
 
 def options(choices: Sequence[str], kind: str) -> str:

@@ -1,10 +1,4 @@
-"""What several tasks share: their prompts, their generation settings, their measures.
-
-Prompts of BLIP-2 and InstructBLIP are those of LAVIS's evaluation configs ("Question: {} Short answer:", put around the
-text by `data.prompts`) and of InstructBLIP's appendix (options in brackets); chat models get the wording of LLaVA-1.5
-(Liu et al. 2023, "Improved Baselines with Visual Instruction Tuning", table 7). Generation settings of BLIP are those
-of the LAVIS configs that RESSA evaluates with; chat models answer greedily.
-"""
+"""What several tasks share besides the defaults of `base`: prompts, generation settings, measures."""
 
 from __future__ import annotations
 
@@ -15,15 +9,12 @@ from ressa.tasks.metrics.basic import caption_scores, choice, each
 from ressa.tasks.metrics.intervals import Measured
 from ressa.tasks.metrics.vqa import challenge_accuracy, exact_match, vqa_accuracy
 
-ANSWER = {"blip": "{question}", "chat": "{question}\nAnswer the question using a single word or phrase."}
 CHOOSE = {
     "blip": "{hint}{question} Options: {options}",
     "chat": "{hint}{question}\n{options}\nAnswer with the option's letter from the given choices directly.",
 }
 DESCRIBE = {"blip": None, "chat": "Provide a one-sentence caption for the provided image."}
 
-_SHORT = Generation(max_new_tokens=10, num_beams=5, min_new_tokens=1, length_penalty=-1.0)
-SHORT = {"blip": _SHORT, "vicuna": _SHORT, "chat": Generation(max_new_tokens=16)}
 CAPTION = {
     "blip": Generation(max_new_tokens=30, num_beams=5, min_new_tokens=8, length_penalty=1.0),
     "vicuna": Generation(max_new_tokens=80, num_beams=5, min_new_tokens=10, length_penalty=1.0),
@@ -45,12 +36,12 @@ def described(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Me
 
 
 def chosen(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Measured]:
-    return {"accuracy": each([float(is_right(s, said)) for s, said in zip(samples, answers, strict=True)])}
+    return {"accuracy": each([float(is_right(s, answer)) for s, answer in zip(samples, answers, strict=True)])}
 
 
-def is_right(sample: Sample, said: str) -> bool:
-    return choice(said, sample.choices) == sample.right
+def is_right(sample: Sample, answer: str) -> bool:
+    return choice(answer, sample.choices) == sample.right
 
 
 def _each(scorer, samples: Sequence[Sample], answers: Sequence[str]) -> Measured:
-    return each([scorer(said, s.record.references) for s, said in zip(samples, answers, strict=True)])
+    return each([scorer(answer, s.record.references) for s, answer in zip(samples, answers, strict=True)])

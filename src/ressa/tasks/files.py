@@ -1,20 +1,30 @@
-"""Official files, read with errors that name file, line or record, and field."""
+"""A benchmark's files and tables, read with errors that name file, line or record, and field.
+
+A task reads its official files itself, or, where they can be trained on too, by the items that `ressa data` prepares
+(`from_items`).
+"""
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ressa.data.images import ImageFile, ImageFolder, shown, spellings
+from ressa.data.embedded import ImageCell
+from ressa.data.fields import an_object, one
+from ressa.data.images import ImageFile, ImageFolder, Picture, spellings
+from ressa.data.items import Item, Skip
 from ressa.data.parse import parse
+from ressa.data.records import Record
+from ressa.data.stream import Row, reading
+from ressa.data.tables import load
 from ressa.errors import RessaError
-from ressa.tasks.base import Source
+from ressa.tasks.base import Reading, Sample, Source
 
-Row = tuple[Mapping[str, Any], str]  # (record, "file:7" or "file: questions[7]")
-WORDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+EMPTY = "empty text"
 
 
 def folder(source: Source) -> Path:
@@ -49,47 +59,10 @@ def beside(source: Source, *patterns: str) -> Path:
     raise RessaError(f"{root}: no {' or '.join(patterns)} (there: {there}); see docs/tasks.md for the files of a task")
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises RessaError with file, line and column."""
-    try:
-        return parse(path.read_bytes(), str(path), whole=True)
-    except OSError as error:
-        raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def listed(path: Path, key: str) -> list[Row]:
-    """The records of the list under `key` of a JSON object, each with its place."""
-    told = read_json(path)
-    if not isinstance(told, Mapping):
-        raise RessaError(f'{path}: must be an object with the field "{key}"')
-    rows = need(told, key, list, str(path))
-    return [(an_object(raw, f"{path}: {key}[{i}]"), f"{path}: {key}[{i}]") for i, raw in enumerate(rows)]
-
-
-def named(path: Path) -> list[tuple[str, Mapping[str, Any], str]]:
-    """(name, record, place) of a JSON object of objects."""
-    told = an_object(read_json(path), str(path))
-    return [(name, an_object(raw, f'{path}: "{name}"'), f'{path}: "{name}"') for name, raw in told.items()]
-
-
-def lines(path: Path) -> Iterator[Row]:
-    """The records of a file with one JSON object a line."""
-    for number, line in enumerate(text_lines(path), 1):
-        where = f"{path}:{number}"
-        if line.strip():
-            yield an_object(parse(line.encode(), where), where), where
-
-
-def text_lines(path: Path) -> list[str]:
-    """Lines end as files end them: other separators of Unicode, which `splitlines` knows too, stand inside JSON."""
-    try:
-        return [
-            line.removesuffix("\r") for line in path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-        ]
-    except OSError as error:
-        raise RessaError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise RessaError(f"{path}: not UTF-8 text") from None
+def read_object(path: Path) -> Mapping[str, Any]:
+    """The object that a small JSON file holds. Raises RessaError with file, line and column."""
+    with reading(path) as file:
+        return an_object(parse(file.read(), str(path), whole=True), str(path))
 
 
 def tsv(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -98,9 +71,7 @@ def tsv(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t")
-            head = reader.fieldnames or []
-            if missing := [name for name in columns if name not in head]:
-                raise RessaError(f'{path}:1: column "{missing[0]}" is missing (there: {", ".join(head)[:200]})')
+            _check_columns(columns, reader.fieldnames or [], f"{path}:1")
             for raw in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in raw or None in raw.values():
@@ -112,39 +83,86 @@ def tsv(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         raise RessaError(f"{path}: not a table of UTF-8 text with tabs ({error})") from None
 
 
-def an_object(raw: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise RessaError(f"{where}: must be an object in braces, not {shown(raw)}")
-    return raw
+def rows(source: Source, columns: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Each row of a table and its place; its pictures are cells, still undecoded.
+
+    Raises:
+        RessaError: no such table or split, or a column of `columns` is not there.
+    """
+    from ressa.data.columns import light_rows  # imports `datasets`, which is slow
+
+    name = str(source.data) if isinstance(source.data, str | Path) else "dataset"
+    if source.images is not None:
+        raise RessaError(f"images: {name} has its pictures within its rows; leave it out")
+    table = load(source.data, source.split, name, every_config=True)
+    _check_columns(columns, table.column_names, name)
+    yield from light_rows(table, name)
 
 
-def need(raw: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
-    """A field of a record; RessaError naming place and field if it is missing, empty or of another kind."""
-    value = raw.get(key)
-    if value is None or value == "" or value == []:
-        raise RessaError(f'{where}: field "{key}" is missing or empty')
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise RessaError(f'{where}: field "{key}" must be {WORDS[kind]}, not {shown(value)}')
-    return value.strip() if isinstance(value, str) else value
+def picture(raw: Mapping[str, Any], where: str, column: str = "image") -> Picture:
+    """The picture in a column. Raises RessaError if there is none: a model that sees nothing still answers."""
+    cell = one(raw.get(column), column, where)
+    if not isinstance(cell, ImageCell):
+        raise RessaError(f'{where}: column "{column}" holds no picture (bytes, base64 or an Image); fill or remove it')
+    return cell
 
 
-def ident(raw: Mapping[str, Any], key: str, where: str) -> str:
-    """A number or text that names a thing, as text."""
-    value = raw.get(key)
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise RessaError(f'{where}: field "{key}" must be a number or a text, not {shown(value)}')
-    return str(value)
+def from_table(
+    source: Source, columns: tuple[str, ...], sample: Callable[[Mapping[str, Any], str, Picture], Sample]
+) -> Reading:
+    """A sample of each row, made by `sample(row, where, picture)`. Raises as `rows`."""
+    return Reading([sample(raw, where, picture(raw, where)) for raw, where in rows(source, (*columns, "image"))])
 
 
-def texts(raw: Mapping[str, Any], key: str, where: str, inner: str = "") -> tuple[str, ...]:
-    """A list of texts, or with `inner` of objects whose field `inner` is a text; empty ones are kept as they are."""
-    found = []
-    for i, item in enumerate(need(raw, key, list, where)):
-        value = item.get(inner) if inner and isinstance(item, Mapping) else item
-        if not isinstance(value, str):
-            raise RessaError(f'{where}: field "{key}[{i}]{"." + inner if inner else ""}" must be a text')
-        found.append(value)
-    return tuple(found)
+def from_items(
+    items: Callable[[Path], Iterator[Item | Skip]], *patterns: str, places: tuple[str, ...] = ()
+) -> Callable[[Source], Reading]:
+    """A task's `read` by the items of its file: a sample of all captions of a picture, one of each question about it.
+
+    Args:
+        patterns: which file in the folder, "{split}.json"; `places`: where its pictures lie there, besides images/.
+
+    Raises:
+        RessaError (when it reads): no such file, a picture that is not there, or no item of the split.
+    """
+
+    def read(source: Source) -> Reading:
+        path = find(source, *(pattern.format(split=source.split) for pattern in patterns))
+        pictures, left_out, splits = Pictures(source, *places), Counter[str](), set()
+        samples: list[Sample] = []
+        for item in items(path):
+            if isinstance(item, Skip):
+                left_out[item.reason] += 1
+                continue
+            splits.add(item.split or source.split)
+            if item.split in (None, source.split):
+                found = _samples(item, pictures)
+                samples += found
+                left_out[EMPTY] += not found
+        if source.split not in splits:
+            there = ", ".join(sorted(splits))
+            raise RessaError(f"{path}: no image of the split {source.split} (splits there: {there})")
+        return Reading(samples, dict(+left_out))
+
+    return read
+
+
+def _samples(item: Item, pictures: Pictures) -> list[Sample]:
+    image = pictures.find(item.where, *map(str, item.place[1:]))
+    captions = tuple(a.text for a in item.annotations if a.question is None and a.text)
+    key, samples = Path(item.picture).name, []
+    if captions:
+        samples.append(Sample(Record(key, None, captions, captions[0], image=image)))
+    for n, a in enumerate(item.annotations):
+        if a.question and a.text:
+            record = Record(a.id or f"{key}-{n}", a.question, (a.text, *a.others), kind=a.kind, image=image)
+            samples.append(Sample(record, a.kinds))
+    return samples
+
+
+def _check_columns(columns: tuple[str, ...], there: Sequence[str], where: str) -> None:
+    if missing := [column for column in columns if column not in there]:
+        raise RessaError(f'{where}: column "{missing[0]}" is missing (there: {", ".join(there)[:200]})')
 
 
 class Pictures:
@@ -154,9 +172,10 @@ class Pictures:
         self.root = source.images or folder(source)
         self.folder, self.places = ImageFolder(self.root), ("", "images", *places)
 
-    def find(self, name: str, where: str) -> ImageFile:
-        """The picture `name`, in the first of the places that has it. Raises RessaError as `ImageFolder.find`."""
-        for place in self.places:
-            if any((self.root / place / spelt).is_file() for spelt in spellings(name) if "\0" not in spelt):
-                return self.folder.find(f"{place}/{name}" if place else name, where)
-        return self.folder.find(f"{self.places[-1]}/{name}" if self.places[-1] else name, where)
+    def find(self, where: str, *names: str) -> ImageFile:
+        """The first of `names` that is in one of the places. Raises RessaError as `ImageFolder.find`."""
+        known = [f"{place}/{name}" if place else name for place in self.places for name in names]
+        for name in known:
+            if any((self.root / spelt).is_file() for spelt in spellings(name) if "\0" not in spelt):
+                return self.folder.find(name, where)
+        return self.folder.find(known[-1], where)

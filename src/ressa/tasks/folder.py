@@ -15,8 +15,8 @@ def read(source: Source) -> Reading:
 
 
 def measure(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Measured]:
-    told = common.vqa(samples, answers)
-    return {name: told[name] for name in ("exact_match", "vqa_accuracy")}
+    scores = common.vqa(samples, answers)
+    return {name: scores[name] for name in ("exact_match", "vqa_accuracy")}
 
 
 _GREEDY = Generation(max_new_tokens=32)

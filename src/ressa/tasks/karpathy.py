@@ -1,82 +1,98 @@
-"""Captions in the splits of Karpathy & Fei-Fei 2015: dataset_coco.json, dataset_flickr30k.json; Flickr30k's tokens."""
+"""Captions in the splits of Karpathy & Fei-Fei 2015: COCO's and Flickr30k's; Flickr30k's own token file too.
+
+    dataset_coco.json   {"images": [{"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg",
+                                     "split": "test", "sentences": [{"raw": "A man with a red ...", "sentid": 770337,
+                                     ...}, ...], ...}, ...]}
+
+dataset_flickr30k.json has the same format, without `filepath`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ressa.data.fields import identifier, need, objects, text, texts
 from ressa.data.images import Picture
+from ressa.data.items import Annotation, Format, Item
 from ressa.data.records import Record
-from ressa.errors import RessaError
-from ressa.tasks import common, tables
+from ressa.data.stream import entries, text_lines
+from ressa.data.tables import is_table
+from ressa.errors import RessaError, shown
+from ressa.tasks import common
 from ressa.tasks.base import Reading, Sample, Source, Task
-from ressa.tasks.files import Pictures, an_object, find, listed, need, text_lines, texts
+from ressa.tasks.files import Pictures, find, from_items, picture, rows
 from ressa.tasks.metrics.basic import captions_missing
 
+SPLITS = ("train", "restval", "val", "test")
+FOLDERS = ("flickr30k-images", "flickr30k_images")
 
-def coco(source: Source) -> Reading:
-    if tables.is_table(source):
-        return _from_table(source, "answer")
-    return Reading(
-        [_sample(*told) for told in _split(source, find(source, "dataset_coco.json"), "val2014", "train2014")]
+
+def items(path: Path) -> Iterator[Item]:
+    """A picture with its captions, about five. Raises RessaError for what is not in the format above."""
+    for raw, where in entries(path, "images.item", 'Karpathy\'s dataset_coco.json: {"images": [...]}'):
+        name, split = need(raw, "filename", str, where), need(raw, "split", str, where)
+        if split not in SPLITS:
+            raise RessaError(f'{where}: field "split" must be one of {", ".join(SPLITS)}, not {shown(split)}')
+        captions = tuple(_caption(*sentence) for sentence in objects(raw, "sentences", where))
+        places = (f"{text(raw, 'filepath', where)}/{name}", name) if raw.get("filepath") else (name,)
+        yield Item(places[0], ("file", *places), captions, where, split)
+
+
+def _caption(sentence: Mapping[str, Any], where: str) -> Annotation:
+    return Annotation(
+        text(sentence, "raw", where), id=identifier(sentence, "sentid", where) if "sentid" in sentence else None
     )
 
 
+def coco(source: Source) -> Reading:
+    if is_table(source.data):
+        return _from_table(source, "answer")
+    return from_items(items, "dataset_coco.json", places=("val2014", "train2014"))(source)
+
+
 def flickr(source: Source) -> Reading:
-    if tables.is_table(source):
+    if is_table(source.data):
         return _from_table(source, "caption")
     path = find(source, "dataset_flickr30k.json", "results_20130124.token", "*.token")
     if path.suffix == ".token":
-        return Reading([_sample(*told) for told in _tokens(source, path)])
-    return Reading([_sample(*told) for told in _split(source, path, "flickr30k-images", "flickr30k_images")])
+        return Reading(list(_tokens(source, path)))
+    return from_items(items, path.name, places=FOLDERS)(source)
 
 
-def _split(source: Source, path: Path, *places: str) -> Iterable[tuple[str, tuple[str, ...], Picture]]:
-    pictures, splits = Pictures(source, *places), set()
-    for raw, where in listed(path, "images"):
-        splits.add(split := need(raw, "split", str, where))
-        if split != source.split:
-            continue
-        name, folder = need(raw, "filename", str, where), raw.get("filepath")
-        sentences = need(raw, "sentences", list, where)
-        objects = [an_object(s, f"{where}: sentences[{i}]") for i, s in enumerate(sentences)]
-        captions = tuple(need(s, "raw", str, f"{where}: sentences[{i}]") for i, s in enumerate(objects))
-        yield name, captions, pictures.find(f"{folder}/{name}" if folder else name, where)
-    if source.split not in splits:
-        raise RessaError(f"{path}: no image of the split {source.split} (splits there: {', '.join(sorted(splits))})")
-
-
-def _tokens(source: Source, path: Path) -> Iterable[tuple[str, tuple[str, ...], Picture]]:
+def _tokens(source: Source, path: Path) -> Iterator[Sample]:
     """`1000092795.jpg#0<tab>caption` lines. The file knows no splits: {split}.txt beside it lists names, else all."""
     captions: dict[str, list[str]] = {}
     first: dict[str, str] = {}
-    for number, line in enumerate(text_lines(path), 1):
+    for line, where in text_lines(path):
         name, tab, caption = line.partition("\t")
         if line.strip() and (not tab or "#" not in name or not caption.strip()):
-            raise RessaError(f"{path}:{number}: must be NAME.jpg#NUMBER, a tab and a caption, not '{line[:60]}'")
+            raise RessaError(f"{where}: must be NAME.jpg#NUMBER, a tab and a caption, not '{line[:60]}'")
         if line.strip():
             captions.setdefault(name.rpartition("#")[0], []).append(caption.strip())
-            first.setdefault(name.rpartition("#")[0], f"{path}:{number}")
-    chosen = path.with_name(f"{source.split}.txt")
-    wanted = [n if n.endswith(".jpg") else f"{n}.jpg" for n in text_lines(chosen)] if chosen.is_file() else captions
-    pictures = Pictures(source, "flickr30k-images", "flickr30k_images")
-    for name in wanted:
+            first.setdefault(name.rpartition("#")[0], where)
+    listed = path.with_name(f"{source.split}.txt")
+    names = [f"{name.removesuffix('.jpg')}.jpg" for name, _ in text_lines(listed)] if listed.is_file() else captions
+    pictures = Pictures(source, *FOLDERS)
+    for name in names:
         if name not in captions:
-            raise RessaError(f"{chosen}: {name} has no caption in {path}")
-        yield name, tuple(captions[name]), pictures.find(name, first[name])
+            raise RessaError(f"{listed}: {name} has no caption in {path}")
+        yield _sample(name, tuple(captions[name]), pictures.find(first[name], name))
 
 
 def _from_table(source: Source, column: str) -> Reading:
     samples = []
-    for raw, where, pictures in tables.rows(source, ("image", column)):
+    for raw, where in rows(source, ("image", column)):
         if raw.get("split", source.split) == source.split:
             key = str(raw.get("filename") or raw.get("question_id") or where.rsplit(":", 1)[1])
-            samples.append(_sample(key, texts(raw, column, where), tables.picture(pictures, where)))
+            samples.append(_sample(key, texts(raw, column, where), picture(raw, where)))
     return Reading(samples)
 
 
-def _sample(key: str, captions: tuple[str, ...], picture: Picture) -> Sample:
-    return Sample(Record(key, None, captions, captions[0], image=picture))
+def _sample(key: str, captions: tuple[str, ...], image: Picture) -> Sample:
+    return Sample(Record(key, None, captions, captions[0], image=image))
 
 
 COCO = Task(
@@ -91,17 +107,14 @@ COCO = Task(
     asks=common.DESCRIBE,
     how=common.CAPTION,
     missing=captions_missing,
+    format=Format("COCO captions by Karpathy's splits: dataset_coco.json", items, has_splits=True),
 )
-FLICKR = Task(
+FLICKR = replace(
+    COCO,
     name="flickr30k",
     title="Flickr30k captions",
     files="`dataset_flickr30k.json` (or `results_20130124.token`, with `test.txt`), `flickr30k-images/`",
     hub="lmms-lab/flickr30k",
-    split="test",
     read=flickr,
-    measure=common.described,
-    metrics="CIDEr, BLEU-1 to 4; METEOR, ROUGE-L, SPICE with Java",
-    asks=common.DESCRIBE,
-    how=common.CAPTION,
-    missing=captions_missing,
+    format=Format("Flickr30k captions by Karpathy's splits: dataset_flickr30k.json", items, has_splits=True),
 )

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from ressa.data.fields import identifier, need, texts
+from ressa.data.images import Picture
 from ressa.data.records import Record
+from ressa.data.stream import entries
+from ressa.data.tables import is_table
 from ressa.errors import RessaError
-from ressa.tasks import common, tables
+from ressa.tasks import common
 from ressa.tasks.base import Reading, Sample, Source, Task
-from ressa.tasks.files import Pictures, find, ident, listed, need, texts
+from ressa.tasks.files import Pictures, find, from_table
 from ressa.tasks.metrics.basic import captions_missing
+
+FORM = 'an object with lists of "images" and "annotations"'
 
 
 def read(source: Source) -> Reading:
-    if tables.is_table(source):
-        return _from_table(source)
+    if is_table(source.data):
+        return from_table(source, ("annotations_captions",), _row)
     path = find(source, f"nocaps_{source.split}*_captions.json", f"*{source.split}*.json")
     captions: dict[str, list[str]] = {}
-    for raw, where in listed(path, "annotations"):
-        captions.setdefault(ident(raw, "image_id", where), []).append(need(raw, "caption", str, where))
+    for raw, where in entries(path, "annotations.item", FORM):
+        captions.setdefault(identifier(raw, "image_id", where), []).append(need(raw, "caption", str, where))
     pictures, samples = Pictures(source, source.split), []
-    for raw, where in listed(path, "images"):
-        key = ident(raw, "id", where)
+    for raw, where in entries(path, "images.item", FORM):
+        key = identifier(raw, "id", where)
         if key not in captions:
             raise RessaError(f'{where}: field "id" is {key}, which no annotation describes')
-        picture = pictures.find(need(raw, "file_name", str, where), where)
+        picture = pictures.find(where, need(raw, "file_name", str, where))
         samples.append(_sample(key, tuple(captions[key]), raw.get("domain"), picture))
     return Reading(samples)
 
 
-def _from_table(source: Source) -> Reading:
-    samples = []
-    for raw, where, pictures in tables.rows(source, ("image", "annotations_captions")):
-        key = str(raw.get("image_id", where.rsplit(":", 1)[1]))
-        captions = texts(raw, "annotations_captions", where)
-        samples.append(_sample(key, captions, raw.get("image_domain"), tables.picture(pictures, where)))
-    return Reading(samples)
+def _row(raw: Mapping[str, Any], where: str, picture: Picture) -> Sample:
+    key = str(raw.get("image_id", where.rsplit(":", 1)[1]))
+    return _sample(key, texts(raw, "annotations_captions", where), raw.get("image_domain"), picture)
 
 
-def _sample(key, captions, domain, picture) -> Sample:
+def _sample(key: str, captions: tuple[str, ...], domain: Any, picture: Picture) -> Sample:
     kind = str(domain) if domain else None
     return Sample(Record(key, None, captions, captions[0], kind, picture), {"domain": kind} if kind else {})
 

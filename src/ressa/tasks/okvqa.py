@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ressa.tasks import common, tables
+from ressa.data.tables import is_table
+from ressa.tasks import common
 from ressa.tasks.base import Reading, Sample, Source, Task
-from ressa.tasks.files import beside, read_json
-from ressa.tasks.vqav2 import joined, sample
+from ressa.tasks.files import beside, from_table, read_object
+from ressa.tasks.vqav2 import joined, row
 
 
 def read(source: Source) -> Reading:
-    if tables.is_table(source):
-        rows = tables.rows(source, ("question", "answers", "image"))
-        return Reading(
-            [sample(raw, raw, where, where, tables.picture(pictures, where)) for raw, where, pictures in rows]
-        )
+    if is_table(source.data):
+        return from_table(source, ("question", "answers"), row)
     annotations = f"mscoco_{source.split}*_annotations.json"
     reading = joined(source, f"OpenEnded_mscoco_{source.split}*_questions.json", annotations)
-    told = read_json(beside(source, annotations)).get("question_types")
-    names = told if isinstance(told, dict) else {}
+    types = read_object(beside(source, annotations)).get("question_types")
+    names = types if isinstance(types, dict) else {}
     return Reading([_named(sample, names) for sample in reading.samples])
 
 
@@ -42,6 +40,4 @@ TASK = Task(
     read=read,
     measure=common.vqa,
     metrics="VQA accuracy (without LAVIS's lemmatiser), by kind of knowledge",
-    asks=common.ANSWER,
-    how=common.SHORT,
 )

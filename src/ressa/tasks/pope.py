@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ressa.data.fields import identifier, need
 from ressa.data.images import Picture
 from ressa.data.records import Record
+from ressa.data.stream import Row, json_lines
+from ressa.data.tables import is_table
 from ressa.errors import RessaError
-from ressa.tasks import common, tables
 from ressa.tasks.base import Reading, Sample, Source, Task
-from ressa.tasks.files import Pictures, folder, ident, lines, need
+from ressa.tasks.files import Pictures, folder, from_table
 from ressa.tasks.metrics.basic import says_no, yes_or_no
 from ressa.tasks.metrics.intervals import Measured
 
@@ -20,10 +22,8 @@ DRAWN = ("random", "popular", "adversarial")  # how the things that are not ther
 
 def read(source: Source) -> Reading:
     """coco_pope_random.json, ..._popular.json and ..._adversarial.json: those that are there, or the one file named."""
-    if tables.is_table(source):
-        rows = tables.rows(source, ("question", "answer", "image"))
-        told = [(raw, w, tables.picture(p, w)) for raw, w, p in rows]
-        return Reading([_sample(raw, w, p, "question", "answer", raw.get("category")) for raw, w, p in told])
+    if is_table(source.data):
+        return from_table(source, ("question", "answer"), _row)
     root, pictures = folder(source), Pictures(source, "val2014")
     if source.split != TASK.split:
         raise RessaError(f"{root}: POPE's files have no splits: leave split ('{source.split}') out")
@@ -34,25 +34,28 @@ def read(source: Source) -> Reading:
     samples = []
     for path in paths:
         kind = next((name for name in DRAWN if name in path.name), path.stem)
-        for raw, where in lines(path):
-            picture = pictures.find(need(raw, "image", str, where), where)
-            samples.append(_sample(raw, where, picture, "text", "label", kind))
+        for raw, where in json_lines(path):
+            picture = pictures.find(where, need(raw, "image", str, where))
+            samples.append(_sample((raw, where), picture, ("text", "label"), kind))
     return Reading(samples)
 
 
-def _sample(
-    raw: Mapping[str, Any], where: str, picture: Picture | None, asked: str, told: str, kind: str | None
-) -> Sample:
-    answer = need(raw, told, str, where).lower()
+def _row(raw: Mapping[str, Any], where: str, picture: Picture) -> Sample:
+    return _sample((raw, where), picture, ("question", "answer"), raw.get("category"))
+
+
+def _sample(row: Row, picture: Picture, fields: tuple[str, str], kind: str | None) -> Sample:
+    (raw, where), (question, label) = row, fields
+    answer = need(raw, label, str, where).lower()
     if answer not in ("yes", "no"):
-        raise RessaError(f'{where}: field "{told}" must be yes or no, not {answer}')
-    key = f"{kind or 'pope'}-{ident(raw, 'question_id', where)}"
-    record = Record(key, need(raw, asked, str, where), (answer,), kind=kind, image=picture)
+        raise RessaError(f'{where}: field "{label}" must be yes or no, not {answer}')
+    key = f"{kind or 'pope'}-{identifier(raw, 'question_id', where)}"
+    record = Record(key, need(raw, question, str, where), (answer,), kind=kind, image=picture)
     return Sample(record, {"drawn": kind} if kind else {})
 
 
 def measure(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Measured]:
-    return yes_or_no([not says_no(said) for said in answers], [s.record.answers[0] == "yes" for s in samples])
+    return yes_or_no([not says_no(answer) for answer in answers], [s.record.answers[0] == "yes" for s in samples])
 
 
 TASK = Task(
@@ -64,6 +67,4 @@ TASK = Task(
     read=read,
     measure=measure,
     metrics="F1, accuracy, precision, recall, share of yes; by how the absent things were drawn",
-    asks=common.ANSWER,
-    how=common.SHORT,
 )

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from ressa.data.fields import identifier, need, texts
+from ressa.data.images import Picture
 from ressa.data.records import Record
-from ressa.tasks import common, tables
+from ressa.data.stream import entries
+from ressa.data.tables import is_table
+from ressa.tasks import common
 from ressa.tasks.base import Reading, Sample, Source, Task
-from ressa.tasks.files import Pictures, find, ident, listed, need, texts
+from ressa.tasks.files import Pictures, find, from_table
 
 
 def read(source: Source) -> Reading:
     """The model is shown no OCR tokens: it has to read for itself."""
-    if tables.is_table(source):
-        rows = tables.rows(source, ("question", "answers", "image"))
-        return Reading([_sample(raw, where, tables.picture(pictures, where)) for raw, where, pictures in rows])
+    if is_table(source.data):
+        return from_table(source, ("question", "answers"), _sample)
     path = find(source, f"TextVQA_*_{source.split}.json")
     pictures = Pictures(source, "train_images", "test_images")
-    told = listed(path, "data")
-    return Reading([_sample(r, w, pictures.find(f"{need(r, 'image_id', str, w)}.jpg", w)) for r, w in told])
+    rows = entries(path, "data.item", 'an object with a list of "data"')
+    return Reading([_sample(r, w, pictures.find(w, f"{need(r, 'image_id', str, w)}.jpg")) for r, w in rows])
 
 
-def _sample(raw, where, picture) -> Sample:
+def _sample(raw: Mapping[str, Any], where: str, picture: Picture) -> Sample:
     question, answers = need(raw, "question", str, where), texts(raw, "answers", where)
-    return Sample(Record(ident(raw, "question_id", where), question, answers, image=picture))
+    return Sample(Record(identifier(raw, "question_id", where), question, answers, image=picture))
 
 
 TASK = Task(
@@ -33,6 +39,4 @@ TASK = Task(
     read=read,
     measure=common.vqa,
     metrics="VQA accuracy",
-    asks=common.ANSWER,
-    how=common.SHORT,
 )

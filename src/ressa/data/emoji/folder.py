@@ -58,7 +58,7 @@ def _write_split(folder: Path, split: str, n: int, questions: int, seed: int) ->
     """Writes scene after scene; yields how many there are so far."""
     with (
         (folder / f"{split}.jsonl").open("w", encoding="utf-8") as asked,
-        (folder / f"{split}_captions.jsonl").open("w", encoding="utf-8") as told,
+        (folder / f"{split}_captions.jsonl").open("w", encoding="utf-8") as file,
     ):
         for i in range(n):
             shown = scene(split, i, seed)
@@ -66,5 +66,5 @@ def _write_split(folder: Path, split: str, n: int, questions: int, seed: int) ->
             draw(shown).save(folder / image)
             for record in ask(shown, questions):
                 asked.write(json.dumps({"image": image, **record}, ensure_ascii=False) + "\n")
-            told.write(json.dumps({"image": image, "caption": caption(shown)}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"image": image, "caption": caption(shown)}, ensure_ascii=False) + "\n")
             yield i + 1

@@ -41,10 +41,10 @@ def choice(answer: str, choices: Sequence[str]) -> int | None:
     for pattern in LETTERS:
         if (match := pattern.search(text)) and (index := ascii_uppercase.index(match.group(1))) < len(choices):
             return index
-    said, known = f" {normalise(text)} ", [normalise(option) for option in choices]
-    if said.strip() in known:
-        return known.index(said.strip())
-    held = sorted((len(option), i) for i, option in enumerate(known) if option and f" {option} " in said)
+    words, known = f" {normalise(text)} ", [normalise(option) for option in choices]
+    if words.strip() in known:
+        return known.index(words.strip())
+    held = sorted((len(option), i) for i, option in enumerate(known) if option and f" {option} " in words)
     return held[-1][1] if held and (len(held) < 2 or held[-1][0] > held[-2][0]) else None
 
 

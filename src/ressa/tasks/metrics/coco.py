@@ -41,13 +41,8 @@ def tokenize(texts: Sequence[str]) -> list[list[str]]:
 
     lines = {i: [{"caption": " ".join(text.split()) or "."}] for i, text in enumerate(texts)}  # it drops empty lines
     with contextlib.redirect_stdout(io.StringIO()), _silent_java():
-        told = PTBTokenizer().tokenize(lines)
-    return [told[i][0].split() for i in range(len(texts))]
-
-
-def tokenizer_name() -> str:
-    """Which of the two tokenizers `tokenize` uses here."""
-    return "rules of ressa" if missing("METEOR") else "Stanford PTBTokenizer"
+        cut = PTBTokenizer().tokenize(lines)
+    return [cut[i][0].split() for i in range(len(texts))]
 
 
 def scores(

@@ -6,8 +6,8 @@ and the score is computed from the mean row. So a resampled score is a matrix pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,7 +31,6 @@ class Measured:
     score: Callable[[np.ndarray], np.ndarray] = _first
     of: tuple[str, ...] = ()
     fixed: float | None = None
-    kinds: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def value(self) -> float:

@@ -17,19 +17,19 @@ EMPTY = {":", ",", ".", "!", "?", ";", "'"}
 def is_right(answer: str, references: Sequence[str]) -> bool:
     """Whether what an answer comes to holds a reference text, or equals a reference number to two decimals."""
     wanted = [value for reference in references for value in _values(reference)]
-    for said in _said(answer):
-        if isinstance(said, float):
-            if said in wanted:
+    for found in _final_answers(answer):
+        if isinstance(found, float):
+            if found in wanted:
                 return True
-        elif any(isinstance(value, str) and value in said for value in wanted):
+        elif any(isinstance(value, str) and value in found for value in wanted):
             return True
     return False
 
 
-def _said(answer: str) -> list[str | float]:
+def _final_answers(answer: str) -> list[str | float]:
     """The ends of the sentences that say what the answer is, and every number in them.
 
-    >>> _said("So the final answer is 1,234.567 metres.")
+    >>> _final_answers("So the final answer is 1,234.567 metres.")
     ['1,234.567 metres', 1234.0, 234.57]
     """
     text = answer.strip().strip(".").lower()
@@ -43,7 +43,7 @@ def _said(answer: str) -> list[str | float]:
             keys.append(shortest)
     keys = keys or [text]
     numbers = [number for key in keys for pattern in NUMBERS for number in pattern.findall(key)]
-    return [value for said in [*keys, *numbers] for value in _values(said)]
+    return [value for found in [*keys, *numbers] for value in _values(found)]
 
 
 def _values(text: str) -> list[str | float]:
