@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
