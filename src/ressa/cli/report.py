@@ -8,6 +8,7 @@ import typer
 
 from ressa.cli.options import Json
 from ressa.cli.terminal import quiet, show
+from ressa.errors import check_extra
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +28,7 @@ def report(
 
     **Example:** `ressa report demo-out/ -o report.html`
     """
+    check_extra("report")
     from ressa.reporting.page.page import report as verb
 
     with quiet():

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 
 from ressa.data.images import shown
 from ressa.data.placed import check_placed
@@ -176,9 +175,11 @@ def _render(processor: Any, template: str, question: str, picture: bool, ident: 
         return processor.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=True, tokenize=False
         )
-    except TemplateError as error:
-        raise RessaError(f"record {shown(ident)}: the model's chat template refuses it ({shown(error)})") from None
-    except (TypeError, ValueError, AttributeError, KeyError) as error:  # what an expression in it raises
+    except Exception as error:
+        if type(error).__module__.startswith("jinja2"):  # which renders templates, for transformers
+            raise RessaError(f"record {shown(ident)}: the model's chat template refuses it ({shown(error)})") from None
+        if not isinstance(error, TypeError | ValueError | AttributeError | KeyError):  # what an expression in it raises
+            raise
         knows = "it takes a message for a string: it knows text only" if "str" in str(error) else shown(error)
         raise RessaError(
             f"record {shown(ident)}: the model's chat template fails on it ({knows}); add a chat_template.jinja "

@@ -10,14 +10,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ijson
-
 from ressa.data.fields import an_object
 from ressa.data.parse import parse, well_formed
-from ressa.errors import RessaError, shown
+from ressa.errors import RessaError, check_extra, shown
 
 BLOCK = 1 << 16
 Row = tuple[Mapping[str, Any], str]  # (record, "file:7" or "file: questions[7]")
@@ -83,10 +82,16 @@ def _lines(path: Path) -> Iterator[tuple[bytes, str]]:
             yield line, f"{path}:{number}"
 
 
+def _ijson() -> Any:
+    check_extra("data", "ijson")
+    return import_module("ijson")
+
+
 def _events(path: Path, reader: str, prefix: str, form: str) -> Iterator[Any]:
     """What `ijson` finds. A file that it cannot read is read again, slowly near the fault, to say where that is."""
     if not path.is_file():
         raise RessaError(f"{path}: no such file; give {form}")
+    ijson = _ijson()
     read, found = partial(getattr(ijson, reader), prefix=prefix, use_float=True), 0
     with reading(path) as file:
         file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
@@ -116,6 +121,7 @@ class _Slowly:
 
 
 def _fault(path: Path, read: Callable[..., Iterator[Any]], start: int) -> RessaError:
+    ijson = _ijson()
     found, reason = 0, "it ends too early"
     with path.open("rb") as file:
         slow = _Slowly(file, start)

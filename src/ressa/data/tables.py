@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ressa.errors import RessaError, unknown
+from ressa.errors import RessaError, check_extra, unknown
 
 if TYPE_CHECKING:
     import datasets
@@ -54,6 +54,7 @@ def load(source: Any, split: str, name: str, *, every_config: bool = False) -> d
     Raises:
         RessaError: no such table, or no such split in it.
     """
+    check_extra("data", "datasets")
     import datasets
 
     from ressa.data.columns import undecoded

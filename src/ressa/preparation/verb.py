@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ressa.data.items import Item, Skip
-from ressa.errors import RessaError, shown, unknown
+from ressa.errors import RessaError, check_extra, shown, unknown
 from ressa.files.folders import check_output, not_written, sync
 from ressa.files.paths import expanded
 from ressa.preparation import plan
@@ -50,6 +50,7 @@ def prepare(
         RessaError: an unknown source, one that is not in its format, an output that is not empty, too many pictures
             that cannot be used; and an interrupted preparation of `out` with other settings.
     """
+    check_extra("data")
     _check(name, settings)
     out, source = check_output(out), expanded(source, "the source")
     images = [expanded(entry, "images") for entry in images]

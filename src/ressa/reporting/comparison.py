@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ressa.errors import printable
+from ressa.errors import check_extra, printable
 from ressa.reporting.figure import save
 from ressa.reporting.stored import block_name
 from ressa.reporting.table import plain
@@ -50,6 +50,7 @@ def geometric_mean(errors: list[float]) -> float:
 
 def plot(told: dict[str, Any], path: str | Path) -> Path:
     """Draws the relative output error of every block, one line a method, in the order of the forward pass."""
+    check_extra("report", "matplotlib")
     from matplotlib.figure import Figure  # without pyplot: nothing global, no window
 
     figure = Figure(figsize=(9, 4.6), facecolor="white", layout="constrained")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ressa.data.records import Record, read_records
-from ressa.errors import printable
+from ressa.errors import check_extra, printable
 from ressa.reporting.figure import save
 
 TITLE, IMAGE, WORDS = 0.8, 3.0, 1.4  # heights in inches
@@ -24,6 +24,7 @@ def picture(
     Half of the records are ones that pruning got wrong and repair right again, where there are any; right answers are
     green, wrong ones red. The title says how many answers of each model are right, so that the choice misleads nobody.
     """
+    check_extra("report", "matplotlib")
     from matplotlib.figure import Figure  # without pyplot: nothing global, no window
 
     answers = {name: _answers(Path(result["out"]) / "scores" / name / "answers.jsonl") for name in result["scores"]}

