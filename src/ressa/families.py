@@ -15,7 +15,7 @@ Names = tuple[str, ...]
 QUESTION = "Question: {} Short answer:"
 CAPTION = "A short image caption."
 
-# Words in the names of modules for which transformers has no accessor: what stands between vision and language
+# Words within the names of modules for which transformers has no accessor: what stands between vision and language
 CONNECTORS: Names = ("qformer", "query_tokens", "projector", "connector", "resampler", "perceiver", "merger", "adapter")
 CONNECTORS += ("aligner", "projection")
 PATCHES: Names = ("projection",)  # but within a vision tower that is the name of patch embeddings
@@ -38,7 +38,7 @@ class Family:
     """Generation stops at the end token of `text_config`, not the tokenizer's: BLIP-2 OPT ends a line, not a text."""
 
     wording: str = "chat"
-    """Which of a task's wordings and generation settings (`Task.asks`, `Task.how`) the family is asked with."""
+    """Which of a task's wordings and generation settings (`Task.asks`, `Task.how`) the family is asked with: chat, blip."""
 
     decoder_wording: str = ""
     """The same where its language model is a decoder alone. Empty: no other."""
