@@ -38,7 +38,7 @@ class Family:
     """Generation stops at the end token of `text_config`, not the tokenizer's: BLIP-2 OPT ends a line, not a text."""
 
     wording: str = "chat"
-    """Which of a task's wordings and generation settings (`Task.asks`, `Task.how`) the family is asked with: chat, blip."""
+    """Which of a task's wordings and generation settings (`Task.asks`, `Task.how`) the family has (chat, blip)."""
 
     decoder_wording: str = ""
     """The same where its language model is a decoder alone. Empty: no other."""
