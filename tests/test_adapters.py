@@ -19,7 +19,7 @@ from ressa.errors import RessaError
 from ressa.model.folder import write_folder
 from ressa.model.load import load
 from ressa.model.precision import dtypes_of
-from ressa.repairing.kept import KeptLinear
+from ressa.repairing.masked_finetune import KeptLinear
 from ressa.repairing.settings import OBJECTIVES
 from ressa.repairing.student import part_from_lora, pruned_matrices, unwrap, wrap
 from ressa.repairing.verb import _zeros

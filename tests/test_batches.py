@@ -20,7 +20,7 @@ from ressa.data.records import read_records
 from ressa.evaluation import cache as caching
 from ressa.evaluation import generate as generating
 from ressa.evaluation.choose import choices, likelihood
-from ressa.evaluation.generate import Generation, Lead, answers, generate, near
+from ressa.evaluation.generate import Generation, Margin, answers, generate, tie
 from ressa.model.load import load
 
 _HAS_DEMO = pytest.mark.skipif(not ressa.demo.EMBEDDED.is_dir(), reason="the embedded model is not there yet")
@@ -78,14 +78,14 @@ def test_what_rounding_could_decide_is_asked_again_alone(demo, emoji, monkeypatc
     assert sizes[8:] == [6]
 
 
-def test_a_lead_is_the_distance_of_the_best_two_words_until_the_end_of_the_answer():
-    watch = Lead()
+def test_a_margin_is_the_distance_of_the_best_two_words_until_the_end_of_the_answer():
+    watch = Margin()
     ids = torch.zeros(2, 1, dtype=torch.long)
     for scores in ([[4.0, 2.0, 0.0], [0.1, 0.0, 0.3]], [[8.0, -8.0, 7.0], [9.0, 9.0, 0.0]]):
         assert watch(ids, torch.tensor(scores)).tolist() == torch.tensor(scores).tolist()
     assert watch.least(torch.tensor([2, 1])).tolist() == pytest.approx([0.125, 0.2])
     assert watch.least(torch.tensor([1, 2])).tolist() == pytest.approx([0.5, 0.0])
-    assert near(torch.bfloat16) > near(torch.float16) > near(torch.float32) > 0
+    assert tie(torch.bfloat16) > tie(torch.float16) > tie(torch.float32) > 0
 
 
 def test_choices_are_the_same_one_by_one_and_in_batches(demo, emoji):

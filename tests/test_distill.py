@@ -39,10 +39,10 @@ def family(request, tiny_data):
 def chosen(model, batch):
     """Inputs, positions and targets as the repair uses them."""
     inputs = dict(batch)
-    labels, crossing = inputs.pop("labels"), is_encoder_decoder(model.config)
-    if crossing:
+    labels, encoder_decoder = inputs.pop("labels"), is_encoder_decoder(model.config)
+    if encoder_decoder:
         inputs["decoder_input_ids"] = decoder_inputs(labels, start=0, pad=0)
-    wanted = targets(labels, encoder_decoder=crossing)
+    wanted = targets(labels, encoder_decoder=encoder_decoder)
     return inputs, wanted != IGNORED, wanted[wanted != IGNORED]
 
 
@@ -106,7 +106,7 @@ def test_the_weight_runs_from_pure_cross_entropy_to_pure_kl():
     everywhere = torch.ones(1, 6, dtype=torch.bool)
 
     def loss(kl_weight):
-        objective = Objective(kl_weight, 1.0, False, crossing=(0, 0))
+        objective = Objective(kl_weight, 1.0, False, decoder_token_ids=(0, 0))
         return objective.loss(student, Said(teacher), batch, everywhere)
 
     torch.testing.assert_close(loss(0.0), functional.cross_entropy(student, torch.arange(6)))
@@ -158,8 +158,8 @@ def test_positions_without_an_answer_do_not_count_in_the_cross_entropy():
     assert answer_cross_entropy(student, torch.full((6,), IGNORED)) == 0
 
 
-@pytest.mark.parametrize("crossing", [False, True])
-def test_targets_stand_where_their_logits_are(crossing):
+@pytest.mark.parametrize("encoder_decoder", [False, True])
+def test_targets_stand_where_their_logits_are(encoder_decoder):
     labels = torch.tensor([[IGNORED, 5, 6, IGNORED]])
-    expected = [[IGNORED, 5, 6, IGNORED]] if crossing else [[5, 6, IGNORED, IGNORED]]
-    assert targets(labels, encoder_decoder=crossing).tolist() == expected
+    expected = [[IGNORED, 5, 6, IGNORED]] if encoder_decoder else [[5, 6, IGNORED, IGNORED]]
+    assert targets(labels, encoder_decoder=encoder_decoder).tolist() == expected

@@ -4,7 +4,7 @@ import torch
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.evaluation.divergence import answer_kl
+from ressa.evaluation.divergence import answer_sums
 from ressa.model.load import load
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm"]
@@ -32,19 +32,19 @@ def perturbed(loaded, scale=0.05):
 
 def test_the_divergence_from_itself_is_zero(loaded, records):
     model, processor = loaded
-    assert sum(kl for kl, _ in answer_kl(model, model, processor, records[:4])) == 0
+    assert sum(kl for kl, *_ in answer_sums(model, model, processor, records[:4])) == 0
 
 
 def test_the_divergence_is_the_textbook_sum_over_answer_tokens(loaded, records, request):
     family = request.node.callspec.params["loaded"]
     dense = load(request.getfixturevalue(f"{family}_folder"))[0]
     model, processor = perturbed(loaded)
-    found = answer_kl(model, dense, processor, records[:4], batch_size=3)
-    for record, (kl, tokens) in zip(records[:4], found, strict=True):
+    found = answer_sums(model, dense, processor, records[:4], batch_size=3)
+    for record, (kl, _, _, tokens) in zip(records[:4], found, strict=True):
         batch = encode(processor, [record], model.config, answers=True)
         labels = batch["labels"][0]
-        crossing = len(labels) != len(batch["input_ids"][0])
-        at = [i if crossing else i - 1 for i in range(len(labels)) if labels[i] != -100]
+        encoder_decoder = len(labels) != len(batch["input_ids"][0])
+        at = [i if encoder_decoder else i - 1 for i in range(len(labels)) if labels[i] != -100]
         with torch.no_grad():
             p = dense(**batch).logits[0, at].double().softmax(-1)
             q = model(**batch).logits[0, at].double().softmax(-1)
@@ -57,4 +57,4 @@ def test_models_with_different_vocabularies_are_not_compared(llava_folder, recor
     model, processor = load(llava_folder)
     model.resize_token_embeddings(len(processor.tokenizer) + 8)
     with pytest.raises(RessaError, match="different vocabularies"):
-        answer_kl(model, load(llava_folder)[0], processor, records[:1])
+        answer_sums(model, load(llava_folder)[0], processor, records[:1])

@@ -48,11 +48,11 @@ def calls(monkeypatch):
 def greedy(model, processor, record, steps):
     """The plainest greedy decoding: the whole sequence through forward for each token."""
     batch = encode(processor, [record], model.config, answers=False)
-    crossing = getattr(model.config.get_text_config(), "is_encoder_decoder", False)
-    said = [0] if crossing else []  # T5 starts with its pad token
+    encoder_decoder = getattr(model.config.get_text_config(), "is_encoder_decoder", False)
+    said = [0] if encoder_decoder else []  # T5 starts with its pad token
     for _ in range(steps):
         now = torch.tensor([said], dtype=torch.long)
-        if crossing:
+        if encoder_decoder:
             logits = model(**batch, decoder_input_ids=now).logits
         else:
             ids = torch.cat([batch["input_ids"], now], 1)
@@ -220,7 +220,7 @@ def test_captions_are_scored_as_their_own_kind(llava, tiny_data):
 def test_scores_and_answers_are_written_beside_each_other(llava, tiny_data, tmp_path):
     scores = evaluate(llava, data=tiny_data, out=tmp_path / "new" / "out", max_new_tokens=2)
     written = json.loads((tmp_path / "new" / "out" / "scores.json").read_text())
-    assert written == {k: v for k, v in scores.items() if k != "answers"}
+    assert written == {"command": "evaluate"} | {k: v for k, v in scores.items() if k != "answers"}
     rows = [json.loads(line) for line in (tmp_path / "new" / "out" / "answers.jsonl").read_text().splitlines()]
     assert {row["id"]: row["answer"] for row in rows} == scores["answers"]
     assert {"question", "references", "kind", "exact_match", "vqa_accuracy"} <= set(rows[0])

@@ -21,10 +21,10 @@ from ressa.model.matrix import AsLinear, fused, fused_experts, holder, is_expert
 from ressa.model.structure import structure
 from ressa.patterns import NofM
 from ressa.pruning.blocks import prune_block
-from ressa.repairing.experts import MaskedSum, SparseLoraExperts, kept
-from ressa.repairing.kept import put
+from ressa.repairing.masked_finetune import kept, put
 from ressa.repairing.reconstruct import Passes, reconstruct
 from ressa.repairing.sparse_lora import SparseLoraConfig
+from ressa.repairing.sparse_lora.experts import MaskedSum, SparseLoraExperts
 from ressa.statistics import Gram, InputNorm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks

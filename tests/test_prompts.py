@@ -206,8 +206,8 @@ def test_prompts_are_padded_left_for_decoders_right_for_encoders_and_the_qformer
     model, processor = loaded
     batch = encode(processor, records[:2], model.config, answers=False)
     assert batch["attention_mask"].sum(1).unique().numel() == 2  # the two prompts differ in length
-    crossing = getattr(model.config.get_text_config(), "is_encoder_decoder", False)
-    full = 0 if crossing else -1
+    encoder_decoder = getattr(model.config.get_text_config(), "is_encoder_decoder", False)
+    full = 0 if encoder_decoder else -1
     assert batch["attention_mask"][:, full].all()
     assert not batch["attention_mask"][:, -1 - full].all()
     if "qformer_attention_mask" in batch:

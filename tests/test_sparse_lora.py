@@ -13,10 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
-from ressa.model.precision import keep_kept
-from ressa.repairing import masked
-from ressa.repairing.masked import MaskedLinear, StraightThrough, effective_weight
-from ressa.repairing.sparse_lora import SparseLoraConfig, SparseLoraLinear
+from ressa.model.precision import restore_zeros
+from ressa.repairing.sparse_lora import SparseLoraConfig, SparseLoraLinear, masked_product
+from ressa.repairing.sparse_lora.masked_product import MaskedLinear, StraightThrough, effective_weight
 
 OUT, IN, RANK = 12, 8, 3
 
@@ -71,7 +70,7 @@ def naive(x, weight, bias, a, b, scale, dtype):
 
 @pytest.fixture(params=[1 << 22, 2 * IN], ids=["one chunk", "many chunks"])
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(masked, "CHUNK", request.param)
+    monkeypatch.setattr(masked_product, "CHUNK", request.param)
 
 
 @pytest.mark.usefixtures("chunk")
@@ -210,7 +209,7 @@ def test_merging_adds_in_float32_and_rounds_once():
 
 def test_a_kept_weight_that_lands_on_zero_stays_kept():
     old, new = torch.tensor([[1.0, 0.0, 2.0, 3.0]]), torch.tensor([[0.0, 0.0, 1e-30, 3.0]])
-    cast = keep_kept(new, old, torch.float16)
+    cast = restore_zeros(new, old, torch.float16)
     assert (cast != 0).tolist() == [[True, False, True, True]]
     assert cast[0, 3] == 3
 
@@ -218,9 +217,9 @@ def test_a_kept_weight_that_lands_on_zero_stays_kept():
 def test_an_update_that_fills_a_zero_or_is_not_finite_is_refused():
     old = torch.tensor([[1.0, 0.0]])
     with pytest.raises(RessaError, match="fill 1 zeros"):
-        keep_kept(torch.tensor([[1.0, 0.5]]), old, torch.float32)
+        restore_zeros(torch.tensor([[1.0, 0.5]]), old, torch.float32)
     with pytest.raises(RessaError, match="not finite"):
-        keep_kept(torch.tensor([[torch.nan, 0.0]]), old, torch.float32)
+        restore_zeros(torch.tensor([[torch.nan, 0.0]]), old, torch.float32)
 
 
 def test_infinite_adapters_cannot_reach_a_zero():

@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ressa.errors import RessaError, unknown
 
 SEEDS = 2**32 - 1  # numpy, which transformers seeds too, takes no larger one
+Progress = Callable[[int, int, str], None]  # called with (done, in all, what)
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 

@@ -15,9 +15,9 @@ from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.samples import drawn
 from ressa.calibration.samples import samples as draw
 from ressa.calibration.tokens import TokenWeights, token_weights
-from ressa.calibration.visit import Progress
 from ressa.data.records import Record
 from ressa.model.structure import Block
+from ressa.settings import Progress
 
 T = TypeVar("T")
 

@@ -16,16 +16,16 @@ from ressa.data.prompts import IGNORED, is_encoder_decoder
 from ressa.errors import RessaError
 
 
-def forced(batch: Mapping[str, Any], crossing: tuple[int, int] | None) -> tuple[dict[str, Any], Tensor]:
+def forced(batch: Mapping[str, Any], ids: tuple[int, int] | None) -> tuple[dict[str, Any], Tensor]:
     """A teacher-forced batch with `labels` -> what the forward takes, and `targets`, (B, T).
 
-    Without labels the model computes no loss of its own. `crossing` is what `decoder_ids` says.
+    Without labels the model computes no loss of its own. `ids` is what `decoder_token_ids` gives.
     """
     inputs = dict(batch)
     labels_BT = inputs.pop("labels")
-    if crossing:
-        inputs["decoder_input_ids"] = decoder_inputs(labels_BT, *crossing)
-    return inputs, targets(labels_BT, encoder_decoder=crossing is not None)
+    if ids:
+        inputs["decoder_input_ids"] = decoder_inputs(labels_BT, *ids)
+    return inputs, targets(labels_BT, encoder_decoder=ids is not None)
 
 
 def targets(labels_BT: Tensor, *, encoder_decoder: bool) -> Tensor:
@@ -52,7 +52,7 @@ def decoder_inputs(labels_BT: Tensor, start: int, pad: int) -> Tensor:
     return shifted.masked_fill(shifted == IGNORED, pad)
 
 
-def decoder_ids(config: Any) -> tuple[int, int] | None:
+def decoder_token_ids(config: Any) -> tuple[int, int] | None:
     """(decoder start id, pad id) of an encoder-decoder, None for a decoder-only model.
 
     Raises:

@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import Cache, PreTrainedModel
 
 from ressa.calibration.tensors import give_back, kind_of, moved, swap, version
-from ressa.calibration.visit import Batch, Call, Progress, StopForward, Visit
+from ressa.calibration.visit import Batch, Call, StopForward, Visit
 from ressa.errors import RessaError
 from ressa.machine import products_in
 from ressa.model.structure import Block
+from ressa.settings import Progress
 
 
 @dataclass

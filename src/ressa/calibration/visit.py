@@ -12,7 +12,6 @@ from torch import Tensor
 from ressa.model.structure import Block
 
 Batch = Mapping[str, Any]
-Progress = Callable[[int, int, str], None]
 
 
 class StopForward(BaseException):

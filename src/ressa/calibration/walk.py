@@ -14,9 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ressa.calibration.schedule import Schedule
-from ressa.calibration.visit import Batch, Progress, Visit
+from ressa.calibration.visit import Batch, Visit
 from ressa.errors import unknown
 from ressa.model.structure import Block
+from ressa.settings import Progress
 
 PROPAGATE = ("sequential", "dense")
 

@@ -24,7 +24,7 @@ def check_lengths(
     """
     if not places or not records:
         return
-    crossing = is_encoder_decoder(config)
+    encoder_decoder = is_encoder_decoder(config)
     prompts = [prompt_text(processor, record) for record in records]
     told = _lengths(tokenizer_of(processor), prompts)
     second = getattr(processor, "qformer_tokenizer", None)
@@ -33,7 +33,7 @@ def check_lengths(
     for record, length, heard in zip(records, told, asked, strict=True):
         prompt = length + more[record.image is not None]
         answer = len(answer_ids(processor, record.target)) if new_tokens is None else max(new_tokens - 1, 0)
-        needed = {"encoder": prompt, "decoder": answer if crossing else prompt + answer, "qformer": heard}
+        needed = {"encoder": prompt, "decoder": answer if encoder_decoder else prompt + answer, "qformer": heard}
         for reader, limit in places.items():
             if needed[reader] > limit:
                 raise RessaError(_too_long(record, needed[reader], reader, limit, new_tokens, prompt))

@@ -69,17 +69,17 @@ def encode(processor: Any, records: Sequence[Record], config: Any, *, answers: b
     batch = {key: _stacked(value) for key, value in encoded.items() if key not in text}
     if not family.reads_both_ways and not any(any(row) for row in text.get("token_type_ids", [])):
         text.pop("token_type_ids", None)  # all zeros say nothing, and most decoders refuse the name
-    crossing = is_encoder_decoder(config)
-    if not crossing:
+    encoder_decoder = is_encoder_decoder(config)
+    if not encoder_decoder:
         _open_end(processor, prompts, text)
     prompt_lengths = [len(row) for row in text["input_ids"]]
     if answers:
         targets = [
-            answer_ids(processor, record.target, prompt="" if crossing else prompt, end=_end(processor, config))
+            answer_ids(processor, record.target, prompt="" if encoder_decoder else prompt, end=_end(processor, config))
             for record, prompt in zip(records, prompts, strict=True)
         ]
-        text["labels"] = targets if crossing else _appended(text, targets, int(family.reads_both_ways))
-    left = not answers and not crossing
+        text["labels"] = targets if encoder_decoder else _appended(text, targets, int(family.reads_both_ways))
+    left = not answers and not encoder_decoder
     if (seen := batch.get(family.across)) is not None:
         batch[family.across] = _as_long(seen, prompt_lengths, [len(row) for row in text["input_ids"]], left)
     for key, rows in text.items():

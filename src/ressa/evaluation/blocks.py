@@ -8,7 +8,7 @@ from typing import Any
 from ressa.calibration.outputs import outputs_of, squared_error
 from ressa.calibration.tokens import token_weights
 from ressa.data.prompts import to_device
-from ressa.evaluation.generate import measuring
+from ressa.evaluation.generate import eval_mode
 from ressa.model.structure import structure
 
 
@@ -27,7 +27,7 @@ def block_errors(
     blocks, originals = (structure(net).blocks(parts) for net in (model, dense))
     for batch in batches:
         weights = token_weights(batch, dense.config)
-        with measuring(model), measuring(dense), outputs_of(blocks) as ours, outputs_of(originals) as theirs:
+        with eval_mode(model), eval_mode(dense), outputs_of(blocks) as ours, outputs_of(originals) as theirs:
             for net in (model, dense):
                 net(**to_device(dict(batch), net), use_cache=False)
         for block in originals:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ressa.errors import RessaError, to_json
 from ressa.evaluation import parallel
-
-Progress = Callable[[int, int, str], None]
+from ressa.settings import Progress
 
 
 def resumed(
@@ -30,19 +29,19 @@ def resumed(
         order: puts indices of questions in the order in which they are batched.
         ask: answers to one batch, given by indices.
     """
-    known = parallel.together(read(cache))  # all have read before any writes, so all share out the same questions
+    known = parallel.all_gather(read(cache))  # all have read before any writes, so all share out the same questions
     todo = [i for i, key in enumerate(keys) if key not in known]
     todo = order(todo) if todo else []
-    batches = parallel.share([todo[i : i + batch_size] for i in range(0, len(todo), batch_size)])
+    batches = parallel.shard([todo[i : i + batch_size] for i in range(0, len(todo), batch_size)])
     before, mine = len(keys) - len(todo), dict[str, str]()
     for batch in batches:
         if progress:  # the other processes are about as far
-            progress(min(before + len(mine) * parallel.world(), len(keys)), len(keys), "answering")
+            progress(min(before + len(mine) * parallel.world_size(), len(keys)), len(keys), "answering")
         lines = [{"key": keys[i], "id": ids[i], "answer": text} for i, text in zip(batch, ask(batch), strict=True)]
         mine |= {line["key"]: line["answer"] for line in lines}
         if cache:
             append(_own(cache), lines)
-    known |= parallel.together(mine)
+    known |= parallel.all_gather(mine)
     if progress:
         progress(len(keys), len(keys), "answering")
     return [known[key] for key in keys]

@@ -11,9 +11,10 @@ import torch
 
 from ressa.data.prompts import encode, shortest_first
 from ressa.data.records import Record
-from ressa.evaluation.cache import Progress, resumed
+from ressa.evaluation.cache import resumed
 from ressa.evaluation.divergence import answer_log_probs
-from ressa.evaluation.generate import keys_of, measuring, near
+from ressa.evaluation.generate import eval_mode, keys_of, tie
+from ressa.settings import Progress
 
 LOGITS = 8.0  # about the size of a logit: what is rounded
 SETTINGS = {"choices": "likelihood", "score": "sum of log-probabilities, end token included"}
@@ -38,12 +39,12 @@ def choices(
     def ask(batch: list[int]) -> list[str]:
         pairs = [_answered(records[i], text) for i in batch for text in candidates[i]]
         scores = [s for k in range(0, len(pairs), size) for s in likelihood(model, processor, pairs[k : k + size])]
-        told, start = [], 0
+        best, start = [], 0
         for i in batch:
             mine = scores[start : start + len(candidates[i])]
             start += len(candidates[i])
-            told.append(candidates[i][_best(model, processor, records[i], candidates[i], mine)])
-        return told
+            best.append(candidates[i][_best(model, processor, records[i], candidates[i], mine)])
+        return best
 
     def order(todo: list[int]) -> list[int]:
         return [todo[i] for i in shortest_first(processor, [records[i] for i in todo], answers=False)]
@@ -58,10 +59,10 @@ def likelihood(model: Any, processor: Any, records: Sequence[Record], mean: bool
     """The log-probability of each record's target after its prompt, end token included, in nats; summed over its
     tokens, or their mean."""
     batch = encode(processor, records, model.config, answers=True)
-    with measuring(model):
+    with eval_mode(model):
         logp_NV, labels_N, counts = answer_log_probs(model, batch)
-        told_N = logp_NV.gather(1, labels_N[:, None]).squeeze(1)
-    parts = told_N.split(counts)
+        answer_N = logp_NV.gather(1, labels_N[:, None]).squeeze(1)
+    parts = answer_N.split(counts)
     return [float(part.sum(dtype=torch.float64)) / (len(part) if mean else 1) for part in parts]
 
 
@@ -71,6 +72,6 @@ def _answered(record: Record, text: str) -> Record:
 
 def _best(model: Any, processor: Any, record: Record, texts: Sequence[str], scores: list[float]) -> int:
     best, second = sorted(scores, reverse=True)[:2] if len(scores) > 1 else (scores[0], float("-inf"))
-    if best - second < near(next(model.parameters()).dtype) * max(abs(best), LOGITS):
+    if best - second < tie(next(model.parameters()).dtype) * max(abs(best), LOGITS):
         scores = [likelihood(model, processor, [_answered(record, text)])[0] for text in texts]
     return max(range(len(scores)), key=scores.__getitem__)

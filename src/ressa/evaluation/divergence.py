@@ -9,31 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from ressa.calibration.logits import decoder_ids, forced, logits_at
+from ressa.calibration.logits import decoder_token_ids, forced, logits_at
 from ressa.data.prompts import IGNORED, encode, shortest_first, to_device
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.evaluation import parallel
-from ressa.evaluation.cache import Progress
-from ressa.evaluation.generate import measuring
-
-
-def answer_kl(
-    model: torch.nn.Module,
-    dense: torch.nn.Module,
-    processor: Any,
-    records: Sequence[Record],
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> list[tuple[float, int]]:
-    """For each record: the sum of KL(dense || model) over the tokens of its reference answer (end token included), in
-    nats, and their number. Both models read the same teacher-forced batch; the sum is float32.
-
-    Raises:
-        RessaError: the two models do not share a vocabulary.
-    """
-    told = answer_sums(model, dense, processor, records, batch_size, progress)
-    return [(kl, tokens) for kl, _, _, tokens in told]
+from ressa.evaluation.generate import eval_mode
+from ressa.settings import Progress
 
 
 def answer_sums(
@@ -46,29 +28,33 @@ def answer_sums(
 ) -> list[tuple[float, float, float, int]]:
     """For each record, over the tokens of its reference answer (end token included): the sums of KL(dense || model),
     of the model's and of the dense model's negative log-likelihood, in nats (0 without `dense`), and their number.
+    Both models read the same teacher-forced batch; sums are float32.
+
+    Raises:
+        RessaError: the two models do not share a vocabulary.
     """
     order = shortest_first(processor, records, answers=True)
-    batches = parallel.share([order[i : i + batch_size] for i in range(0, len(order), batch_size)])
+    batches = parallel.shard([order[i : i + batch_size] for i in range(0, len(order), batch_size)])
     found: dict[str, tuple[float, float, float, int]] = {}
     for chunk in batches:
         if progress:
-            progress(min(len(found) * parallel.world(), len(order)), len(order), "comparing")
+            progress(min(len(found) * parallel.world_size(), len(order)), len(order), "comparing")
         batch = encode(processor, [records[i] for i in chunk], getattr(model, "config", None), answers=True)
         for i, sums in zip(chunk, _batch_sums(model, dense, batch), strict=True):
             found[str(i)] = sums
-    found = parallel.together(found)
+    found = parallel.all_gather(found)
     if progress:
         progress(len(order), len(order), "comparing")
     return [found[str(i)] for i in range(len(records))]
 
 
 def _batch_sums(model: Any, dense: Any | None, batch: dict[str, torch.Tensor]) -> list[tuple[float, float, float, int]]:
-    with measuring(model):
+    with eval_mode(model):
         logp_NV, labels_N, counts = answer_log_probs(model, batch)
     nll_N = -logp_NV.gather(1, labels_N[:, None]).squeeze(1)
     kl_N = theirs_N = torch.zeros_like(nll_N)
     if dense is not None:
-        with measuring(dense):
+        with eval_mode(dense):
             reference_NV, labels_N, _ = answer_log_probs(dense, batch)
         if logp_NV.shape != reference_NV.shape:
             sizes = f"{logp_NV.shape[-1]} and {reference_NV.shape[-1]} words"
@@ -84,7 +70,7 @@ def _batch_sums(model: Any, dense: Any | None, batch: dict[str, torch.Tensor]) -
 def answer_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Log-probabilities (N, V) at the N positions that predict an answer token, those tokens (N), and their number for
     each row of the batch."""
-    inputs, targets_BT = forced(to_device(batch, model), decoder_ids(model.config))
+    inputs, targets_BT = forced(to_device(batch, model), decoder_token_ids(model.config))
     mask_BT = targets_BT != IGNORED
     logits_NV = logits_at(model, inputs, mask_BT)
     return logits_NV.float().log_softmax(-1), targets_BT[mask_BT], mask_BT.sum(1).tolist()

@@ -1,8 +1,8 @@
 """Generated answers in batches, which do not depend on the batches.
 
 A batched matrix product rounds otherwise than that of one row, and so does attention beside padding. Where two words
-are equally likely to within that rounding, the batch would decide. So greedy decoding watches, at every step, how far
-the best word is ahead of the second; a record that comes closer than `near` is asked again, alone.
+are equally likely to within that rounding, the batch would decide. So greedy decoding watches, at every step, the
+margin of the best word over the second; a record whose margin is below `tie` is asked again, alone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from ressa.data.images import shown
 from ressa.data.prompts import encode, prompt_text, shortest_first, to_device, tokenizer_of
 from ressa.data.records import Record
 from ressa.errors import RessaError
-from ressa.evaluation.cache import Progress, resumed
+from ressa.evaluation.cache import resumed
+from ressa.settings import Progress
 from ressa.tasks.base import GREEDY, Generation
 
-# A lead of fewer roundings than this is no lead. Measured on the embedded model, batches of 8 and 32 against one by
+# A margin of fewer roundings than this is a tie. Measured on the embedded model, batches of 8 and 32 against one by
 # one: at most 2.4 in bfloat16 and 9.7 in float32; deeper models round more often, so there is room above.
-NEAR = {torch.bfloat16: 8, torch.float16: 32, torch.float32: 1024}
+TIE = {torch.bfloat16: 8, torch.float16: 32, torch.float32: 1024}
 
 
 def answers(
@@ -63,7 +64,7 @@ def answers(
 
 
 @contextmanager
-def measuring(model: torch.nn.Module) -> Iterator[None]:
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the model's own mode comes back afterwards."""
     training = model.training
     model.eval()
@@ -79,58 +80,58 @@ def generate(model: Any, processor: Any, records: Sequence[Record], how: Generat
 
     Greedy answers are those that each record gets alone; those of beams may depend on the batch in rare near-ties.
     """
-    watch = Lead()
+    watch = Margin()
     texts, steps_B = _generate(
         model, processor, records, how, watch if len(records) > 1 and how.num_beams == 1 else None
     )
-    if watch.leads:
+    if watch.margins:
         least_B = watch.least(steps_B)
-        for i in (least_B < near(next(model.parameters()).dtype)).nonzero().flatten().tolist():
+        for i in (least_B < tie(next(model.parameters()).dtype)).nonzero().flatten().tolist():
             texts[i] = _generate(model, processor, [records[i]], how, None)[0][0]
     return texts
 
 
-def near(dtype: torch.dtype) -> float:
-    """The lead of the best word over the second, as a share of the logits' size, below which rounding may decide."""
-    return NEAR.get(dtype, 1024) * torch.finfo(dtype).eps
+def tie(dtype: torch.dtype) -> float:
+    """The margin of the best word over the second, as a share of the logits' size, below which rounding may decide."""
+    return TIE.get(dtype, 1024) * torch.finfo(dtype).eps
 
 
-class Lead(LogitsProcessor):
-    """Watches how far the best word is ahead of the second, relative to the logits' size, at every step."""
+class Margin(LogitsProcessor):
+    """Records the margin of the best word over the second, relative to the logits' size, at every step."""
 
     def __init__(self) -> None:
-        self.leads: list[torch.Tensor] = []
+        self.margins: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Takes logits (B, V) of one step and gives them back."""
         best_B2 = scores.float().topk(2).values
         size_B = best_B2.abs().amax(1).clamp(min=1.0)
-        self.leads.append(((best_B2[:, 0] - best_B2[:, 1]) / size_B).cpu())
+        self.margins.append(((best_B2[:, 0] - best_B2[:, 1]) / size_B).cpu())
         return scores
 
     def least(self, steps_B: torch.Tensor) -> torch.Tensor:
-        """The smallest lead (B) of each row among its own first steps (B): what follows its end is padding."""
-        leads_BT = torch.stack(self.leads, 1)
-        over_BT = torch.arange(leads_BT.shape[1]) >= steps_B[:, None]
-        return leads_BT.masked_fill(over_BT, float("inf")).amin(1)
+        """The smallest margin (B) of each row among its own first steps (B): what follows its end is padding."""
+        margins_BT = torch.stack(self.margins, 1)
+        over_BT = torch.arange(margins_BT.shape[1]) >= steps_B[:, None]
+        return margins_BT.masked_fill(over_BT, float("inf")).amin(1)
 
 
 def _generate(
-    model: Any, processor: Any, records: Sequence[Record], how: Generation, watch: Lead | None
+    model: Any, processor: Any, records: Sequence[Record], how: Generation, watch: Margin | None
 ) -> tuple[list[str], torch.Tensor]:
     """(texts, the number of steps (B) that each took, its end token included)."""
     batch = to_device(encode(processor, records, model.config, answers=False), model)
     tokenizer = tokenizer_of(processor)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     watching = {"logits_processor": LogitsProcessorList([watch])} if watch else {}
-    with measuring(model):
+    with eval_mode(model):
         # one answer to a record, whatever the model's generation_config.json says
         ids = model.generate(**batch, **how.settings(), **watching, pad_token_id=pad, num_return_sequences=1)
     prompt = batch["input_ids"]
     if ids.shape[1] >= prompt.shape[1] and torch.equal(ids[:, : prompt.shape[1]], prompt):
         ids = ids[:, prompt.shape[1] :]  # decoder-only models repeat the prompt
     texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    return texts, _steps(model, ids[:, -len(watch.leads) :] if watch else ids)
+    return texts, _steps(model, ids[:, -len(watch.margins) :] if watch else ids)
 
 
 def _steps(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:

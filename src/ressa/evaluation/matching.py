@@ -16,7 +16,7 @@ import transformers
 from ressa import families
 from ressa.data.prompts import tokenizer_of
 from ressa.data.records import Record
-from ressa.evaluation.generate import measuring
+from ressa.evaluation.generate import eval_mode
 from ressa.model.load import read_config, resolve, weights
 from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
@@ -56,7 +56,7 @@ def scorer(
     A caption is scored by the head if it is among the most similar of the picture, or the picture among those of the
     caption; so there is a first pass over all pictures.
     """
-    with measuring(model):
+    with eval_mode(model):
         texts_CD = torch.cat(
             [_text(model, processor, captions[k : k + batch_size]) for k in _starts(captions, batch_size)]
         )
@@ -68,7 +68,7 @@ def scorer(
     def score(i: int) -> list[float]:
         chosen = listed_PC[i].nonzero().flatten().tolist()
         row = [NOT_LISTED] * len(captions)
-        with measuring(model):
+        with eval_mode(model):
             sight = _sight(model, processor, pictures[i])
             for start in _starts(chosen, batch_size):
                 part = chosen[start : start + batch_size]
@@ -92,9 +92,9 @@ def _sight(model: Any, processor: Any, record: Record) -> torch.Tensor:
 
 
 def _tokens(model: Any, processor: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    told = tokenizer_of(processor)(list(texts), padding=True, padding_side="right", return_tensors="pt")
+    tokens = tokenizer_of(processor)(list(texts), padding=True, padding_side="right", return_tensors="pt")
     device = next(model.parameters()).device
-    return told["input_ids"].to(device), told["attention_mask"].to(device)
+    return tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
 
 
 def _similarities(model: Any, sight_1PW: torch.Tensor, texts_CD: torch.Tensor) -> torch.Tensor:

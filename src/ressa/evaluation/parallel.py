@@ -9,32 +9,32 @@ from typing import Any
 from ressa.machine import ACCELERATORS, AUTO, found
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes share the work; 1 unless a launcher started several."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """Which of them this is; 0 writes the results and tells of them."""
-    return int(os.environ.get("RANK", "0")) if world() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def device_of(device: str) -> str:
     """This process's own device of those that `device` names: "cuda" is "cuda:1" for the second process."""
-    if world() == 1 or device not in (AUTO, *ACCELERATORS):
+    if world_size() == 1 or device not in (AUTO, *ACCELERATORS):
         return device
     kind = found().first if device == AUTO else device
     return kind if kind in ("cpu", "mps") else f"{kind}:{os.environ.get('LOCAL_RANK', '0')}"
 
 
-def share(batches: Sequence[Any]) -> list[Any]:
+def shard(batches: Sequence[Any]) -> list[Any]:
     """This process's own batches: every N-th, so that all get short and long ones."""
-    return list(batches[rank() :: world()])
+    return list(batches[rank() :: world_size()])
 
 
-def together(mine: dict[str, Any]) -> dict[str, Any]:
+def all_gather(mine: dict[str, Any]) -> dict[str, Any]:
     """The union of what the processes have; waits for all of them."""
-    if world() == 1:
+    if world_size() == 1:
         return mine
     from accelerate.utils import gather_object
 
@@ -46,7 +46,7 @@ def close() -> None:
     """Leave the group of processes, if this one has joined it."""
     from torch import distributed
 
-    if world() > 1 and distributed.is_available() and distributed.is_initialized():
+    if world_size() > 1 and distributed.is_available() and distributed.is_initialized():
         distributed.barrier()  # or the first to leave would take the group's store with it
         distributed.destroy_process_group()
 

@@ -50,15 +50,15 @@ def scores(
     dense: bool,
 ) -> dict[str, Any]:
     """{n, each metric, kl, perplexity, metrics: their names, intervals, by_kind, by: {breakdown: ...}}."""
-    told = _summary(samples, measured, sums, dense)
+    found = _summary(samples, measured, sums, dense)
     sure = measured | _divergences(sums, dense)
-    told |= {"metrics": list(measured)}
-    told |= {"intervals": {name: list(interval(m)) for name, m in sure.items() if m.fixed is None}}
+    found |= {"metrics": list(measured)}
+    found |= {"intervals": {name: list(interval(m)) for name, m in sure.items() if m.fixed is None}}
     names = dict.fromkeys(name for sample in samples for name in sample.kinds)
     groups = {name: [sample.kinds.get(name, "none") for sample in samples] for name in names}
     by = {name: _by(task, labels, samples, answers, sums, dense) for name, labels in groups.items()}
     own = [kind_of(sample) for sample in samples]
-    return told | {"by_kind": _by(task, own, samples, answers, sums, dense)} | ({"by": by} if by else {})
+    return found | {"by_kind": _by(task, own, samples, answers, sums, dense)} | ({"by": by} if by else {})
 
 
 def _by(
@@ -76,8 +76,8 @@ def _by(
 def _summary(
     samples: Sequence[Sample], measured: dict[str, Measured], sums: Sums | None, dense: bool
 ) -> dict[str, Any]:
-    told = {"n": len(samples), **{name: m.value for name, m in measured.items()}, "kl": None}
-    return told | {name: m.value for name, m in _divergences(sums, dense).items()}
+    found = {"n": len(samples), **{name: m.value for name, m in measured.items()}, "kl": None}
+    return found | {name: m.value for name, m in _divergences(sums, dense).items()}
 
 
 def _divergences(sums: Sums | None, dense: bool) -> dict[str, Measured]:

@@ -17,7 +17,6 @@ from ressa.data.images import GreyImage
 from ressa.errors import RessaError, to_json
 from ressa.evaluation import matching, parallel, summary
 from ressa.evaluation.ask import Asked, ask
-from ressa.evaluation.cache import Progress
 from ressa.evaluation.divergence import answer_sums
 from ressa.evaluation.settings import Evaluate
 from ressa.files.paths import expanded, path_of
@@ -25,7 +24,7 @@ from ressa.files.text import write_atomic
 from ressa.machine import Machine, check_machine
 from ressa.model.folder import check_writable
 from ressa.model.load import load_to_ask, read_config, resolve
-from ressa.settings import Runtime, check_paths
+from ressa.settings import Progress, Runtime, check_paths
 from ressa.tasks.base import Reading, Sample, Source, Task
 from ressa.tasks.retrieval import queries
 
@@ -59,7 +58,7 @@ def evaluate(
     Returns:
         n, the task's metrics (0 to 1; CIDEr to 10), kl (None without `against`), perplexity, intervals, by_kind
         {kind: the same}, prompt (of the first record), settings, seconds, versions; `answers` {record id: answer},
-        which scores.json leaves out. Of several processes each gets the same.
+        which scores.json leaves out; that says `command`, as ressa.json does. Of several processes each gets the same.
 
     Raises:
         RessaError: anything wrong with the data, the models, the output folder or a number.
@@ -81,17 +80,28 @@ def evaluate(
     sums = _answer_sums(net, dense, processor, asked, settings.batch_size, progress) if perplexity else None
     scores, rows = _scored(task, asked, sums, dense is not None, versus)
     scores |= {"task": task.name, "model": _name(model), "against": against and _name(against)}
-    scores |= {"split": source.split, "grey": settings.grey, "data": _named(data), "prompt": asked.prompt}
-    scores |= {"settings": asked.settings | {"batch_size": settings.batch_size, "limit": settings.limit}}
-    scores |= {"pictures": asked.seen, "left_out": dict(reading.left_out), "missing": task.missing()}
-    scores |= {"processes": parallel.world(), "machine": machine.describe()}
-    scores |= {"versions": {name: version(name) for name in ("ressa", "torch", "transformers")}}
+    scores |= {"split": source.split, "grey": settings.grey, "data": _named(data)}
+    scores |= _circumstances(asked, settings, reading, task, machine)
     scores |= {"seconds": round(time.monotonic() - started, 2)}
     if folder and parallel.rank() == 0:
         write_atomic(folder / "answers.jsonl", "".join(to_json(r) + "\n" for r in rows))
-        write_atomic(folder / "scores.json", to_json(scores, indent=2) + "\n")
+        write_atomic(folder / "scores.json", to_json({"command": "evaluate"} | scores, indent=2) + "\n")
     parallel.close()
-    return scores | {"answers": {s.record.id: said for s, said in zip(asked.samples, asked.answers, strict=True)}}
+    return scores | {"answers": {s.record.id: answer for s, answer in zip(asked.samples, asked.answers, strict=True)}}
+
+
+def _circumstances(asked: Asked, settings: Evaluate, reading: Reading, task: Task, machine: Machine) -> dict[str, Any]:
+    """What scores.json says of how the answers came about."""
+    return {
+        "prompt": asked.prompt,
+        "settings": asked.settings | {"batch_size": settings.batch_size, "limit": settings.limit},
+        "pictures": asked.seen,
+        "left_out": dict(reading.left_out),
+        "missing": task.missing(),
+        "processes": parallel.world_size(),
+        "machine": machine.describe(),
+        "versions": {name: version(name) for name in ("ressa", "torch", "transformers")},
+    }
 
 
 def questions(data: Any, settings: Evaluate) -> tuple[Task, Source, Reading]:
@@ -123,12 +133,12 @@ def _scored(
     task: Task, asked: Asked, sums: summary.Sums | None, dense: bool, versus: str | Path | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(scores, one row a sample)."""
-    samples, said = asked.samples, asked.answers
-    measured = task.measure(samples, said)
-    scores = summary.scores(task, samples, said, measured, sums, dense)
+    samples, answers = asked.samples, asked.answers
+    measured = task.measure(samples, answers)
+    scores = summary.scores(task, samples, answers, measured, sums, dense)
     if versus is not None:
         scores["versus"] = summary.versus(task, samples, measured, versus)
-    return scores, summary.rows(samples, said, measured, sums, dense)
+    return scores, summary.rows(samples, answers, measured, sums, dense)
 
 
 def _chosen(samples: Sequence[Sample], limit: int | None, grey: bool) -> list[Sample]:

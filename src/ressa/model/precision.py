@@ -30,7 +30,7 @@ def cast_back(model: nn.Module, dtypes: dict[str, torch.dtype], pruned: Iterable
     """
     for name, weight in parameters_of(model, pruned).items():
         if weight.dtype != dtypes[name]:
-            weight.data = keep_kept(weight.data, weight.data, dtypes[name])
+            weight.data = restore_zeros(weight.data, weight.data, dtypes[name])
     for name, tensor in named_tensors(model):
         tensor.data = tensor.data.to(dtypes[name])
 
@@ -44,7 +44,7 @@ def parameters_of(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parame
     return found
 
 
-def keep_kept(new_OI: Tensor, old_OI: Tensor, dtype: torch.dtype) -> Tensor:
+def restore_zeros(new_OI: Tensor, old_OI: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast `new_OI` to `dtype` so that exactly the zeros of `old_OI` are zeros.
 
     A kept weight that lands on zero (it cancelled, or it is too small for the dtype) becomes the smallest normal

@@ -18,9 +18,9 @@ from ressa.machine import check_machine
 from ressa.model.folder import read_manifest
 from ressa.model.load import resolve
 from ressa.model.pickles import check_pickle
-from ressa.pipeline.stage import Progress, Stage, carry_out
+from ressa.pipeline.stage import Stage, carry_out
 from ressa.pruning.settings import Prune
-from ressa.settings import Runtime, check_instance, check_paths
+from ressa.settings import Progress, Runtime, check_instance, check_paths
 
 
 def compare(

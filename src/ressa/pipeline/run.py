@@ -18,10 +18,10 @@ from ressa.machine import check_machine
 from ressa.model.load import resolve
 from ressa.model.pickles import check_pickle
 from ressa.pipeline.recipe import Recipe, write_recipe
-from ressa.pipeline.stage import Progress, Stage, carry_out
+from ressa.pipeline.stage import Stage, carry_out
 from ressa.repairing.stages import Where
 from ressa.repairing.trainer import check_reports
-from ressa.settings import Runtime, check_instance
+from ressa.settings import Progress, Runtime, check_instance
 
 
 def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> dict[str, Any]:

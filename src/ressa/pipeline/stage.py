@@ -27,9 +27,8 @@ from ressa.files.text import read_json, write_atomic
 from ressa.model.load import load_to_ask
 from ressa.pruning.verb import prune
 from ressa.repairing.verb import repair
-from ressa.settings import Runtime
+from ressa.settings import Progress, Runtime
 
-Progress = Callable[[int, int, str], None]
 HELD_OUT = 32  # records whose block outputs are compared
 
 

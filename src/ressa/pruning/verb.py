@@ -18,7 +18,6 @@ from ressa.calibration.data import CalibrationData
 from ressa.calibration.resume import digest_of, finished_blocks, stamp
 from ressa.calibration.samples import drawn
 from ressa.calibration.sweep import SweepSettings, sweep
-from ressa.calibration.visit import Progress
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.machine import Machine, check_machine, forget_peak, peak_memory, plain, versions
@@ -31,7 +30,7 @@ from ressa.pruning.assign import assign_patterns
 from ressa.pruning.blocks import prune_block
 from ressa.pruning.request import Request
 from ressa.pruning.settings import Prune
-from ressa.settings import Runtime, check_paths
+from ressa.settings import Progress, Runtime, check_paths
 from ressa.statistics import Method
 
 

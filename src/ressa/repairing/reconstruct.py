@@ -22,12 +22,12 @@ from transformers import PreTrainedModel
 
 from ressa.calibration.outputs import squared_error
 from ressa.calibration.tokens import TokenWeights, token_weights
-from ressa.calibration.visit import Call, Progress, Visit
+from ressa.calibration.visit import Call, Visit
 from ressa.calibration.walk import walk_both
 from ressa.model.matrix import holder
 from ressa.model.structure import Block, structure
-from ressa.repairing.experts import KeptExperts, kept
-from ressa.repairing.kept import KeptLinear, put
+from ressa.repairing.masked_finetune import KeptExperts, KeptLinear, kept, put
+from ressa.settings import Progress
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ressa.calibration.logits import decoder_ids
+from ressa.calibration.logits import decoder_token_ids
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.resume import begin, digest_of, work_path
 from ressa.calibration.samples import samples as batches_of
@@ -29,8 +29,8 @@ from ressa.repairing.reconstruct import Passes, reconstruct
 from ressa.repairing.settings import Repair
 from ressa.repairing.student import Student
 from ressa.repairing.teacher import Cache, Teacher, model_hash, open_cache, write_cache
-from ressa.repairing.trainer import CACHED, Adaptation, Objective, Progress, Report, arguments, last_checkpoint
-from ressa.settings import Runtime
+from ressa.repairing.trainer import CACHED, Adaptation, Objective, Report, arguments, last_checkpoint
+from ressa.settings import Progress, Runtime
 
 RECONSTRUCTED = "reconstructed.safetensors"
 
@@ -86,7 +86,7 @@ class Run:
         settings = self.settings
         assert settings.kl_weight is not None
         assert settings.temperature is not None
-        return Objective(settings.kl_weight, settings.temperature, settings.paper, decoder_ids(config))
+        return Objective(settings.kl_weight, settings.temperature, settings.paper, decoder_token_ids(config))
 
     def live(self, model: PreTrainedModel, device: Any, compute: torch.dtype) -> Teacher:
         hidden, connector = bool(self.settings.hidden_weight), bool(self.settings.connector_weight)

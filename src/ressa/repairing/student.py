@@ -22,8 +22,7 @@ from ressa.model.matrix import Convolution, fused, holder
 from ressa.model.precision import cast_back, parameters_of
 from ressa.model.structure import structure
 from ressa.patterns import NofM
-from ressa.repairing.experts import kept
-from ressa.repairing.kept import put
+from ressa.repairing.masked_finetune import kept, put
 from ressa.repairing.settings import Repair
 from ressa.repairing.sparse_lora import SparseLoraConfig, SparseLoraModel
 

@@ -36,9 +36,9 @@ from ressa.model.load import resolve
 from ressa.model.structure import Block
 from ressa.repairing.distill import top_words
 from ressa.repairing.hidden import Outputs, connector_end, distilled_blocks
+from ressa.settings import Progress
 
 ABOUT = "about.json"
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

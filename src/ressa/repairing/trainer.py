@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,18 +30,17 @@ from ressa.repairing.distill import answer_cross_entropy, answer_kl, paper_kl, t
 from ressa.repairing.hidden import connector_end, distilled_blocks, hidden_loss
 from ressa.repairing.settings import Repair
 from ressa.repairing.teacher import Said, Teacher, said
+from ressa.settings import Progress
 
 WEIGHTS = "trained.safetensors"
 LOGS = "TENSORBOARD_LOGGING_DIR"
 STATE = "trainer_state.json"  # Trainer's own name; the last file it writes into a checkpoint
 CACHED = "teacher"  # key of a batch under which the cache's tensors come
 
-Progress = Callable[[int, int, str], None]
-
 
 @dataclass(frozen=True)
 class Objective:
-    """The losses on logits, and how labels are read; `crossing` is (start id, pad id) of an encoder-decoder.
+    """The losses on logits, and how labels are read; `decoder_token_ids` are (start, pad) of an encoder-decoder.
 
     `(1 - kl_weight) * CE + kl_weight * KL`, or with `paper` the KL as RESSA released it, over all positions.
     """
@@ -49,18 +48,18 @@ class Objective:
     kl_weight: float
     temperature: float
     paper: bool
-    crossing: tuple[int, int] | None
+    decoder_token_ids: tuple[int, int] | None
 
     def asking(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         """A batch with `labels` -> what the forward takes, and the positions whose logits count, (B, T)."""
-        inputs, targets_BT = forced(batch, self.crossing)
+        inputs, targets_BT = forced(batch, self.decoder_token_ids)
         return inputs, torch.ones_like(targets_BT, dtype=torch.bool) if self.paper else targets_BT != IGNORED
 
     def loss(
         self, student_NV: Tensor, told: Said | None, batch: dict[str, Any], positions_BT: Tensor, count: Any = None
     ) -> Tensor:
         """`count` is what token sums are divided by instead of the number of this batch's answer tokens."""
-        targets_BT = forced(batch, self.crossing)[1]
+        targets_BT = forced(batch, self.decoder_token_ids)[1]
         loss = (1 - self.kl_weight) * answer_cross_entropy(student_NV, targets_BT[positions_BT], count)
         if told is None or not self.kl_weight:
             return loss

@@ -36,8 +36,8 @@ from ressa.patterns import Pattern
 from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run, Where
 from ressa.repairing.student import Student, part_from_lora, pruned_matrices, unwrap, wrap
-from ressa.repairing.trainer import Progress, check_reports, logs_beside
-from ressa.settings import Runtime, check_paths
+from ressa.repairing.trainer import check_reports, logs_beside
+from ressa.settings import Progress, Runtime, check_paths
 
 
 def repair(

@@ -1,4 +1,4 @@
-"""Masked full fine-tuning: every kept weight of a linear is trained, as one vector; zeros are not parameters at all.
+"""Masked full fine-tuning: every kept weight of a linear, or of fused experts, is trained, as one vector; zeros are not parameters at all.
 
 So the optimiser holds a state for kept weights only, and neither momentum nor weight decay can move a zero.
 
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
-from ressa.model.precision import keep_kept
-from ressa.repairing.masked import row_chunks
+from ressa.model.matrix import fused
+from ressa.model.precision import restore_zeros
+from ressa.repairing.sparse_lora.masked_product import row_chunks
 
 
 class KeptProduct(torch.autograd.Function):
@@ -90,9 +92,37 @@ class KeptLinear(nn.Module):
     def restored(self) -> nn.Module:
         """The linear itself, with the trained weights in it and exactly the zeros it had."""
         old_OI = self.weight_OI
-        new_OI = keep_kept(with_kept(old_OI, self.kept_N), old_OI, old_OI.dtype)
+        new_OI = restore_zeros(with_kept(old_OI, self.kept_N), old_OI, old_OI.dtype)
         old_OI.copy_(new_OI)
         return self.base
+
+
+class KeptExperts(nn.Module):
+    """Stands in for a module of fused experts while their kept weights are trained; `restored` gives it back."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        weights = {name: base.get_parameter(name).requires_grad_(False) for name in fused(base)}
+        self.kept = nn.ParameterDict({name: weight[weight != 0].clone() for name, weight in weights.items()})
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of the module."""
+        weights = {name: with_kept(self.base.get_parameter(name), kept_N) for name, kept_N in self.kept.items()}
+        return functional_call(self.base, weights, args, kwargs)
+
+    @torch.no_grad()
+    def restored(self) -> nn.Module:
+        """The module itself, with the trained weights in it and exactly the zeros it had."""
+        for name, kept_N in self.kept.items():
+            old = self.base.get_parameter(name)
+            old.copy_(restore_zeros(with_kept(old, kept_N), old, old.dtype))
+        return self.base
+
+
+def kept(module: nn.Module) -> KeptExperts | KeptLinear:
+    """What stands in for a linear, or a module of fused experts, while its kept weights are trained."""
+    return KeptExperts(module) if fused(module) else KeptLinear(module)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Fused experts of a mixture: the same update and the same masked fine-tuning, for parameters that hold many matrices.
+"""Fused experts of a mixture under SparseLoRA: the same update, for parameters that hold many matrices.
 
 The module runs its own forward with other tensors in the place of its parameters, whatever way it multiplies by them.
 So, unlike with linears, the sums are there from forward to backward: one more copy of the experts that are adapted, or
@@ -18,10 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from ressa.model.matrix import fused, transposed
-from ressa.model.precision import keep_kept
-from ressa.repairing.kept import KeptLinear, with_kept
-from ressa.repairing.layer import SparseLoraConfig, SparseLoraLayer, new_a
-from ressa.repairing.masked import where_kept, wide
+from ressa.model.precision import restore_zeros
+from ressa.repairing.sparse_lora.layer import SparseLoraConfig, SparseLoraLayer, new_a
+from ressa.repairing.sparse_lora.masked_product import where_kept, wide
 
 
 class MaskedSum(torch.autograd.Function):
@@ -111,37 +110,9 @@ class SparseLoraExperts(nn.Module, SparseLoraLayer):
             return
         olds = {tensor: self.base_layer.get_parameter(tensor) for tensor in self.sparselora_A[name]}
         news = {
-            tensor: keep_kept(masked_sum(old, *self._update(name, tensor), self.scaling[name]), old, old.dtype)
+            tensor: restore_zeros(masked_sum(old, *self._update(name, tensor), self.scaling[name]), old, old.dtype)
             for tensor, old in olds.items()
         }
         for tensor, old in olds.items():
             old.data = news[tensor]
         self.merged_adapters = [name]
-
-
-class KeptExperts(nn.Module):
-    """Stands in for a module of fused experts while their kept weights are trained; `restored` gives it back."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-        weights = {name: base.get_parameter(name).requires_grad_(False) for name in fused(base)}
-        self.kept = nn.ParameterDict({name: weight[weight != 0].clone() for name, weight in weights.items()})
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As that of the module."""
-        weights = {name: with_kept(self.base.get_parameter(name), kept_N) for name, kept_N in self.kept.items()}
-        return functional_call(self.base, weights, args, kwargs)
-
-    @torch.no_grad()
-    def restored(self) -> nn.Module:
-        """The module itself, with the trained weights in it and exactly the zeros it had."""
-        for name, kept_N in self.kept.items():
-            old = self.base.get_parameter(name)
-            old.copy_(keep_kept(with_kept(old, kept_N), old, old.dtype))
-        return self.base
-
-
-def kept(module: nn.Module) -> KeptExperts | KeptLinear:
-    """What stands in for a linear, or a module of fused experts, while its kept weights are trained."""
-    return KeptExperts(module) if fused(module) else KeptLinear(module)
