@@ -18,10 +18,9 @@ import ressa
 from ressa.errors import RessaError
 from ressa.model.folder import write_folder
 from ressa.model.load import load
-from ressa.model.precision import dtypes_of
 from ressa.repairing.masked_finetune import KeptLinear
 from ressa.repairing.settings import OBJECTIVES
-from ressa.repairing.student import part_from_lora, pruned_matrices, unwrap, wrap
+from ressa.repairing.student import part_from_lora, student_of, unwrap, wrap
 from ressa.repairing.verb import _zeros
 from test_repair import assert_same_zeros, changed, kl_to_dense, prune_by_magnitude, settings_of
 
@@ -60,9 +59,9 @@ def test_every_adapter_brings_the_model_nearer_to_the_dense_one_with_every_zero_
 
 def lora_student(pruned):
     model, processor = load(pruned)
-    matrices, dtypes = pruned_matrices(model, json.loads((pruned / "ressa.json").read_text())), dtypes_of(model)
-    zeros = _zeros(model, matrices)
-    student = wrap(model, matrices, settings_of(adapter="lora", rank=4), dtypes)
+    student = student_of(model, json.loads((pruned / "ressa.json").read_text()))
+    zeros = _zeros(model, student.matrices)
+    student = wrap(student, settings_of(adapter="lora", rank=4))
     with torch.no_grad():
         for parameter in student.model.parameters():
             if parameter.requires_grad:

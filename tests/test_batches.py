@@ -69,9 +69,9 @@ def test_what_rounding_could_decide_is_asked_again_alone(demo, emoji, monkeypatc
         return real(model, processor, records, how, watch)
 
     monkeypatch.setattr(generating, "_generate", spy)
-    monkeypatch.setattr(generating, "near", lambda dtype: 0.0)
+    monkeypatch.setattr(generating, "tie", lambda dtype: 0.0)
     generate(model, processor, records)
-    monkeypatch.setattr(generating, "near", lambda dtype: 1e9)
+    monkeypatch.setattr(generating, "tie", lambda dtype: 1e9)
     generate(model, processor, records)
     assert sizes == [6, 6, 1, 1, 1, 1, 1, 1]
     generate(model, processor, records, Generation(num_beams=2))  # beams are not watched
@@ -132,7 +132,7 @@ def test_each_process_takes_its_share_and_reads_what_all_wrote(tmp_path, monkeyp
         return [str(i) for i in batch]
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(caching.parallel, "together", lambda mine: mine | dict(zip(said, said, strict=True)))
+    monkeypatch.setattr(caching.parallel, "all_gather", lambda mine: mine | dict(zip(said, said, strict=True)))
     keys = [str(i) for i in range(7)]
     for rank in ("0", "1"):
         said.clear()

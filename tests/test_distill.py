@@ -13,7 +13,7 @@ from ressa.calibration.logits import decoder_inputs, logits_at, targets
 from ressa.data.prompts import IGNORED, encode, is_encoder_decoder
 from ressa.data.records import Record, read_records
 from ressa.repairing.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl, top_words
-from ressa.repairing.teacher import Said
+from ressa.repairing.teacher import TeacherOutput
 from ressa.repairing.trainer import Objective
 
 SEEING = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama"]
@@ -107,7 +107,7 @@ def test_the_weight_runs_from_pure_cross_entropy_to_pure_kl():
 
     def loss(kl_weight):
         objective = Objective(kl_weight, 1.0, False, decoder_token_ids=(0, 0))
-        return objective.loss(student, Said(teacher), batch, everywhere)
+        return objective.loss(student, TeacherOutput(teacher), batch, everywhere)
 
     torch.testing.assert_close(loss(0.0), functional.cross_entropy(student, torch.arange(6)))
     torch.testing.assert_close(loss(1.0), answer_kl(student, teacher))

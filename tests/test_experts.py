@@ -22,7 +22,7 @@ from ressa.model.structure import structure
 from ressa.patterns import NofM
 from ressa.pruning.blocks import prune_block
 from ressa.repairing.masked_finetune import kept, put
-from ressa.repairing.reconstruct import Passes, reconstruct
+from ressa.repairing.reconstruct import Passes, reconstruct, reconstructed_blocks
 from ressa.repairing.sparse_lora import SparseLoraConfig
 from ressa.repairing.sparse_lora.experts import MaskedSum, SparseLoraExperts
 from ressa.statistics import Gram, InputNorm
@@ -320,6 +320,7 @@ def test_blocks_with_experts_are_reconstructed_towards_the_dense_ones(pruned, ca
     zeros = {name: block.linears[name].weight == 0 for name in names}
     batches = [{key: value for key, value in batch.items() if key != "labels"} for batch in case.inputs]
     dense = proof.reload(case.folder).float()
-    ((before, after),) = reconstruct(model, dense, batches, names, Passes(epochs=20, lr=1e-2, seed=0)).values()
+    blocks = reconstructed_blocks(structure(model), names)
+    ((before, after),) = reconstruct(model, dense, blocks, batches, Passes(epochs=20, lr=1e-2, seed=0)).values()
     assert after < 0.8 * before
     assert all(torch.equal(weight_of(model, name) == 0, where) for name, where in zeros.items())

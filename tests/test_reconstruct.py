@@ -11,8 +11,8 @@ import ressa
 from ressa.calibration.samples import samples
 from ressa.evaluation.blocks import block_errors
 from ressa.model.load import load
-from ressa.repairing.reconstruct import Passes, reconstruct
-from ressa.repairing.student import pruned_matrices
+from ressa.model.structure import structure
+from ressa.repairing.reconstruct import Passes, reconstruct, reconstructed_blocks
 from test_repair import assert_same_zeros, bytes_of, changed, kl_to_dense, prune_by_magnitude
 
 
@@ -22,10 +22,11 @@ def test_every_block_gives_outputs_nearer_to_the_dense_ones_and_zeros_stay(famil
     pruned = prune_by_magnitude(dense_folder, tmp_path / "pruned", "2:4")
     (model, processor), (dense, _) = load(pruned), load(dense_folder)
     zeros = {name: weight == 0 for name, weight in model.named_parameters()}
-    matrices = pruned_matrices(model, json.loads((pruned / "ressa.json").read_text()))
+    matrices = json.loads((pruned / "ressa.json").read_text())["matrices"]
+    blocks = reconstructed_blocks(structure(model), matrices)
     batches = samples(tiny_data, processor, model.config, 12, batch_size=4)
     before = block_errors(model, dense, batches)
-    told = reconstruct(model, dense, batches, matrices, Passes(epochs=15, lr=3e-3, seed=0))
+    told = reconstruct(model, dense, blocks, batches, Passes(epochs=15, lr=3e-3, seed=0))
     assert all(after < start for start, after in told.values()), told
     after = block_errors(model, dense, batches)
     last = list(before)[-1]

@@ -16,6 +16,7 @@ from ressa.calibration.logits import logits_at, targets
 from ressa.data.prompts import IGNORED, encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
+from ressa.model import structure as structures
 from ressa.model.folder import write_folder
 from ressa.model.load import load
 from ressa.model.structure import structure
@@ -332,3 +333,33 @@ def test_a_manifest_that_the_weights_contradict_is_refused(run, llava_folder, tm
     (folder / "ressa.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(RessaError, match=f"{name} is pruned to 60%, but it is not"):
         run(pruned=folder)
+
+
+# ---- the structure of a model ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "models"),
+    [
+        ({"reconstruct": 1, "reconstruct_lr": 1e-4, "connector_weight": 1.0}, 1),
+        ({"adapter": "masked-ft", "rank": None}, 1),
+        ({"objective": "paper", "connector_rank": 2}, 1),
+        ({"teacher_cache": "cache"}, 2),  # the dense model, while nothing of the pruned one is in memory
+    ],
+)
+def test_the_structure_of_a_model_is_told_once(run, tmp_path, monkeypatch, more, models):
+    calls, real = [], structures.find_roots
+    monkeypatch.setattr(structures, "find_roots", lambda model: (calls.append(model), real(model))[1])
+    monkeypatch.chdir(tmp_path)
+    run(steps=1, **more)
+    assert len(calls) == models
+
+
+def test_a_teacher_without_one_of_the_blocks_is_refused(llava_folder, pruned, tmp_path, run):
+    dense, processor = load(llava_folder)
+    dense.model.language_model.layers = dense.model.language_model.layers[:1]
+    dense.config.text_config.num_hidden_layers = 1
+    dense.save_pretrained(tmp_path / "short")
+    processor.save_pretrained(tmp_path / "short")
+    with pytest.raises(RessaError, match=r"the dense model has no model.language_model.layers.1"):
+        run(teacher=tmp_path / "short")

@@ -13,8 +13,10 @@ from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.model.load import load
+from ressa.model.structure import structure
 from ressa.repairing import stages
-from ressa.repairing.teacher import Teacher, said, write_cache
+from ressa.repairing.hidden import connector_end, distilled_blocks
+from ressa.repairing.teacher import Recorder, Teacher, cached_output, write_cache
 from ressa.repairing.trainer import Objective
 from test_repair import bytes_of, prune_by_magnitude, weights
 
@@ -40,14 +42,15 @@ def run(pruned, llava_folder, tiny_data, tmp_path):
 def test_what_is_cached_record_by_record_is_what_the_teacher_says_of_any_batch(family, request, tiny_data, tmp_path):
     model, processor = load(request.getfixturevalue(f"{family}_folder"))
     records = read_records(tiny_data)
-    teacher = Teacher(model, "cpu", hidden=True, connector=True, bf16=False)
+    parts = structure(model)
+    teacher = Teacher(model, "cpu", [*distilled_blocks(parts), *connector_end(parts)], bf16=False)
     objective = Objective(0.5, 2.0, False, CROSSING.get(family))
-    sizes = {"top_k": 10_000, "temperature": 2.0, "batch_size": 3, "share": 5}
-    cache = write_cache(tmp_path / "cache", {}, teacher, processor, records, objective.asking, **sizes)
+    recorder = Recorder(teacher, processor, objective.asking, top_k=10_000, temperature=2.0)
+    cache = write_cache(tmp_path / "cache", {}, recorder, records, batch_size=3, share=5)
     chosen = [7, 0, 4]
     batch = encode(processor, [records[i] for i in chosen], model.config, answers=True)
     inputs, positions_BT = objective.asking(batch)
-    live, kept = teacher(inputs, positions_BT), said(cache(chosen))
+    live, kept = teacher(inputs, positions_BT), cached_output(cache(chosen))
     expected = (live.logits_NV / 2.0).log_softmax(-1).gather(-1, kept.words_NK)
     torch.testing.assert_close(kept.top_NK, expected, rtol=1e-3, atol=1e-3)
     assert kept.outputs.keys() == live.outputs.keys()

@@ -64,6 +64,11 @@ def seen_as_linear(module: nn.Module) -> nn.Linear | AsLinear | None:
     return AsLinear(module) if isinstance(module, Conv1D) else None
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a normalisation, by the name of its class (LayerNorm, LlamaRMSNorm, T5LayerNorm)."""
+    return "norm" in type(module).__name__.lower()
+
+
 def is_expert(linear: nn.Linear | AsLinear) -> bool:
     """Whether it is one of many that each hear only the tokens that are sent to them."""
     return isinstance(linear, AsLinear) and linear.expert is not None

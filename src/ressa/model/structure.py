@@ -8,7 +8,7 @@ its name says so; a block list that stands nowhere is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -84,6 +84,22 @@ def structure(model: PreTrainedModel, *, patch_embedding: bool = False) -> Struc
         blocks = _patch_embeddings(model, roots, blocks) + blocks
     kept |= _others(model, roots, {name for block in blocks for name in block.linears} | kept.keys())
     return Structure(_parts(model, roots, blocks), kept)
+
+
+def same_blocks(blocks: Iterable[Block], model: nn.Module) -> list[Block]:
+    """The blocks of these names in `model`, without their linears: in another model of the same architecture, or in
+    the same one, where modules were replaced.
+
+    Raises:
+        RessaError: one is not there.
+    """
+    found = []
+    for block in blocks:
+        try:
+            found.append(replace(block, module=model.get_submodule(block.name), linears={}))
+        except AttributeError:
+            raise RessaError(f"the dense model has no {block.name}: name the original of the pruned model") from None
+    return found
 
 
 def _block_lists(model: nn.Module) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ressa.calibration.outputs import squared_error
 from ressa.calibration.tokens import token_weights
-from ressa.model.structure import Block, structure
+from ressa.model.matrix import Convolution
+from ressa.model.structure import Block, Structure
+from ressa.repairing.settings import Repair
 
 Outputs = Mapping[str, Sequence[Tensor]]  # what `calibration.outputs.outputs_of` captures
+Distances = Sequence[tuple[float, Sequence[Block]]]  # (weight in the loss, blocks)
 Share = Callable[[Tensor], Tensor]
 
 
@@ -53,13 +55,17 @@ def hidden_loss(
     return (far_N[there] / size_N[there]).sum() / there.sum().clamp(min=1)
 
 
-def distilled_blocks(model: PreTrainedModel) -> list[Block]:
-    """The blocks of vision and language: those whose outputs are distilled."""
-    plan = structure(model)
-    return plan.blocks(part for part in ("vision", "language") if part in plan.parts)
+def distilled_blocks(parts: Structure) -> list[Block]:
+    """The blocks of vision and language: those whose outputs are distilled. Patch embeddings are not."""
+    return [block for block in parts.blocks(("vision", "language")) if not isinstance(block.module, Convolution)]
 
 
-def connector_end(model: PreTrainedModel) -> list[Block]:
+def connector_end(parts: Structure) -> list[Block]:
     """The last module between vision and language, whose output is what the language model sees; none without one."""
-    plan = structure(model)
-    return plan.blocks(("connector",))[-1:] if "connector" in plan.parts else []
+    return parts.blocks(("connector",))[-1:]
+
+
+def distances(settings: Repair, parts: Structure) -> Distances:
+    """(weight, blocks) of every distance of outputs that the loss has; of complete settings."""
+    found = [(settings.hidden_weight, distilled_blocks(parts)), (settings.connector_weight, connector_end(parts))]
+    return [(weight, blocks) for weight, blocks in found if weight and blocks]

@@ -1,6 +1,7 @@
-"""Masked full fine-tuning: every kept weight of a linear, or of fused experts, is trained, as one vector; zeros are not parameters at all.
+"""Masked full fine-tuning: every kept weight is trained, as one vector; zeros are not parameters at all.
 
-So the optimiser holds a state for kept weights only, and neither momentum nor weight decay can move a zero.
+Of a linear, or of a module of fused experts. So the optimiser holds a state for kept weights only, and neither momentum
+nor weight decay can move a zero.
 
 Shapes: O out, I in, T tokens, N kept weights of the matrix, row by row.
 """

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ from ressa.calibration.outputs import squared_error
 from ressa.calibration.tokens import TokenWeights, token_weights
 from ressa.calibration.visit import Call, Visit
 from ressa.calibration.walk import walk_both
-from ressa.model.matrix import holder
-from ressa.model.structure import Block, structure
+from ressa.model.matrix import Convolution, holder, is_norm
+from ressa.model.structure import Block, Structure, same_blocks
 from ressa.repairing.masked_finetune import KeptExperts, KeptLinear, kept, put
 from ressa.settings import Progress
 
@@ -42,67 +42,78 @@ class Passes:
 def reconstruct(
     model: PreTrainedModel,
     dense: PreTrainedModel,
+    blocks: Sequence[Block],
     batches: Sequence[dict[str, Any]],
-    pruned: Collection[str],
     passes: Passes,
     *,
     device: Any = None,
     progress: Progress | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Train `model`, in float32 and with zeros in its `pruned` linears, in place; zeros stay zero.
+    """Train the `blocks` of `model`, which is float32, in place; zeros of their linears stay zero.
 
-    Kept weights, biases and norms of each block that holds a pruned linear are trained.
+    Kept weights of the linears that `blocks` name, the biases beside them, and norms are trained.
 
     Returns:
         {block: (relative squared distance from the dense block's outputs before, after)} on the same batches.
+
+    Raises:
+        RessaError: `dense` has no such block.
     """
     tokens = [token_weights(batch, model.config) for batch in batches]
-    distances = {}
-    ours, originals = ((net, _blocks(net, pruned)) for net in (model, dense))
-    for visit, original in walk_both(ours, originals, batches, device=device, progress=progress):
+    found = {}
+    originals = dense, same_blocks(blocks, dense)
+    for visit, original in walk_both((model, blocks), originals, batches, device=device, progress=progress):
         with torch.no_grad():
             wanted = [_output(original, call) for call in original.calls]
-        distances[visit.block.name] = _train(visit, wanted, tokens, set(pruned), passes)
-    return distances
+        found[visit.block.name] = _train(visit, wanted, tokens, passes)
+    return found
 
 
-def _blocks(model: PreTrainedModel, pruned: Collection[str]) -> list[Block]:
-    return [block for block in structure(model).blocks() if block.linears.keys() & set(pruned)]
+def reconstructed_blocks(parts: Structure, pruned: Collection[str]) -> list[Block]:
+    """The blocks that hold any of the `pruned` linears, with these alone. Patch embeddings stay as they are."""
+    found = []
+    for block in parts.blocks():
+        linears = {name: linear for name, linear in block.linears.items() if name in pruned}
+        if linears and not isinstance(block.module, Convolution):
+            found.append(replace(block, linears=linears))
+    return found
 
 
-def _train(
-    visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights], pruned: set[str], passes: Passes
-) -> tuple[float, float]:
+def _train(visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights], passes: Passes) -> tuple[float, float]:
     """Train the visited block; the distance before and after."""
     block, module = visit.block, visit.block.module
-    inner = (name.removeprefix(f"{block.name}.") for name in sorted(block.linears.keys() & pruned))
+    inner = (name.removeprefix(f"{block.name}.") for name in sorted(block.linears))
     names = list(dict.fromkeys(holder(module, name) for name in inner))
     before = _distance(visit, wanted, tokens)
     module.requires_grad_(False)
     for name in names:
         put(module, name, kept(module.get_submodule(name)))
-    trained = [*_trained(module)]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    steps = passes.epochs * len(visit.calls)
-    adam = torch.optim.Adam(trained, lr=passes.lr)
-    cosine = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
-    draw = random.Random(passes.seed)
-    with torch.enable_grad():
-        for _ in range(passes.epochs):
-            for i in draw.sample(range(len(visit.calls)), len(visit.calls)):
-                call = visit.calls[i]
-                far, size = squared_error(_output(visit, call), wanted[i], tokens[call.batch], block)
-                adam.zero_grad()
-                (far / size.clamp(min=torch.finfo(torch.float32).tiny)).backward()
-                nn.utils.clip_grad_norm_(trained, 1.0)
-                adam.step()
-                cosine.step()
+    _optimise(visit, wanted, tokens, passes)
     for name in names:
         trained_module: Any = module.get_submodule(name)
         put(module, name, trained_module.restored())
     module.requires_grad_(False)
     return before, _distance(visit, wanted, tokens)
+
+
+@torch.enable_grad()
+def _optimise(visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights], passes: Passes) -> None:
+    """Adam on what is to be trained of the visited block."""
+    trained, steps = _trained(visit.block.module), passes.epochs * len(visit.calls)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    adam = torch.optim.Adam(trained, lr=passes.lr)
+    cosine = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
+    draw = random.Random(passes.seed)
+    for _ in range(passes.epochs):
+        for i in draw.sample(range(len(visit.calls)), len(visit.calls)):
+            call = visit.calls[i]
+            far, size = squared_error(_output(visit, call), wanted[i], tokens[call.batch], visit.block)
+            adam.zero_grad()
+            (far / size.clamp(min=torch.finfo(torch.float32).tiny)).backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            adam.step()
+            cosine.step()
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
@@ -113,7 +124,7 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
             found += inner.kept.values()
         elif isinstance(inner, KeptLinear):
             found += [inner.kept_N, *([inner.base.bias] if inner.base.bias is not None else [])]
-        elif "norm" in type(inner).__name__.lower():
+        elif is_norm(inner):
             found += inner.parameters(recurse=False)
     return found
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import torch
 from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from ressa.calibration.logits import decoder_token_ids
 from ressa.calibration.rehearsal import rehearse
@@ -25,10 +28,12 @@ from ressa.files.folders import writing
 from ressa.files.paths import path_of
 from ressa.machine import AUTO, Machine, check_machine, decide, found
 from ressa.model.load import load, machine_for
-from ressa.repairing.reconstruct import Passes, reconstruct
+from ressa.model.structure import same_blocks, structure
+from ressa.repairing.hidden import Distances, distances
+from ressa.repairing.reconstruct import Passes, reconstruct, reconstructed_blocks
 from ressa.repairing.settings import Repair
-from ressa.repairing.student import Student
-from ressa.repairing.teacher import Cache, Teacher, model_hash, open_cache, write_cache
+from ressa.repairing.student import Student, wrap
+from ressa.repairing.teacher import Cache, Recorder, Teacher, model_hash, open_cache, write_cache
 from ressa.repairing.trainer import CACHED, Adaptation, Objective, Report, arguments, last_checkpoint
 from ressa.settings import Progress, Runtime
 
@@ -88,9 +93,10 @@ class Run:
         assert settings.temperature is not None
         return Objective(settings.kl_weight, settings.temperature, settings.paper, decoder_token_ids(config))
 
-    def live(self, model: PreTrainedModel, device: Any, compute: torch.dtype) -> Teacher:
-        hidden, connector = bool(self.settings.hidden_weight), bool(self.settings.connector_weight)
-        return Teacher(model, device, hidden=hidden, connector=connector, bf16=compute == torch.bfloat16)
+    def teacher_of(self, model: PreTrainedModel, wanted: Distances, device: Any, bf16: bool) -> Teacher:
+        """`model`, the dense one, as a teacher, which tells of the blocks that the distances are of."""
+        blocks = (block for _, blocks in wanted for block in blocks)
+        return Teacher(model, self.settings.teacher_device or device, blocks, bf16=bf16)
 
     def cache(self) -> Cache | None:
         """The teacher's cache, if one is asked for, written if it is not there yet; before the student is loaded."""
@@ -109,49 +115,54 @@ class Run:
         folder = path_of(settings.teacher_cache, "the teacher's cache")
         cache = open_cache(folder, identity)
         if cache is None and self.processes.is_main_process:
-            model, processor = load(self.teacher)
-            rehearse(model, processor, self.records)
-            chosen = self.where.machine(model)
-            live = self.live(model, settings.teacher_device or chosen.device, chosen.compute)
-            asking = self.objective(model.config).asking
-            sizes: dict[str, Any] = {"top_k": settings.top_k, "temperature": settings.temperature}
-            sizes |= {"batch_size": settings.batch_size, "progress": self.progress}
-            write_cache(folder, identity, live, processor, self.records, asking, **sizes)
-            del model, live, asking
+            size, progress = settings.batch_size, self.progress
+            write_cache(folder, identity, self._recorder(), self.records, batch_size=size, progress=progress)
             gc.collect()
         self.processes.wait_for_everyone()
         return open_cache(folder, identity)
 
-    def work_folder(self, out: Path, identity: dict[str, Any]) -> Path:
-        """The hidden folder beside `out` for checkpoints; the first process makes it."""
+    def _recorder(self) -> Recorder:
+        settings = self.settings
+        assert settings.temperature is not None
+        model, processor = load(self.teacher)
+        rehearse(model, processor, self.records)
+        chosen, wanted = self.where.machine(model), distances(settings, structure(model))
+        teacher = self.teacher_of(model, wanted, chosen.device, chosen.compute == torch.bfloat16)
+        return Recorder(teacher, processor, self.objective(model.config).asking, settings.top_k, settings.temperature)
+
+    @contextmanager
+    def work_folder(self, out: Path, identity: dict[str, Any]) -> Iterator[Path]:
+        """The hidden folder beside `out` for checkpoints; the first process makes it, and removes it if the run is
+        stopped before there is anything to go on from."""
         work = work_path(out, "train")
         if self.processes.is_main_process:
             begin(work, identity)
         self.processes.wait_for_everyone()
-        return work
+        try:
+            yield work
+        finally:
+            begun = last_checkpoint(work) is not None or (work / RECONSTRUCTED).is_file()
+            if self.processes.is_main_process and not begun:
+                shutil.rmtree(work, ignore_errors=True)
 
-    @staticmethod
-    def begun(work: Path) -> bool:
-        """Whether there is something to go on from."""
-        return last_checkpoint(work) is not None or (work / RECONSTRUCTED).is_file()
+    def carry_out(
+        self, student: Student, processor: Any, cache: Cache | None, work: Path, chosen: Machine
+    ) -> tuple[Student, dict[str, Any]]:
+        """Reconstruction, adapters and training, as far as they are asked for; what the manifest says of them."""
+        log = {"machine": chosen.describe()} | self.reconstructed(student, processor, work, chosen)
+        if self.settings.steps == 0:
+            return student, log
+        set_seed(self.settings.seed)  # A of every adapter is drawn
+        student = wrap(student, self.settings)
+        return student, log | self.train(student, processor, cache, work, chosen)
 
-    def reconstructed(
-        self, model: PreTrainedModel, processor: Any, matrices: dict[str, Any], work: Path, chosen: Machine
-    ) -> dict[str, Any]:
-        """Reconstruct the blocks of `model` in place, if asked for; what the manifest says of it."""
-        model.float()
-        settings, file = self.settings, work / RECONSTRUCTED
-        if not settings.reconstruct:
+    def reconstructed(self, student: Student, processor: Any, work: Path, chosen: Machine) -> dict[str, Any]:
+        """Reconstruct the blocks of the student in place, if asked for; what the manifest says of it."""
+        model, file = student.model.float(), work / RECONSTRUCTED
+        if not self.settings.reconstruct:
             return {}
         if not file.is_file() and self.processes.is_main_process:
-            size, seed = settings.batch_size, settings.seed
-            batches = batches_of(self.records, processor, model.config, len(self.records), batch_size=size, seed=seed)
-            passes = Passes(settings.reconstruct, settings.reconstruct_lr, seed)
-            trained = [name for name, entry in matrices.items() if entry["part"] in settings.trained_parts]
-            dense = load(self.teacher)[0].float()
-            where: dict[str, Any] = {"device": chosen.block_device, "progress": self.progress}
-            far = reconstruct(model, dense, batches, trained, passes, **where)
-            del dense
+            far = self._reconstruct(student, processor, chosen)
             partial = file.with_suffix(".partial")
             weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
             with writing(file):
@@ -162,53 +173,67 @@ class Run:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(saved[name])
-        with safe_open(file, framework="pt") as told:
-            return {"reconstructed": json.loads(told.metadata()["far"])}
+        with safe_open(file, framework="pt") as opened:
+            return {"reconstructed": json.loads(opened.metadata()["far"])}
+
+    def _reconstruct(self, student: Student, processor: Any, chosen: Machine) -> dict[str, tuple[float, float]]:
+        settings, model = self.settings, student.model
+        size, seed = settings.batch_size, settings.seed
+        batches = batches_of(self.records, processor, model.config, len(self.records), batch_size=size, seed=seed)
+        trained = [name for name, entry in student.matrices.items() if entry["part"] in settings.trained_parts]
+        blocks = reconstructed_blocks(student.structure, trained)
+        passes = Passes(settings.reconstruct, settings.reconstruct_lr, seed)
+        where: dict[str, Any] = {"device": chosen.block_device, "progress": self.progress}
+        return reconstruct(model, load(self.teacher)[0].float(), blocks, batches, passes, **where)
 
     def train(
-        self,
-        student: Student,
-        processor: Any,
-        cache: Cache | None,
-        work: Path,
-        chosen: Machine,
+        self, student: Student, processor: Any, cache: Cache | None, work: Path, chosen: Machine
     ) -> dict[str, Any]:
         """Train in place, going on from the last checkpoint in `work` if there is one; what the manifest says."""
-        settings, config = self.settings, student.model.config
+        config, samples, world = student.model.config, len(self.records), self.processes.num_processes
         untouched = dict(vars(config))
-        at_once = settings.batch_size * settings.accumulate * self.processes.num_processes
-        steps = settings.steps or -(-len(self.records) // at_once)
-        if chosen.device.type == "cpu":
-            student.model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
-        if settings.gradient_checkpointing:
-            net: Any = student.model  # transformers is renaming it
-            getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)()
-        args = arguments(work, settings, steps, chosen)
-        live = settings.needs_teacher and cache is None
-
-        def collate(chosen: list[tuple[int, Record]]) -> dict[str, Any]:
-            batch: dict[str, Any] = encode(processor, [record for _, record in chosen], config, answers=True)
-            return batch | ({CACHED: cache([index for index, _ in chosen])} if cache else {})
-
-        trainer = Adaptation(
-            model=student.model,
-            teacher=self.live(load(self.teacher)[0], settings.teacher_device or args.device, chosen.compute)
-            if live
-            else None,
-            objective=self.objective(config),
-            settings=settings,
-            args=args,
-            train_dataset=list(enumerate(self.records)),
-            data_collator=collate,
-            callbacks=[Report(self.progress)] if self.progress else None,
-        )
-        if self.processes.num_processes > 1:
-            trainer.freeze_unreached(collate(list(enumerate(self.records))[: settings.batch_size]))
+        steps = self.settings.steps or -(-samples // (self.settings.batch_size * self.settings.accumulate * world))
+        _spare(student.model, self.settings, chosen)
+        trainer = self._trainer(student, processor, cache, arguments(work, self.settings, steps, chosen))
+        if world > 1:
+            first: Any = list(enumerate(self.records[: self.settings.batch_size]))
+            trainer.freeze_unreached(trainer.data_collator(first))
         checkpoint = last_checkpoint(work)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         vars(config).clear()
         vars(config).update(untouched)  # Trainer turns use_cache off there, and the folder would keep it
         keys = {"step": "step", "loss": "loss", "learning_rate": "lr"}
         history = [{keys[k]: v for k, v in e.items() if k in keys} for e in trainer.state.log_history if "loss" in e]
-        told: dict[str, Any] = {"steps": steps, "samples": len(self.records), "processes": self.processes.num_processes}
-        return told | {"trained_parameters": student.trained, "history": history}
+        counts = {"steps": steps, "samples": samples, "processes": world, "trained_parameters": student.trained}
+        return counts | {"history": history}
+
+    def _trainer(self, student: Student, processor: Any, cache: Cache | None, args: TrainingArguments) -> Adaptation:
+        settings, config = self.settings, student.model.config
+        wanted = [(w, same_blocks(blocks, student.model)) for w, blocks in distances(settings, student.structure)]
+        teacher = None
+        if settings.needs_teacher and cache is None:
+            teacher = self.teacher_of(load(self.teacher)[0], wanted, args.device, args.bf16)
+
+        def collate(chosen: list[tuple[int, Record]]) -> dict[str, Any]:
+            batch: dict[str, Any] = encode(processor, [record for _, record in chosen], config, answers=True)
+            return batch | ({CACHED: cache([index for index, _ in chosen])} if cache else {})
+
+        return Adaptation(
+            model=student.model,
+            teacher=teacher,
+            objective=self.objective(config),
+            distances=wanted,
+            settings=settings,
+            args=args,
+            train_dataset=list(enumerate(self.records)),
+            data_collator=collate,
+            callbacks=[Report(self.progress)] if self.progress else None,
+        )
+
+
+def _spare(model: Any, settings: Repair, chosen: Machine) -> None:
+    """Less time and memory for the backward pass, where the device or the settings call for it."""
+    if chosen.device.type == "cpu":
+        model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
+    if settings.gradient_checkpointing:  # transformers is renaming it
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from ressa.errors import RessaError
 from ressa.families import QFORMER
 from ressa.model.folder import patterns_of
-from ressa.model.matrix import Convolution, fused, holder
-from ressa.model.precision import cast_back, parameters_of
-from ressa.model.structure import structure
+from ressa.model.matrix import Convolution, fused, holder, is_norm
+from ressa.model.precision import cast_back, dtypes_of, parameters_of
+from ressa.model.structure import Structure, structure
 from ressa.patterns import NofM
 from ressa.repairing.masked_finetune import kept, put
 from ressa.repairing.settings import Repair
@@ -31,18 +31,19 @@ PRUNED_FROM = 0.05  # without a manifest, a linear with at least this share of z
 
 @dataclass(frozen=True)
 class Student:
-    """A model in float32 of which some parameters are trained.
+    """A pruned model and, once adapters are put, which of its parameters are trained.
 
-    `pruned` are the matrices whose zeros are to stay, `adapted` those that are trained by the adapter; `dtypes` are
-    those that all tensors came in; `tuner` is peft's, where the adapter is one of peft's.
+    `matrices` are the pruned ones, whose zeros are to stay, as ressa.json tells of them; `dtypes` are those that all
+    tensors came in; `adapted` are the modules that the adapter trains; `tuner` is peft's, where it is one of peft's.
     """
 
     model: PreTrainedModel
-    adapter: str
-    tuner: BaseTuner | None
-    pruned: tuple[str, ...]
-    adapted: tuple[str, ...]
+    structure: Structure
+    matrices: dict[str, dict[str, Any]]
     dtypes: dict[str, torch.dtype]
+    adapter: str = "none"
+    tuner: BaseTuner | None = None
+    adapted: tuple[str, ...] = ()
 
     @property
     def trained(self) -> int:
@@ -50,16 +51,20 @@ class Student:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
-def pruned_matrices(model: PreTrainedModel, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What was pruned, by the name of its linear: the entries of `manifest`, or what the zeros of the weights tell.
+def student_of(model: PreTrainedModel, manifest: Mapping[str, Any]) -> Student:
+    """A pruned model as it was loaded; what was pruned says its `manifest`, or the zeros of the weights tell.
 
     Raises:
         RessaError: an entry that the model contradicts, or nothing pruned at all.
     """
     modules = dict(model.named_modules())
     asked = any(isinstance(modules.get(name), Convolution) for name in manifest.get("matrices", {}))
-    plan = structure(model, patch_embedding=asked)
-    linears = {n: (block, linear) for block in plan.blocks() for n, linear in block.linears.items()}
+    parts = structure(model, patch_embedding=asked)
+    return Student(model, parts, _pruned_matrices(parts, manifest), dtypes_of(model))
+
+
+def _pruned_matrices(parts: Structure, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    linears = {n: (block, linear) for block in parts.blocks() for n, linear in block.linears.items()}
     for name, pattern in patterns_of(manifest).items():
         if name not in linears or not pattern.holds(linears[name][1].weight):
             raise RessaError(
@@ -83,56 +88,67 @@ def _entry(part: str, weight_OI: torch.Tensor) -> dict[str, Any]:
     return {"part": part, **pattern, **sizes}
 
 
-def wrap(
-    model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Repair, dtypes: dict[str, torch.dtype]
-) -> Student:
+def wrap(student: Student, settings: Repair) -> Student:
     """Put an adapter on every pruned linear of the chosen parts and let the other chosen parameters be trained as
     they are. A pruned patch embedding stays as it is.
 
     Everything is computed in float32: the updates of a bfloat16 norm or bias would mostly be rounded away.
 
     Args:
-        pruned: what `pruned_matrices` gives.
         settings: complete.
-        dtypes: of the model's tensors before it was made float32.
+
+    Raises:
+        RessaError: nothing would be trained.
     """
-    model.float()
-    part_of = _adapted(model, pruned, settings)
-    linears: dict[str, Any] = {name: model.get_submodule(name) for name in part_of}
-    others = [p for p in _norms(model) if settings.train_norms]
-    biases = (getattr(module, "bias", None) for module in linears.values() if settings.train_biases)
-    others += [bias for bias in biases if isinstance(bias, nn.Parameter)]
-    others += [p for p in _connector(model) if settings.train_connector and not settings.connector_rank]
+    model: PreTrainedModel = student.model.float()
+    part_of = _adapted(student, settings)
+    others = _others(student, part_of, settings)
     # a pruned weight is trained through its adapter, or its zeros are lost
-    masked = {id(parameter) for parameter in parameters_of(model, (*pruned, *part_of)).values()}
+    masked = {id(parameter) for parameter in parameters_of(model, (*student.matrices, *part_of)).values()}
     model.requires_grad_(False)
     tuner = _put_adapter(model, part_of, settings)
     for parameter in others:
         parameter.requires_grad_(id(parameter) not in masked)
-    student = Student(model, settings.adapter, tuner, tuple(pruned), tuple(part_of), dtypes)
-    if not student.trained:
+    wrapped = replace(student, adapter=settings.adapter, tuner=tuner, adapted=tuple(part_of))
+    if not wrapped.trained:
         raise RessaError(
             f"nothing to train: no pruned linear in parts '{settings.parts}', and nothing else is asked for"
         )
-    return student
+    return wrapped
 
 
-def _adapted(model: PreTrainedModel, pruned: Mapping[str, Mapping[str, Any]], settings: Repair) -> dict[str, str]:
+def _adapted(student: Student, settings: Repair) -> dict[str, str]:
     """{linear: its part} of all that get an adapter: pruned ones and, if it has a rank of its own, the connector.
 
     As RESSA released it, a Q-Former gets one, but no projection does. Fused experts get one together, in the name of
     their module, but no dense LoRA.
     """
-    found = {holder(model, name): entry["part"] for name, entry in pruned.items()}
+    model = student.model
+    found = {holder(model, name): entry["part"] for name, entry in student.matrices.items()}
     for name, part in list(found.items()):
         module = model.get_submodule(name)
         left_out = isinstance(module, Convolution) or (fused(module) and settings.adapter == "lora")
         if left_out or part not in settings.trained_parts:
             del found[name]
-    if settings.connector_rank and "connector" in settings.trained_parts and "connector" in structure(model).parts:
-        for block in structure(model).blocks(("connector",)):
+    if settings.connector_rank and "connector" in settings.trained_parts:
+        for block in student.structure.blocks(("connector",)):
             if not settings.paper or QFORMER in block.name:
                 found |= dict.fromkeys((holder(model, name) for name in block.linears), "connector")
+    return found
+
+
+def _others(student: Student, adapted: Iterable[str], settings: Repair) -> list[nn.Parameter]:
+    """What is trained as it is: norms, biases of the `adapted` linears, the connector; as the settings say."""
+    model, found = student.model, list[nn.Parameter]()
+    if settings.train_norms:
+        found += [p for module in model.modules() if is_norm(module) for p in module.parameters(recurse=False)]
+    if settings.train_biases:
+        biases = (getattr(model.get_submodule(name), "bias", None) for name in adapted)
+        found += [bias for bias in biases if isinstance(bias, nn.Parameter)]
+    part = student.structure.parts.get("connector")
+    if part and settings.train_connector and not settings.connector_rank:
+        for name in part.modules:  # which may name bare parameters, too
+            found += [p for full, p in model.named_parameters() if full == name or full.startswith(f"{name}.")]
     return found
 
 
@@ -157,6 +173,11 @@ def _put_adapter(model: PreTrainedModel, part_of: Mapping[str, str], settings: R
     if set(tuner.targeted_module_names) != set(part_of):
         raise RuntimeError("peft adapted other linears than those that were named")
     return tuner
+
+
+def merged(student: Student) -> tuple[PreTrainedModel, Callable[[Path], None] | None]:
+    """(the model to write, what writes its dense LoRA beside it, which cannot be merged, if it has one)."""
+    return part_from_lora(student) if student.adapter == "lora" and student.tuner else (unwrap(student), None)
 
 
 def unwrap(student: Student) -> PreTrainedModel:
@@ -197,21 +218,5 @@ def _as_it_came(student: Student) -> PreTrainedModel:
     model: Any = student.model
     if hasattr(model, "peft_config"):
         del model.peft_config
-    cast_back(model, student.dtypes, (*student.pruned, *student.adapted))
+    cast_back(model, student.dtypes, (*student.matrices, *student.adapted))
     return model.requires_grad_(True).eval()
-
-
-def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Weights and biases of every normalisation, by the name of its class (LayerNorm, LlamaRMSNorm, T5LayerNorm)."""
-    for module in model.modules():
-        if "norm" in type(module).__name__.lower():
-            yield from module.parameters(recurse=False)
-
-
-def _connector(model: PreTrainedModel) -> Iterator[nn.Parameter]:
-    """Every parameter of the part between vision and language; `Part.modules` may name bare parameters, too."""
-    part = structure(model).parts.get("connector")
-    for name in part.modules if part else ():
-        for full, parameter in model.named_parameters():
-            if full == name or full.startswith(f"{name}."):
-                yield parameter

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,16 @@ from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.files.folders import partial as partial_of
 from ressa.model.load import resolve
-from ressa.model.structure import Block
+from ressa.model.structure import Block, same_blocks
 from ressa.repairing.distill import top_words
-from ressa.repairing.hidden import Outputs, connector_end, distilled_blocks
+from ressa.repairing.hidden import Outputs
 from ressa.settings import Progress
 
 ABOUT = "about.json"
 
 
 @dataclass(frozen=True)
-class Said:
+class TeacherOutput:
     """What the teacher says of a batch: logits at all places, or the likeliest words; and the outputs of blocks."""
 
     logits_NV: Tensor | None = None
@@ -54,24 +54,22 @@ class Said:
 class Teacher:
     """A dense model that answers the student's batches, without any graph."""
 
-    def __init__(self, model: PreTrainedModel, device: Any, *, hidden: bool, connector: bool, bf16: bool) -> None:
+    def __init__(self, model: PreTrainedModel, device: Any, blocks: Iterable[Block], *, bf16: bool) -> None:
+        """The outputs of `blocks`, which may be the student's, are told beside the logits."""
         self.model = model.float().requires_grad_(False).eval().to(device)
         self.bf16 = bf16
-        self.blocks = heard(self.model, hidden, connector)
+        self.blocks = same_blocks(blocks, self.model)
 
-    def __call__(self, inputs: dict[str, Any], positions_BT: Tensor) -> Said:
+    def __call__(self, inputs: dict[str, Any], positions_BT: Tensor) -> TeacherOutput:
         """`inputs` as the student's forward takes them, wherever they are; what is said comes to the same device."""
         home, device = positions_BT.device, self.model.device
         there = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
         with torch.no_grad(), autocast, outputs_of(self.blocks) as outputs:
             logits_NV = logits_at(self.model, there, positions_BT)
-        return Said(logits_NV.to(home), outputs={name: [y.to(home) for y in found] for name, found in outputs.items()})
-
-
-def heard(model: PreTrainedModel, hidden: bool, connector: bool) -> list[Block]:
-    """The blocks whose outputs the losses ask for."""
-    return (distilled_blocks(model) if hidden else []) + (connector_end(model) if connector else [])
+        return TeacherOutput(
+            logits_NV.to(home), outputs={name: [y.to(home) for y in found] for name, found in outputs.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Cache:
     share: int
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """{"top": (N, K), "words": (N, K), block: (B, T, D) padded with zeros}; what `said` takes."""
+        """{"top": (N, K), "words": (N, K), block: (B, T, D) padded with zeros}; what `cached_output` takes."""
         rows: dict[str, list[Tensor]] = {}
         for index in indices:
             with safe_open(_part(self.folder, index // self.share), framework="pt") as file:
@@ -93,10 +91,10 @@ class Cache:
         return joined | {name: pad_sequence(found, batch_first=True) for name, found in rows.items()}
 
 
-def said(cached: dict[str, Tensor]) -> Said:
+def cached_output(cached: dict[str, Tensor]) -> TeacherOutput:
     """The cache's tensors of a batch as the losses take them."""
     outputs = {name: [y] for name, y in cached.items() if name not in ("top", "words")}
-    return Said(None, cached["top"], cached["words"].long(), outputs)
+    return TeacherOutput(None, cached["top"], cached["words"].long(), outputs)
 
 
 def open_cache(folder: Path, identity: dict[str, Any]) -> Cache | None:
@@ -122,16 +120,37 @@ def open_cache(folder: Path, identity: dict[str, Any]) -> Cache | None:
     return cache
 
 
+@dataclass(frozen=True)
+class Recorder:
+    """Asks the teacher what the cache keeps of records; `asking` makes of a batch with labels (inputs, positions)."""
+
+    teacher: Teacher
+    processor: Any
+    asking: Callable[[dict[str, Tensor]], tuple[dict[str, Any], Tensor]]
+    top_k: int
+    temperature: float
+
+    def __call__(self, records: Sequence[Record]) -> list[dict[str, Tensor]]:
+        """What is kept of each record of one batch."""
+        teacher, config = self.teacher, self.teacher.model.config
+        batch = encode(self.processor, records, config, answers=True)
+        inputs, positions_BT = self.asking(batch)
+        output, counts = teacher(inputs, positions_BT), positions_BT.sum(1).tolist()
+        assert output.logits_NV is not None
+        top, words = (x.split(counts) for x in top_words(output.logits_NV, self.top_k, self.temperature))
+        found = [{"top": t.clone(), "words": w.int()} for t, w in zip(top, words, strict=True)]
+        for block in teacher.blocks:
+            for entry, row in zip(found, _rows(output.outputs[block.name], block, batch, config), strict=True):
+                entry[block.name] = row.to(torch.bfloat16, copy=True).contiguous()
+        return found
+
+
 def write_cache(
     folder: Path,
     identity: dict[str, Any],
-    teacher: Teacher,
-    processor: Any,
+    recorder: Recorder,
     records: Sequence[Record],
-    asking: Callable[[dict[str, Tensor]], tuple[dict[str, Any], Tensor]],
     *,
-    top_k: int,
-    temperature: float,
     batch_size: int,
     progress: Progress | None = None,
     share: int = 64,
@@ -139,23 +158,20 @@ def write_cache(
     """Ask the teacher about every record once and keep it; the folder appears whole or not at all.
 
     Args:
-        asking: batch with labels -> (inputs, positions) as the losses take them.
         share: records in a file.
     """
-    config = teacher.model.config
-    names = tuple(block.name for block in teacher.blocks)
+    names = tuple(block.name for block in recorder.teacher.blocks)
     with partial_of(folder.absolute()) as partial:
         for start in range(0, len(records), share):
             chosen = records[start : start + share]
             tensors: dict[str, Tensor] = {}
-            order = shortest_first(processor, chosen, answers=True)
+            order = shortest_first(recorder.processor, chosen, answers=True)
             for at in range(0, len(order), batch_size):
                 if progress:
                     progress(start + at, len(records), "asking the teacher")
                 places = order[at : at + batch_size]
-                batch = encode(processor, [chosen[i] for i in places], config, answers=True)
-                for i, kept in zip(places, _asked(teacher, batch, asking, top_k, temperature), strict=True):
-                    tensors |= {f"{start + i}.{key}": tensor for key, tensor in kept.items()}
+                for i, found in zip(places, recorder([chosen[i] for i in places]), strict=True):
+                    tensors |= {f"{start + i}.{key}": tensor for key, tensor in found.items()}
             save_file(tensors, _part(partial, start // share))
         about = {"identity": identity, "blocks": names, "share": share}
         (partial / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -163,23 +179,6 @@ def write_cache(
             folder.rmdir()
         os.replace(partial, folder)
     return Cache(folder, names, share)
-
-
-def _asked(
-    teacher: Teacher, batch: dict[str, Tensor], asking: Callable[..., Any], top_k: int, temperature: float
-) -> list[dict[str, Tensor]]:
-    """What is kept of each record of a batch."""
-    inputs, positions_BT = asking(batch)
-    told = teacher(inputs, positions_BT)
-    assert told.logits_NV is not None
-    counts = positions_BT.sum(1).tolist()
-    top, words = (tensor.split(counts) for tensor in top_words(told.logits_NV, top_k, temperature))
-    kept = [{"top": t.clone(), "words": w.int()} for t, w in zip(top, words, strict=True)]
-    for block in teacher.blocks:
-        rows = _rows(told.outputs[block.name], block, batch, teacher.model.config)
-        for entry, row in zip(kept, rows, strict=True):
-            entry[block.name] = row.to(torch.bfloat16, copy=True).contiguous()
-    return kept
 
 
 def _rows(outputs: Sequence[Tensor], block: Block, batch: dict[str, Tensor], config: Any) -> list[Tensor]:

@@ -27,9 +27,9 @@ from ressa.errors import RessaError, unknown
 from ressa.files.folders import writing
 from ressa.machine import Machine
 from ressa.repairing.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl
-from ressa.repairing.hidden import connector_end, distilled_blocks, hidden_loss
+from ressa.repairing.hidden import Distances, hidden_loss
 from ressa.repairing.settings import Repair
-from ressa.repairing.teacher import Said, Teacher, said
+from ressa.repairing.teacher import Teacher, TeacherOutput, cached_output
 from ressa.settings import Progress
 
 WEIGHTS = "trained.safetensors"
@@ -56,21 +56,26 @@ class Objective:
         return inputs, torch.ones_like(targets_BT, dtype=torch.bool) if self.paper else targets_BT != IGNORED
 
     def loss(
-        self, student_NV: Tensor, told: Said | None, batch: dict[str, Any], positions_BT: Tensor, count: Any = None
+        self,
+        student_NV: Tensor,
+        dense: TeacherOutput | None,
+        batch: dict[str, Any],
+        positions_BT: Tensor,
+        count: Any = None,
     ) -> Tensor:
         """`count` is what token sums are divided by instead of the number of this batch's answer tokens."""
         targets_BT = forced(batch, self.decoder_token_ids)[1]
         loss = (1 - self.kl_weight) * answer_cross_entropy(student_NV, targets_BT[positions_BT], count)
-        if told is None or not self.kl_weight:
+        if dense is None or not self.kl_weight:
             return loss
-        if told.logits_NV is None:
-            assert told.top_NK is not None
-            assert told.words_NK is not None
-            kl = top_kl(student_NV, told.top_NK, told.words_NK, self.temperature, count)
+        if dense.logits_NV is None:
+            assert dense.top_NK is not None
+            assert dense.words_NK is not None
+            kl = top_kl(student_NV, dense.top_NK, dense.words_NK, self.temperature, count)
         elif self.paper:
-            kl = paper_kl(student_NV, told.logits_NV, len(positions_BT), self.temperature)
+            kl = paper_kl(student_NV, dense.logits_NV, len(positions_BT), self.temperature)
         else:
-            kl = answer_kl(student_NV, told.logits_NV, self.temperature, count)
+            kl = answer_kl(student_NV, dense.logits_NV, self.temperature, count)
         return loss + self.kl_weight * kl
 
 
@@ -84,15 +89,20 @@ class Adaptation(Trainer):
     objective: Objective
     teacher: Teacher | None
 
-    def __init__(self, *, objective: Objective, teacher: Teacher | None, settings: Repair, **more: Any) -> None:
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        teacher: Teacher | None,
+        distances: Distances,
+        settings: Repair,
+        **more: Any,
+    ) -> None:
         super().__init__(**more)
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated batches are counted ...
         self._loss_shifts_labels = False  # ... all of them, in every architecture
-        self.objective, self.teacher, self.settings = objective, teacher, settings
-        model = more["model"]
-        self.config = model.config
-        self.blocks = distilled_blocks(model) if settings.hidden_weight else []
-        self.ends = connector_end(model) if settings.connector_weight else []
+        self.objective, self.teacher, self.distances, self.settings = objective, teacher, distances, settings
+        self.config = more["model"].config
         self.remove_callback(PrinterCallback)
 
     def compute_loss(
@@ -103,20 +113,20 @@ class Adaptation(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         batch = dict(inputs)
-        told = said(batch.pop(CACHED)) if CACHED in batch else None
+        dense = cached_output(batch.pop(CACHED)) if CACHED in batch else None
         asked, positions_BT = self.objective.asking(batch)
-        if told is None and self.teacher is not None:
-            told = self.teacher(asked, positions_BT)
-        with outputs_of([*self.blocks, *self.ends]) as ours:
+        if dense is None and self.teacher is not None:
+            dense = self.teacher(asked, positions_BT)
+        with outputs_of(block for _, blocks in self.distances for block in blocks) as ours:
             student_NV = logits_at(model, asked, positions_BT)
         pieces, count = getattr(self, "current_gradient_accumulation_steps", 1), None
         if num_items_in_batch is not None and not self.objective.paper:
             count = num_items_in_batch / self.args.world_size
-        loss = self.objective.loss(student_NV, told, batch, positions_BT, count) / (1 if count is not None else pieces)
-        for weight, blocks in ((self.settings.hidden_weight, self.blocks), (self.settings.connector_weight, self.ends)):
-            if told is not None and blocks and weight:
-                far = hidden_loss(ours, told.outputs, blocks, batch, self.config, self._mean_of_processes)
-                loss = loss + weight * far / pieces
+        loss = self.objective.loss(student_NV, dense, batch, positions_BT, count) / (1 if count is not None else pieces)
+        for weight, blocks in self.distances:
+            assert dense is not None  # whose outputs they are from
+            far = hidden_loss(ours, dense.outputs, blocks, batch, self.config, self._mean_of_processes)
+            loss = loss + weight * far / pieces
         return (loss, None) if return_outputs else loss
 
     def _mean_of_processes(self, values: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy
 from accelerate import PartialState
 from torch import Tensor, nn
-from transformers import set_seed
 
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.resume import digest_of, stamp
@@ -31,11 +30,10 @@ from ressa.model.folder import check_output, check_writable, patterns_of, read_m
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
 from ressa.model.pickles import check_pickle
-from ressa.model.precision import dtypes_of
 from ressa.patterns import Pattern
 from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run, Where
-from ressa.repairing.student import Student, part_from_lora, pruned_matrices, unwrap, wrap
+from ressa.repairing.student import merged, student_of
 from ressa.repairing.trainer import check_reports, logs_beside
 from ressa.settings import Progress, Runtime, check_paths
 
@@ -68,47 +66,40 @@ def repair(
     check_paths("repair", pruned=pruned, out=out, teacher=teacher)
     started = time.perf_counter()
     forget_peak()
-    where, given, settings = Where.of(settings, runtime), settings, settings.complete
+    where, whole = Where.of(settings, runtime), settings.complete
+    out = _check(pruned, out, teacher, whole)
+    records = drawn(read_records(data, whole.split), whole.samples, whole.seed)
+    before = read_manifest(Path(resolve(pruned))) or {}
+    processes = PartialState(cpu=where.on_cpu)
+    run = Run(whole, where, teacher, records, processes, progress if processes.is_main_process else None)
+    cache = run.cache()
+    model, processor = load(pruned)
+    rehearse(model, processor, records)
+    student = student_of(model, before)
+    zeros, chosen = _zeros(model, student.matrices), where.machine(model)
+    identity = whole.identity | {"compute": str(chosen.compute), **_inputs(pruned, teacher, records)}
+    with run.work_folder(out, identity) as work, logs_beside(out):
+        student, log = run.carry_out(student, processor, cache, work, chosen)
+    arguments = {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)}
+    manifest = _manifest(arguments | asdict(settings) | asdict(runtime), student.matrices, log, before)
+    manifest |= {"seconds": round(time.perf_counter() - started, 2)}
+    if processes.is_main_process:
+        model, also = merged(student)
+        write_folder(out, model, processor, manifest, patterns=zeros, also=also)
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait_for_everyone()
+    return manifest
+
+
+def _check(pruned: str | Path, out: str | Path, teacher: str | Path, settings: Repair) -> Path:
+    """All that can be refused before data are read; the folder to write."""
     check_reports(settings.report_to)
-    out = check_output(out, resolve(pruned), resolve(teacher))
+    folder = check_output(out, resolve(pruned), resolve(teacher))
     if settings.teacher_cache is not None:
         check_writable(settings.teacher_cache, resolve(pruned), resolve(teacher))
     refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
-    records = drawn(read_records(data, settings.split), settings.samples, settings.seed)
-    before = read_manifest(Path(resolve(pruned))) or {}
-    processes = PartialState(cpu=where.on_cpu)
-    run = Run(settings, where, teacher, records, processes, progress if processes.is_main_process else None)
-    cache = run.cache()
-    model, processor = load(pruned)
-    rehearse(model, processor, records)
-    matrices = pruned_matrices(model, before)
-    zeros, dtypes, chosen = _zeros(model, matrices), dtypes_of(model), where.machine(model)
-    about = {"compute": str(chosen.compute), **_inputs(pruned, teacher, records)}
-    work = run.work_folder(out, settings.identity | about)
-    try:
-        log: dict[str, Any] = {"machine": chosen.describe()}
-        log |= run.reconstructed(model, processor, matrices, work, chosen)
-        student = Student(model, "none", None, tuple(matrices), (), dtypes)
-        if settings.steps != 0:
-            set_seed(settings.seed)  # A of every adapter is drawn
-            student = wrap(model, matrices, settings, dtypes)
-            with logs_beside(out):
-                log |= run.train(student, processor, cache, work, chosen)
-    finally:
-        if processes.is_main_process and not Run.begun(work):
-            shutil.rmtree(work, ignore_errors=True)  # nothing to go on from
-    arguments = (
-        {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)} | asdict(given) | asdict(runtime)
-    )
-    manifest = _manifest(arguments, matrices, log, before) | {"seconds": round(time.perf_counter() - started, 2)}
-    if processes.is_main_process:
-        dense_lora = student.adapter == "lora" and student.tuner is not None
-        whole, also = part_from_lora(student) if dense_lora else (unwrap(student), None)
-        write_folder(out, whole, processor, manifest, patterns=zeros, also=also)
-        shutil.rmtree(work, ignore_errors=True)
-    processes.wait_for_everyone()
-    return manifest
+    return folder
 
 
 def _zeros(model: nn.Module, matrices: dict[str, Any]) -> Any:
