@@ -5,6 +5,7 @@ from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.evaluation.divergence import answer_sums
+from ressa.evaluation.verb import check_vocabularies
 from ressa.model.load import load
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm"]
@@ -53,8 +54,8 @@ def test_the_divergence_is_the_textbook_sum_over_answer_tokens(loaded, records, 
         assert kl > 0
 
 
-def test_models_with_different_vocabularies_are_not_compared(llava_folder, records):
+def test_models_with_different_vocabularies_are_not_compared(llava_folder):
     model, processor = load(llava_folder)
     model.resize_token_embeddings(len(processor.tokenizer) + 8)
     with pytest.raises(RessaError, match="different vocabularies"):
-        answer_sums(model, load(llava_folder)[0], processor, records[:1])
+        check_vocabularies((model, processor), llava_folder)

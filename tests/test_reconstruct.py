@@ -63,3 +63,12 @@ def test_it_runs_before_training_or_alone_and_goes_on_from_where_it_was(llava_fo
     ressa.repair(pruned, tmp_path / "out", steps=3, progress=lambda done, total, what: seen.append(what), **common)
     assert all(what.startswith("repair") for what in seen), "blocks were not reconstructed again"
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_a_connector_that_is_one_linear_is_reconstructed_too(blip2_opt_folder, tiny_data, tmp_path):
+    pruned = prune_by_magnitude(blip2_opt_folder, tmp_path / "pruned", connector=True)
+    common = {"teacher": blip2_opt_folder, "data": tiny_data, "batch_size": 4, "steps": 0}
+    told = ressa.repair(pruned, tmp_path / "out", reconstruct=5, reconstruct_lr=3e-3, **common)["reconstructed"]
+    before, after = told["language_projection" if "language_projection" in told else "model.language_projection"]
+    assert after < before
+    assert_same_zeros(pruned, tmp_path / "out")

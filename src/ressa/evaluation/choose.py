@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ressa.data.prompts import encode, shortest_first
+from ressa.data.prompts import encode
 from ressa.data.records import Record
 from ressa.evaluation.cache import resumed
 from ressa.evaluation.divergence import answer_log_probs
-from ressa.evaluation.generate import eval_mode, keys_of, tie
+from ressa.evaluation.generate import by_length, eval_mode, keys_of, tie
 from ressa.settings import Progress
 
 LOGITS = 8.0  # about the size of a logit: what is rounded
@@ -46,13 +46,12 @@ def choices(
             best.append(candidates[i][_best(model, processor, records[i], candidates[i], mine)])
         return best
 
-    def order(todo: list[int]) -> list[int]:
-        return [todo[i] for i in shortest_first(processor, [records[i] for i in todo], answers=False)]
-
     size = max(batch_size, 1)
     ids, in_batch = [record.id for record in records], max(1, size // max(map(len, candidates), default=1))
     keys = keys_of(model, processor, records, SETTINGS, candidates) if cache else ids
-    return dict(zip(ids, resumed(ids, keys, order, ask, cache, in_batch, progress), strict=True))
+    return dict(
+        zip(ids, resumed(ids, keys, by_length(processor, records), ask, cache, in_batch, progress), strict=True)
+    )
 
 
 def likelihood(model: Any, processor: Any, records: Sequence[Record], mean: bool = False) -> list[float]:

@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812
 from ressa.calibration.logits import decoder_token_ids, forced, logits_at
 from ressa.data.prompts import IGNORED, encode, shortest_first, to_device
 from ressa.data.records import Record
-from ressa.errors import RessaError
 from ressa.evaluation import parallel
 from ressa.evaluation.generate import eval_mode
 from ressa.settings import Progress
@@ -28,10 +27,7 @@ def answer_sums(
 ) -> list[tuple[float, float, float, int]]:
     """For each record, over the tokens of its reference answer (end token included): the sums of KL(dense || model),
     of the model's and of the dense model's negative log-likelihood, in nats (0 without `dense`), and their number.
-    Both models read the same teacher-forced batch; sums are float32.
-
-    Raises:
-        RessaError: the two models do not share a vocabulary.
+    Both models, which share a vocabulary, read the same teacher-forced batch; sums are float32.
     """
     order = shortest_first(processor, records, answers=True)
     batches = parallel.shard([order[i : i + batch_size] for i in range(0, len(order), batch_size)])
@@ -56,11 +52,6 @@ def _batch_sums(model: Any, dense: Any | None, batch: dict[str, torch.Tensor]) -
     if dense is not None:
         with eval_mode(dense):
             reference_NV, labels_N, _ = answer_log_probs(dense, batch)
-        if logp_NV.shape != reference_NV.shape:
-            sizes = f"{logp_NV.shape[-1]} and {reference_NV.shape[-1]} words"
-            raise RessaError(
-                f"the two models have different vocabularies ({sizes}); compare a model with its own original"
-            )
         theirs_N = -reference_NV.gather(1, labels_N[:, None]).squeeze(1)
         kl_N = F.kl_div(logp_NV, reference_NV.to(logp_NV.device), reduction="none", log_target=True).sum(-1)
     parts = zip(*(x_N.split(counts) for x_N in (kl_N, nll_N, theirs_N)), strict=True)

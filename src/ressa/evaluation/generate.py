@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,16 @@ def answers(
     def ask(batch: list[int]) -> list[str]:
         return generate(model, processor, [records[i] for i in batch], how)
 
-    def order(todo: list[int]) -> list[int]:
-        return [todo[i] for i in shortest_first(processor, [records[i] for i in todo], answers=False)]
-
     ids = [record.id for record in records]
     keys = keys_of(model, processor, records, how.settings()) if cache else ids
-    return dict(zip(ids, resumed(ids, keys, order, ask, cache, batch_size, progress), strict=True))
+    return dict(
+        zip(ids, resumed(ids, keys, by_length(processor, records), ask, cache, batch_size, progress), strict=True)
+    )
+
+
+def by_length(processor: Any, records: Sequence[Record]) -> Callable[[list[int]], list[int]]:
+    """What puts indices of records in the order of their prompts' lengths."""
+    return lambda todo: [todo[i] for i in shortest_first(processor, [records[i] for i in todo], answers=False)]
 
 
 @contextmanager

@@ -40,17 +40,17 @@ def hidden_loss(
             of their losses is the loss of all their batches together.
     """
     weights = token_weights(batch, config)
-    fars, sizes = [], []
+    device = next((y.device for outputs in ours.values() for y in outputs), None)
+    nothing = torch.zeros((), device=device), torch.zeros((), device=device)  # of a block that the batch never enters
+    fars, sizes = list[Tensor](), list[Tensor]()
     for block in blocks:
         pairs = [
             squared_error(y, reference.to(y.device), weights, block)
             for y, reference in zip(ours[block.name], theirs[block.name], strict=True)
         ]
-        fars.append(torch.stack([far for far, _ in pairs]).sum() if pairs else None)
-        sizes.append(torch.stack([size for _, size in pairs]).sum() if pairs else None)
-    empty = next((size.new_zeros(()) for size in sizes if size is not None), torch.zeros(()))
-    size_N = share(torch.stack([empty if size is None else size for size in sizes]))
-    far_N = torch.stack([empty if far is None else far for far in fars])
+        far, size = (torch.stack(sums).sum() for sums in zip(*(pairs or [nothing]), strict=True))
+        fars, sizes = [*fars, far], [*sizes, size]
+    far_N, size_N = torch.stack(fars), share(torch.stack(sizes))
     there = size_N > 0
     return (far_N[there] / size_N[there]).sum() / there.sum().clamp(min=1)
 

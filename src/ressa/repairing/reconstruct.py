@@ -64,7 +64,7 @@ def reconstruct(
     originals = dense, same_blocks(blocks, dense)
     for visit, original in walk_both((model, blocks), originals, batches, device=device, progress=progress):
         with torch.no_grad():
-            wanted = [_output(original, call) for call in original.calls]
+            wanted = [_output(original.block.module, call) for call in original.calls]
         found[visit.block.name] = _train(visit, wanted, tokens, passes)
     return found
 
@@ -81,25 +81,27 @@ def reconstructed_blocks(parts: Structure, pruned: Collection[str]) -> list[Bloc
 
 def _train(visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights], passes: Passes) -> tuple[float, float]:
     """Train the visited block; the distance before and after."""
-    block, module = visit.block, visit.block.module
-    inner = (name.removeprefix(f"{block.name}.") for name in sorted(block.linears))
-    names = list(dict.fromkeys(holder(module, name) for name in inner))
-    before = _distance(visit, wanted, tokens)
-    module.requires_grad_(False)
+    outer: Any = nn.Module()  # a block may be one linear, in whose own place another module is put
+    outer.block = visit.block.module
+    inner = (f"block{name.removeprefix(visit.block.name)}" for name in sorted(visit.block.linears))
+    names = list(dict.fromkeys(holder(outer, name) for name in inner))
+    before = _distance(outer.block, visit, wanted, tokens)
+    outer.requires_grad_(False)
     for name in names:
-        put(module, name, kept(module.get_submodule(name)))
-    _optimise(visit, wanted, tokens, passes)
+        put(outer, name, kept(outer.get_submodule(name)))
+    _optimise(outer.block, visit, wanted, tokens, passes)
     for name in names:
-        trained_module: Any = module.get_submodule(name)
-        put(module, name, trained_module.restored())
-    module.requires_grad_(False)
-    return before, _distance(visit, wanted, tokens)
+        put(outer, name, outer.get_submodule(name).restored())
+    outer.requires_grad_(False)
+    return before, _distance(outer.block, visit, wanted, tokens)
 
 
 @torch.enable_grad()
-def _optimise(visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights], passes: Passes) -> None:
-    """Adam on what is to be trained of the visited block."""
-    trained, steps = _trained(visit.block.module), passes.epochs * len(visit.calls)
+def _optimise(
+    module: nn.Module, visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights], passes: Passes
+) -> None:
+    """Adam on what is to be trained of `module`, the visited block."""
+    trained, steps = _trained(module), passes.epochs * len(visit.calls)
     for parameter in trained:
         parameter.requires_grad_(True)
     adam = torch.optim.Adam(trained, lr=passes.lr)
@@ -108,7 +110,7 @@ def _optimise(visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights]
     for _ in range(passes.epochs):
         for i in draw.sample(range(len(visit.calls)), len(visit.calls)):
             call = visit.calls[i]
-            far, size = squared_error(_output(visit, call), wanted[i], tokens[call.batch], visit.block)
+            far, size = squared_error(_output(module, call), wanted[i], tokens[call.batch], visit.block)
             adam.zero_grad()
             (far / size.clamp(min=torch.finfo(torch.float32).tiny)).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -130,15 +132,15 @@ def _trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _distance(visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights]) -> float:
+def _distance(module: nn.Module, visit: Visit, wanted: list[Tensor], tokens: Sequence[TokenWeights]) -> float:
     fars, sizes = 0.0, 0.0
     for call, reference in zip(visit.calls, wanted, strict=True):
-        far, size = squared_error(_output(visit, call), reference, tokens[call.batch], visit.block)
+        far, size = squared_error(_output(module, call), reference, tokens[call.batch], visit.block)
         fars, sizes = fars + far.item(), sizes + size.item()
     return fars / sizes if sizes else 0.0
 
 
-def _output(visit: Visit, call: Call) -> Tensor:
+def _output(module: nn.Module, call: Call) -> Tensor:
     """The first tensor that the block, as it now is, returns."""
-    output = visit.block.module(*call.args, **call.kwargs)
+    output = module(*call.args, **call.kwargs)
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))

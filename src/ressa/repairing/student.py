@@ -176,28 +176,22 @@ def _put_adapter(model: PreTrainedModel, part_of: Mapping[str, str], settings: R
 
 
 def merged(student: Student) -> tuple[PreTrainedModel, Callable[[Path], None] | None]:
-    """(the model to write, what writes its dense LoRA beside it, which cannot be merged, if it has one)."""
-    return part_from_lora(student) if student.adapter == "lora" and student.tuner else (unwrap(student), None)
+    """(the merged model with every tensor in the dtype it came in and exactly the zeros it came with, None).
 
-
-def unwrap(student: Student) -> PreTrainedModel:
-    """The merged model with every tensor in the dtype it came in and exactly the zeros it came with.
-
-    Raises:
-        RessaError: the adapter is a dense LoRA, whose merge would fill zeros.
+    A dense LoRA cannot be merged, for its update fills zeros: instead of None then what writes it into a folder.
     """
     if student.adapter == "lora" and student.tuner:
-        raise RessaError("a dense LoRA cannot be merged into a sparse model: its update fills the zeros; keep it apart")
+        return _part_from_lora(student)
     if student.adapter == "masked-ft":
         for name in student.adapted:
             module: Any = student.model.get_submodule(name)
             put(student.model, name, module.restored())
     elif student.tuner:
         student.tuner.merge_and_unload()
-    return _as_it_came(student)
+    return _as_it_came(student), None
 
 
-def part_from_lora(student: Student) -> tuple[PreTrainedModel, Callable[[Path], None]]:
+def _part_from_lora(student: Student) -> tuple[PreTrainedModel, Callable[[Path], None]]:
     """(the model without its dense LoRA, what writes the LoRA into a folder as peft does)."""
     tuner: Any = student.tuner
     state = peft.get_peft_model_state_dict(student.model, adapter_name="default")
