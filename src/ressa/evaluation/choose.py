@@ -49,9 +49,8 @@ def choices(
     size = max(batch_size, 1)
     ids, in_batch = [record.id for record in records], max(1, size // max(map(len, candidates), default=1))
     keys = keys_of(model, processor, records, SETTINGS, candidates) if cache else ids
-    return dict(
-        zip(ids, resumed(ids, keys, by_length(processor, records), ask, cache, in_batch, progress), strict=True)
-    )
+    found = resumed(ids, keys, by_length(processor, records), ask, cache, in_batch, progress)
+    return dict(zip(ids, found, strict=True))
 
 
 def likelihood(model: Any, processor: Any, records: Sequence[Record], mean: bool = False) -> list[float]:

@@ -57,9 +57,8 @@ def answers(
 
     ids = [record.id for record in records]
     keys = keys_of(model, processor, records, how.settings()) if cache else ids
-    return dict(
-        zip(ids, resumed(ids, keys, by_length(processor, records), ask, cache, batch_size, progress), strict=True)
-    )
+    found = resumed(ids, keys, by_length(processor, records), ask, cache, batch_size, progress)
+    return dict(zip(ids, found, strict=True))
 
 
 def by_length(processor: Any, records: Sequence[Record]) -> Callable[[list[int]], list[int]]:
@@ -163,8 +162,8 @@ def fingerprint(model: Any, processor: Any) -> str:
 
 def _settled(config: dict[str, Any]) -> dict[str, Any]:
     """Without what says where a model lay, who wrote it, or how the last call happened to pad."""
-    passing = ("_name_or_path", "transformers_version", "padding", "truncation")
-    return {key: value for key, value in config.items() if key not in passing}
+    transient = ("_name_or_path", "transformers_version", "padding", "truncation")
+    return {key: value for key, value in config.items() if key not in transient}
 
 
 def keys_of(model: Any, processor: Any, records: Sequence[Record], settings: Any, *more: Sequence[Any]) -> list[str]:

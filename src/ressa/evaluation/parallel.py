@@ -36,9 +36,11 @@ def all_gather(mine: dict[str, Any]) -> dict[str, Any]:
     """The union of what the processes have; waits for all of them."""
     if world_size() == 1:
         return mine
+    import torch
+    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    _join()
+    PartialState(cpu=not torch.cuda.is_available())  # joins the group of processes
     return {key: value for part in gather_object([mine]) for key, value in part.items()}
 
 
@@ -49,10 +51,3 @@ def close() -> None:
     if world_size() > 1 and distributed.is_available() and distributed.is_initialized():
         distributed.barrier()  # or the first to leave would take the group's store with it
         distributed.destroy_process_group()
-
-
-def _join() -> None:
-    import torch
-    from accelerate import PartialState
-
-    PartialState(cpu=not torch.cuda.is_available())

@@ -86,15 +86,12 @@ def _divergences(sums: Sums | None, dense: bool) -> dict[str, Measured]:
         return {}
     rows = np.array(sums, dtype=float)
 
-    def per_token(column: int) -> Any:
-        return lambda means: means[..., column] / np.maximum(means[..., 3], 1e-9)
+    def per_token(column: int, of: Any) -> Measured:
+        return Measured(rows, lambda means: of(means[..., column] / np.maximum(means[..., 3], 1e-9)))
 
-    def perplexity(column: int) -> Any:
-        return lambda means: np.exp(means[..., column] / np.maximum(means[..., 3], 1e-9))
-
-    found = {"perplexity": Measured(rows, perplexity(1))}
+    found = {"perplexity": per_token(1, np.exp)}
     if dense:
-        found = {"kl": Measured(rows, per_token(0))} | found | {"dense_perplexity": Measured(rows, perplexity(2))}
+        found = {"kl": per_token(0, np.positive)} | found | {"dense_perplexity": per_token(2, np.exp)}
     return found
 
 

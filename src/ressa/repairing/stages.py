@@ -28,8 +28,8 @@ from ressa.files.folders import writing
 from ressa.files.paths import path_of
 from ressa.machine import AUTO, Machine, check_machine, decide, found
 from ressa.model.load import load, machine_for
-from ressa.model.structure import same_blocks, structure
-from ressa.repairing.hidden import Distances, distances
+from ressa.model.structure import Structure, same_blocks, structure
+from ressa.repairing.hidden import distances
 from ressa.repairing.reconstruct import Passes, reconstruct, reconstructed_blocks
 from ressa.repairing.settings import Repair
 from ressa.repairing.student import Student, wrap
@@ -87,23 +87,20 @@ class Run:
     processes: PartialState
     progress: Progress | None
 
-    def objective(self, config: Any) -> Objective:
+    def objective(self, model: PreTrainedModel, parts: Structure) -> Objective:
+        """The losses of a model of that structure, whose linears may have adapters in their places."""
         settings = self.settings
         assert settings.kl_weight is not None
         assert settings.temperature is not None
-        return Objective(settings.kl_weight, settings.temperature, settings.paper, decoder_token_ids(config))
-
-    def teacher_of(self, model: PreTrainedModel, wanted: Distances, device: Any, bf16: bool) -> Teacher:
-        """`model`, the dense one, as a teacher, which tells of the blocks that the distances are of."""
-        blocks = (block for _, blocks in wanted for block in blocks)
-        return Teacher(model, self.settings.teacher_device or device, blocks, bf16=bf16)
+        wanted = [(weight, same_blocks(blocks, model)) for weight, blocks in distances(settings, parts)]
+        ids = decoder_token_ids(model.config)
+        return Objective(settings.kl_weight, settings.temperature, settings.paper, ids, wanted)
 
     def cache(self) -> Cache | None:
         """The teacher's cache, if one is asked for, written if it is not there yet; before the student is loaded."""
         settings = self.settings
         if settings.teacher_cache is None or not settings.needs_teacher or settings.steps == 0:
             return None
-        assert settings.temperature is not None
         identity = {
             "teacher": model_hash(self.teacher),
             "data": digest_of(self.records),
@@ -122,13 +119,12 @@ class Run:
         return open_cache(folder, identity)
 
     def _recorder(self) -> Recorder:
-        settings = self.settings
-        assert settings.temperature is not None
-        model, processor = load(self.teacher)
+        settings, (model, processor) = self.settings, load(self.teacher)
         rehearse(model, processor, self.records)
-        chosen, wanted = self.where.machine(model), distances(settings, structure(model))
-        teacher = self.teacher_of(model, wanted, chosen.device, chosen.compute == torch.bfloat16)
-        return Recorder(teacher, processor, self.objective(model.config).asking, settings.top_k, settings.temperature)
+        chosen, objective = self.where.machine(model), self.objective(model, structure(model))
+        bf16 = chosen.compute == torch.bfloat16
+        teacher = Teacher(model, settings.teacher_device or chosen.device, objective.blocks, bf16=bf16)
+        return Recorder(teacher, processor, objective.asking, settings.top_k, objective.temperature)
 
     @contextmanager
     def work_folder(self, out: Path, identity: dict[str, Any]) -> Iterator[Path]:
@@ -209,10 +205,10 @@ class Run:
 
     def _trainer(self, student: Student, processor: Any, cache: Cache | None, args: TrainingArguments) -> Adaptation:
         settings, config = self.settings, student.model.config
-        wanted = [(w, same_blocks(blocks, student.model)) for w, blocks in distances(settings, student.structure)]
-        teacher = None
+        objective, teacher = self.objective(student.model, student.structure), None
         if settings.needs_teacher and cache is None:
-            teacher = self.teacher_of(load(self.teacher)[0], wanted, args.device, args.bf16)
+            dense, device = load(self.teacher)[0], settings.teacher_device or args.device
+            teacher = Teacher(dense, device, objective.blocks, bf16=args.bf16)
 
         def collate(chosen: list[tuple[int, Record]]) -> dict[str, Any]:
             batch: dict[str, Any] = encode(processor, [record for _, record in chosen], config, answers=True)
@@ -221,8 +217,7 @@ class Run:
         return Adaptation(
             model=student.model,
             teacher=teacher,
-            objective=self.objective(config),
-            distances=wanted,
+            objective=objective,
             settings=settings,
             args=args,
             train_dataset=list(enumerate(self.records)),

@@ -26,6 +26,7 @@ from ressa.data.prompts import IGNORED
 from ressa.errors import RessaError, unknown
 from ressa.files.folders import writing
 from ressa.machine import Machine
+from ressa.model.structure import Block
 from ressa.repairing.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl
 from ressa.repairing.hidden import Distances, hidden_loss
 from ressa.repairing.settings import Repair
@@ -42,13 +43,20 @@ CACHED = "teacher"  # key of a batch under which the cache's tensors come
 class Objective:
     """The losses on logits, and how labels are read; `decoder_token_ids` are (start, pad) of an encoder-decoder.
 
-    `(1 - kl_weight) * CE + kl_weight * KL`, or with `paper` the KL as RESSA released it, over all positions.
+    `(1 - kl_weight) * CE + kl_weight * KL`, or with `paper` the KL as RESSA released it, over all positions; and what
+    `distances` weigh.
     """
 
     kl_weight: float
     temperature: float
     paper: bool
     decoder_token_ids: tuple[int, int] | None
+    distances: Distances = ()
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Those whose outputs the distances are of."""
+        return [block for _, blocks in self.distances for block in blocks]
 
     def asking(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         """A batch with `labels` -> what the forward takes, and the positions whose logits count, (B, T)."""
@@ -89,19 +97,11 @@ class Adaptation(Trainer):
     objective: Objective
     teacher: Teacher | None
 
-    def __init__(
-        self,
-        *,
-        objective: Objective,
-        teacher: Teacher | None,
-        distances: Distances,
-        settings: Repair,
-        **more: Any,
-    ) -> None:
+    def __init__(self, *, objective: Objective, teacher: Teacher | None, settings: Repair, **more: Any) -> None:
         super().__init__(**more)
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated batches are counted ...
         self._loss_shifts_labels = False  # ... all of them, in every architecture
-        self.objective, self.teacher, self.distances, self.settings = objective, teacher, distances, settings
+        self.objective, self.teacher, self.settings = objective, teacher, settings
         self.config = more["model"].config
         self.remove_callback(PrinterCallback)
 
@@ -117,13 +117,13 @@ class Adaptation(Trainer):
         asked, positions_BT = self.objective.asking(batch)
         if dense is None and self.teacher is not None:
             dense = self.teacher(asked, positions_BT)
-        with outputs_of(block for _, blocks in self.distances for block in blocks) as ours:
+        with outputs_of(self.objective.blocks) as ours:
             student_NV = logits_at(model, asked, positions_BT)
         pieces, count = getattr(self, "current_gradient_accumulation_steps", 1), None
         if num_items_in_batch is not None and not self.objective.paper:
             count = num_items_in_batch / self.args.world_size
         loss = self.objective.loss(student_NV, dense, batch, positions_BT, count) / (1 if count is not None else pieces)
-        for weight, blocks in self.distances:
+        for weight, blocks in self.objective.distances:
             assert dense is not None  # whose outputs they are from
             far = hidden_loss(ours, dense.outputs, blocks, batch, self.config, self._mean_of_processes)
             loss = loss + weight * far / pieces

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.resume import digest_of, stamp
 from ressa.calibration.samples import drawn
-from ressa.data.records import Record, read_records
+from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.machine import forget_peak, peak_memory, plain, versions
 from ressa.model.folder import check_output, check_writable, patterns_of, read_manifest, refuse_adapter, write_folder
@@ -77,7 +77,8 @@ def repair(
     rehearse(model, processor, records)
     student = student_of(model, before)
     zeros, chosen = _zeros(model, student.matrices), where.machine(model)
-    identity = whole.identity | {"compute": str(chosen.compute), **_inputs(pruned, teacher, records)}
+    identity = whole.identity | {"compute": str(chosen.compute), "pruned": stamp(pruned), "teacher": stamp(teacher)}
+    identity |= {"data": digest_of(records)}  # a stopped run goes on if it was about the same
     with run.work_folder(out, identity) as work, logs_beside(out):
         student, log = run.carry_out(student, processor, cache, work, chosen)
     arguments = {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)}
@@ -147,11 +148,6 @@ def _check_teacher(pruned: str | Path, teacher: str | Path) -> None:
             raise RessaError(
                 f"teacher {teacher} has {what.format(two)}, {pruned} has {what.format(one)}: name its dense original"
             )
-
-
-def _inputs(pruned: str | Path, teacher: str | Path, records: list[Record]) -> dict[str, Any]:
-    """What tells whether a stopped run was about the same models and data."""
-    return {"pruned": stamp(pruned), "teacher": stamp(teacher), "data": digest_of(records)}
 
 
 @dataclass(frozen=True)
