@@ -73,7 +73,7 @@ def study(
             return
         check_study(told)
         _make(told, path, runtime, workers, shard, then_others, ray)
-        _tell(told)
+        _tell(told, whole=not shard)
 
 
 def _make(
@@ -100,16 +100,19 @@ def _options(runtime: Runtime) -> list[str]:
     return [word for name, value in told.items() for word in (f"--{name}", str(value))]
 
 
-def _tell(told: Study) -> None:
-    """Where the table and the plots are; then what failed."""
+def _tell(told: Study, whole: bool) -> None:
+    """Where the table and the plots are; then what failed. A shard is not the whole, and tells of the table only."""
     from ressa.pipeline.cells import told_failures
     from ressa.pipeline.results import check_measure, results, write_table
     from ressa.reporting.study import plots, table
 
     write_table(told)
     rows = results(told)
-    show({}, False, table(rows, told.columns), f"table: {told.out / 'results.csv'} and .parquet")
-    for plot in plots(rows, told.columns, told.out):
-        show({}, False, f"plot: {plot}")
-    told_failures(told)
-    check_measure(told, rows)
+    if whole:
+        show({}, False, table(rows, told.columns))
+    show({}, False, f"table: {told.out / 'results.csv'} and .parquet")
+    if whole:
+        for plot in plots(rows, told.columns, told.out):
+            show({}, False, f"plot: {plot}")
+        told_failures(told)
+        check_measure(told, rows)

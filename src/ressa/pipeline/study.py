@@ -98,22 +98,24 @@ def _base(told: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _axes(told: Mapping[str, Any]) -> list[list[Change]]:
     """What is combined: seeds, variants, each list of the grid, and the points of all lines."""
-    seeds = [(f"seed-{seed}", {"seed": seed}, {"seed": seed}) for seed in _list(told, "seeds", ())]
-    variants = [(name, {"variant": name}, _flat(changes, name)) for name, changes in _map(told, "variants").items()]
+    seeds = [_change("seed", seed) for seed in _list(told, "seeds", ())]
+    variants = [
+        (_slug(name), {"variant": name}, _flat(changes, name)) for name, changes in _map(told, "variants").items()
+    ]
     grid = [[_change(key, value) for value in _list({key: v}, key, ())] for key, v in _map(told, "grid").items()]
     lines = [change for number, line in enumerate(_list(told, "lines", ()), 1) for change in _line(line, number)]
     return [axis for axis in (seeds, variants, *grid, lines) if axis]
 
 
 def _change(key: str, value: Any) -> Change:
-    return f"{key.rpartition('.')[2]}-{_spelled(value)}", {key: value}, {key: value}
+    return _named(key, value), {key: value}, {key: value}
 
 
 def _line(line: Any, number: int) -> Iterator[Change]:
     with naming(f"lines: line {number}"):
         told = points(line)
     for point in told.points:
-        name = "_".join([told.name, *(f"{key.rpartition('.')[2]}-{_spelled(value)}" for key, value in point.items())])
+        name = "_".join([_slug(told.name), *(_named(key, value) for key, value in point.items())])
         yield name, {"line": told.name, **point}, {**told.fixed, **point}
 
 
@@ -134,7 +136,7 @@ def _cells(
         for _, _, changes in combination:
             for key, value in changes.items():
                 _replace(values, str(key), value)
-        label = "_".join(_slug(name) for name, _, _ in combination) or "cell"
+        label = "_".join(name for name, _, _ in combination) or "cell"
         with naming(f"cell {label}"):
             recipe = _placed(build(Recipe, values, "recipe"), runtime)
         columns = {key: value for _, own, _ in combination for key, value in own.items()}
@@ -209,8 +211,10 @@ def _map(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _spelled(value: Any) -> str:
-    return Path(value).name if isinstance(value, str) and "/" in value else str(value)
+def _named(key: str, value: Any) -> str:
+    """A value with the last word of its key, as a part of a cell's name; of a path the last part."""
+    told = Path(value).name if isinstance(value, str) and "/" in value else value
+    return f"{key.rpartition('.')[2]}-{_slug(told)}"
 
 
 def _slug(text: object) -> str:

@@ -48,20 +48,25 @@ def _point(same: Sequence[Row]) -> Point:
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> Table:
-    """One row a combination and model: its score over seeds, and what it lies between."""
-    keys = [name for name in columns if name != SEED]
+    """One row a combination, the seeds together, and a column a model: its score, and what it lies between."""
+    points, roles = grouped(rows, columns), ("dense", "pruned", "repaired")
+    keys = [(i, name) for i, name in enumerate((n for n in columns if n != SEED), 1)]
     settled = {status: len({r["cell"] for r in rows if r["status"] == status}) for status in ("finished", "failed")}
-    shown = plain(f"{settled['finished']} of {len({row['cell'] for row in rows})} cells finished")
-    for header in (*(name.rpartition(".")[2] for name in keys), "model"):
-        shown.add_column(cell(header), overflow="fold")
-    shown.add_column("exact match", justify="right")
-    shown.add_column("between", justify="right")
-    shown.add_column("seeds", justify="right")
-    for (role, *values), point in grouped(rows, columns).items():
-        bounds = f"{percent(point.low)} - {percent(point.high)}"
-        named = ("" if value is None else cell(value) for value in values)
-        shown.add_row(*named, role, percent(point.value), bounds, str(point.seeds))
+    failed = f", {settled['failed']} failed" if settled["failed"] else ""
+    shown = plain(f"{settled['finished']} of {len({row['cell'] for row in rows})} cells finished{failed}; exact match")
+    for _, name in keys:
+        shown.add_column(cell(name.rpartition(".")[2]), overflow="fold")
+    there = [role for role in roles if any(key[0] == role for key in points)]
+    for role in there:
+        shown.add_column(role, justify="right", no_wrap=True)
+    for values in dict.fromkeys(key[1:] for key in points):
+        named = ("" if values[i - 1] is None else cell(values[i - 1]) for i, _ in keys)
+        shown.add_row(*named, *(_told(points.get((role, *values))) for role in there))
     return shown
+
+
+def _told(point: Point | None) -> str:
+    return f"{percent(point.value)} ({100 * point.low:.0f}-{100 * point.high:.0f})" if point else ""
 
 
 def plots(rows: Sequence[Row], columns: Sequence[str], out: Path) -> Iterator[Path]:
@@ -99,12 +104,12 @@ def _figure(
     place = 1 + keys.index(along) if along in keys else None
     ticks = _ordered([key[place] for key in points if key[place] is not None] if place else [""])
     for number, (label, line) in enumerate(_lines(points, keys, place, apart).items()):
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        style: Any = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 5}
         where = [ticks.index(value) for value, _ in line]
         values = [point.value for _, point in line]
         between = [[p.value - p.low for _, p in line], [p.high - p.value for _, p in line]]
         shift = 0.04 * (number % 5 - 2)  # so that bars of equal scores do not hide one another
-        axes.errorbar([x + shift for x in where], values, between, label=label, capsize=3, lw=1.6, ms=5, **style)
+        axes.errorbar([x + shift for x in where], values, between, label=label, capsize=3, lw=1.6, **style)
     axes.set_xticks(range(len(ticks)), [printable(tick) for tick in ticks], parse_math=False)
     if max(map(len, map(str, ticks))) > 8:
         axes.tick_params(axis="x", rotation=35)
