@@ -41,9 +41,7 @@ def points(told: Any) -> Line:
     if not isinstance(fixed, Mapping):
         raise RessaError("set: must be {dotted key: value, ...}")
     rows = _given(told, len(keys)) if "values" in told else _steps(told, len(keys))
-    name = told.get("name") or (
-        f"sum {told['sum']}" if "sum" in told else " ".join(map(str, keys)).replace("prune.", "")
-    )
+    name = told.get("name") or (f"sum {told['sum']}" if "sum" in told else " ".join(map(str, keys)))
     return Line(str(name), tuple(dict(zip(map(str, keys), row, strict=True)) for row in rows), fixed)
 
 

@@ -99,9 +99,7 @@ def _base(told: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _axes(told: Mapping[str, Any]) -> list[list[Change]]:
     """What is combined: seeds, variants, each list of the grid, and the points of all lines."""
     seeds = [_change("seed", seed) for seed in _list(told, "seeds", ())]
-    variants = [
-        (_slug(name), {"variant": name}, _flat(changes, name)) for name, changes in _map(told, "variants").items()
-    ]
+    variants = [(_slug(name), {"variant": name}, _flat(v, name)) for name, v in _map(told, "variants").items()]
     grid = [[_change(key, value) for value in _list({key: v}, key, ())] for key, v in _map(told, "grid").items()]
     lines = [change for number, line in enumerate(_list(told, "lines", ()), 1) for change in _line(line, number)]
     return [axis for axis in (seeds, variants, *grid, lines) if axis]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from ressa.errors import printable
 from ressa.reporting.figure import save
 from ressa.reporting.table import cell, percent, plain
 
-SCORE, SEED = "exact_match", "seed"
-ALONG = ("prune.vision", "prune.language", "prune.total", "prune.sparsity")  # what a plot is drawn along, if it varies
+SCORE, SEED, DENSE = "exact_match", "seed", "dense"
+ALONG = ("prune.sparsity", "prune.total", "variant")  # what a plot is drawn along, if it varies: the first of them
 APART = ("model", "evaluate.split")  # what each gets a picture of its own
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
 MARKERS = "osD^vPX*"
 Row = Mapping[str, Any]
+Points = Mapping[tuple[Any, ...], "Point"]
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,17 @@ def _point(same: Sequence[Row]) -> Point:
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> Table:
     """One row a combination, the seeds together, and a column a model: its score, and what it lies between."""
-    points, roles = grouped(rows, columns), ("dense", "pruned", "repaired")
-    keys = [(i, name) for i, name in enumerate((n for n in columns if n != SEED), 1)]
+    points = grouped(rows, columns)
     settled = {status: len({r["cell"] for r in rows if r["status"] == status}) for status in ("finished", "failed")}
     failed = f", {settled['failed']} failed" if settled["failed"] else ""
     shown = plain(f"{settled['finished']} of {len({row['cell'] for row in rows})} cells finished{failed}; exact match")
-    for _, name in keys:
-        shown.add_column(cell(name.rpartition(".")[2]), overflow="fold")
-    there = [role for role in roles if any(key[0] == role for key in points)]
+    shown.add_column(cell(", ".join(n.rpartition(".")[2] for n in columns if n != SEED)), overflow="fold")
+    there = [role for role in (DENSE, "pruned", "repaired") if any(key[0] == role for key in points)]
     for role in there:
         shown.add_column(role, justify="right", no_wrap=True)
     for values in dict.fromkeys(key[1:] for key in points):
-        named = ("" if values[i - 1] is None else cell(values[i - 1]) for i, _ in keys)
-        shown.add_row(*named, *(_told(points.get((role, *values))) for role in there))
+        named = cell(", ".join(str(value) for value in values if value is not None))
+        shown.add_row(named, *(_told(points.get((role, *values))) for role in there))
     return shown
 
 
@@ -74,84 +74,85 @@ def plots(rows: Sequence[Row], columns: Sequence[str], out: Path) -> Iterator[Pa
 
     One picture for each value of the keys in `APART`.
     """
-    keys = [name for name in columns if name != SEED]
-    along = next((name for name in ALONG if _varies(rows, name)), None) or ("variant" if "variant" in keys else None)
-    apart = [name for name in APART if name in keys]
-    points = grouped(rows, columns)
-    for told in dict.fromkeys(tuple(key[1 + keys.index(name)] for name in apart) for key in points):
-        mine = {
-            key: point
-            for key, point in points.items()
-            if all(key[1 + keys.index(name)] == value for name, value in zip(apart, told, strict=True))
-        }
-        path = out / f"{'-'.join([SCORE, *(Path(str(value)).name for value in told)])}.png"
-        figure = _figure(mine, keys, along, apart, [str(value) for value in told])
+    points, keys = grouped(rows, columns), [name for name in columns if name != SEED]
+    apart = [1 + keys.index(name) for name in APART if name in keys]
+    for told in dict.fromkeys(tuple(key[i] for i in apart) for key in points):
+        mine = {key: point for key, point in points.items() if tuple(key[i] for i in apart) == told}
+        names = [Path(str(value)).name for value in told]
+        path = out / f"{'-'.join([SCORE, *names])}.png"
+        figure = _figure(_lines(mine, keys), _along(keys) or "", ", ".join(names))
         save(figure, path.with_suffix(".svg"), dpi=120)
         yield save(figure, path, dpi=120)
 
 
-def _varies(rows: Sequence[Row], name: str) -> bool:
-    return len({row[name] for row in rows if row.get(name) is not None}) > 1
+def _along(keys: Sequence[str]) -> str | None:
+    """What a plot is drawn along: the first key of the lines, which stands behind their name; or the sparsity."""
+    first = keys[keys.index("line") + 1] if "line" in keys else ""
+    return next((name for name in (first, *ALONG) if name in keys), None)
 
 
-def _figure(
-    points: Mapping[tuple[Any, ...], Point], keys: list[str], along: str | None, apart: list[str], told: list[str]
-) -> Any:
+def _lines(points: Points, keys: Sequence[str]) -> dict[str, list[tuple[Any, Point]]]:
+    """{name of a line: [(value of the key along which is drawn, its point)]}.
+
+    What a line of the study holds besides, its name says; a dense model that is the same everywhere is one line.
+    """
+    along = _along(keys)
+    place = 1 + keys.index(along) if along else None
+    named = keys[: keys.index("line") + 1] if "line" in keys else keys
+    told = [i for i, name in enumerate(named, 1) if i != place and name not in APART]
+    dense = {point.value for key, point in points.items() if key[0] == DENSE}
+    found: dict[str, list[tuple[Any, Point]]] = {}
+    for key, point in points.items():
+        label = ", ".join(printable(key[i]) for i in (*told, 0) if key[i] is not None)
+        label = DENSE if key[0] == DENSE and len(dense) == 1 else label
+        found.setdefault(label, []).append((key[place] if place else "", point))
+    return {label: [at for at in line if at[0] is not None] for label, line in found.items()}
+
+
+def _figure(lines: Mapping[str, Sequence[tuple[Any, Point]]], along: str, title: str) -> Any:
     from matplotlib.figure import Figure  # without pyplot: nothing global, no window
 
-    figure = Figure(figsize=(8.5, 5), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(9, 5), facecolor="white", layout="constrained")
     axes = figure.subplots()
-    place = 1 + keys.index(along) if along in keys else None
-    ticks = _ordered([key[place] for key in points if key[place] is not None] if place else [""])
-    for number, (label, line) in enumerate(_lines(points, keys, place, apart).items()):
-        style: Any = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 5}
-        where = [ticks.index(value) for value, _ in line]
-        values = [point.value for _, point in line]
-        between = [[p.value - p.low for _, p in line], [p.high - p.value for _, p in line]]
-        shift = 0.04 * (number % 5 - 2)  # so that bars of equal scores do not hide one another
-        axes.errorbar([x + shift for x in where], values, between, label=label, capsize=3, lw=1.6, **style)
-    axes.set_xticks(range(len(ticks)), [printable(tick) for tick in ticks], parse_math=False)
-    if max(map(len, map(str, ticks))) > 8:
+    places = _places([value for line in lines.values() for value, _ in line])
+    gap = min((b - a for a, b in pairwise(sorted(places.values()))), default=1.0)
+    for number, (label, line) in enumerate(lines.items()):
+        if label == DENSE:
+            axes.axhline(line[0][1].value, label=label, color="#777777", lw=1.2, ls="--")
+            continue
+        _draw(axes, label, sorted(line, key=lambda at: places[at[0]]), places, number, gap)
+    axes.set_xticks([*places.values()], [printable(tick) for tick in places], parse_math=False)
+    if max(len(str(tick)) for tick in places) > 8:
         axes.tick_params(axis="x", rotation=35)
-    axes.set_xlabel(along or "")
-    axes.set_ylabel("exact match")
+    axes.set_xlabel(printable(along), parse_math=False)
+    axes.set_ylabel(SCORE.replace("_", " "))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_title(printable(", ".join(told)), parse_math=False)
+    axes.set_title(printable(title), parse_math=False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
-def _lines(
-    points: Mapping[tuple[Any, ...], Point], keys: list[str], place: int | None, apart: list[str]
-) -> dict[str, list[tuple[Any, Point]]]:
-    """{name of a line: [(value of the key along which it is drawn, its point)]}; what has no such value is at none."""
-    found: dict[str, list[tuple[Any, Point]]] = {}
-    others = [i for i, name in enumerate(keys, 1) if i != place and name not in apart]
-    drawn = [i for i in others if not _goes_with(points, i, place)]
-    for key, point in points.items():
-        value = key[place] if place else ""
-        if value is None:
-            continue
-        label = ", ".join(printable(key[i]) for i in (*drawn, 0) if key[i] is not None)
-        found.setdefault(label, []).append((value, point))
-    return {label: sorted(line, key=lambda at: _number(at[0])) for label, line in found.items()}
+def _draw(
+    axes: Any, label: str, line: Sequence[tuple[Any, Point]], places: Mapping[Any, float], number: int, gap: float
+) -> None:
+    """One line with its bars, a little aside, so that those of equal scores do not hide one another."""
+    shift = gap * 0.04 * (number % 5 - 2)
+    values = [point.value for _, point in line]
+    between = [[p.value - p.low for _, p in line], [p.high - p.value for _, p in line]]
+    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 5, "lw": 1.6}
+    axes.errorbar([places[x] + shift for x, _ in line], values, between, label=label, capsize=3, **style)
 
 
-def _goes_with(points: Mapping[tuple[Any, ...], Point], i: int, place: int | None) -> bool:
-    """Whether key `i` only follows the one along which is drawn, given all others: the second key of a line."""
-    if place is None:
-        return False
-    others = {tuple(v for at, v in enumerate(key) if at != i) for key in points}
-    return len(others) == len(points) and len({key[i] for key in points}) > 2
+def _places(values: Sequence[Any]) -> dict[Any, float]:
+    """{value: where it stands}, in order. Shares stand at their size, anything else at equal distances."""
+    sizes = {value: _size(value) for value in values}
+    ordered = sorted(sizes, key=lambda value: sizes[value])
+    scaled = all(size[0] <= 1 and not size[1] for size in sizes.values())
+    return {value: sizes[value][0] if scaled else float(i) for i, value in enumerate(ordered)}
 
 
-def _ordered(values: Sequence[Any]) -> list[Any]:
-    """Each once; shares by their size, N:M where half of the weights stay behind the share that is as large."""
-    return sorted(dict.fromkeys(values), key=_number)
-
-
-def _number(value: Any) -> tuple[float, float]:
+def _size(value: Any) -> tuple[float, float]:
     """(sparsity, coarseness), so that 50 %, 4:8 and 2:4 stand in this order; other texts stay as they come."""
     text = str(value)
     kept, _, of = text.partition(":")
