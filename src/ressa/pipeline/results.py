@@ -66,6 +66,8 @@ def _measured(cell: Cell, role: str, model: str) -> Iterator[Row]:
     for name in dict.fromkeys((*scores["metrics"], "kl", "perplexity")):
         if scores.get(name) is not None:
             yield _row(role, name, scores[name], *scores["intervals"].get(name, ()))
+    if role == "pruned" and "dense_perplexity" in scores:  # what the dense model was asked along with this one
+        yield _row("dense", "perplexity", scores["dense_perplexity"], *scores["intervals"]["dense_perplexity"])
     yield _row(role, "evaluation_seconds", scores["seconds"])
     for other in {"pruned": ("dense",), "repaired": ("pruned", "dense")}.get(role, ()):
         for name, told in paired(folder / role, folder / other).items():
@@ -104,21 +106,21 @@ def _weights(model: str) -> Mapping[str, int]:
 def write_table(study: Study) -> None:
     """results.csv and results.parquet in the study's folder, of what is finished by now."""
     with waiting(study.out / "locks" / "table.lock"):  # or one with fewer cells could come last
-        rows = results(study)
+        rows, header = results(study), [*COLUMNS, *study.columns, "error"]
         file = io.StringIO(newline="")
-        writer = csv.DictWriter(file, [*COLUMNS, *study.columns, "error"])
+        writer = csv.DictWriter(file, header)
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(study.out / f"{TABLE}.csv", file.getvalue())
-        _write_parquet(study, rows)
+        _write_parquet(study, rows, header)
 
 
-def _write_parquet(study: Study, rows: list[Row]) -> None:
+def _write_parquet(study: Study, rows: list[Row], header: list[str]) -> None:
     import pyarrow
     from pyarrow import parquet
 
     numbers = {"value", "low", "high"}
-    kinds = {name: pyarrow.float64() if name in numbers else _kind(name, rows) for name in rows[0]}
+    kinds = {name: pyarrow.float64() if name in numbers else _kind(name, rows) for name in header}
     texts = [
         {name: value if value is None or kinds[name] != pyarrow.string() else str(value) for name, value in row.items()}
         for row in rows

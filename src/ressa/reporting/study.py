@@ -121,6 +121,9 @@ def _figure(lines: Mapping[str, Sequence[tuple[Any, Point]]], along: str, title:
             axes.axhline(line[0][1].value, label=label, color="#777777", lw=1.2, ls="--")
             continue
         _draw(axes, label, sorted(line, key=lambda at: places[at[0]]), places, number, gap)
+    if along == "variant":  # in no order, so nothing lies between them
+        for container in axes.containers:
+            container.lines[0].set_linestyle("")
     axes.set_xticks([*places.values()], [printable(tick) for tick in places], parse_math=False)
     if max(len(str(tick)) for tick in places) > 8:
         axes.tick_params(axis="x", rotation=35)
