@@ -311,7 +311,8 @@ def test_plots_and_the_table_are_named_at_the_end(file, ressa, told):
 
 
 def start(path: Path, *words: object) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(Path(ressa.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(Path(ressa.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ressa.cli", "study", str(path), *map(str, words)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
