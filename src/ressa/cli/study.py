@@ -10,7 +10,7 @@ import typer
 from ressa.cli.lines import Lines
 from ressa.cli.options import with_settings
 from ressa.cli.terminal import bars, quiet, show
-from ressa.errors import RessaError
+from ressa.errors import RessaError, check_extra
 from ressa.settings import Runtime
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def study(
         raise RessaError(f"--shard has no effect with {'--ray' if ray else '--workers'}: leave one of them out")
     if then_others and not shard:
         raise RessaError("--then-others has no effect without --shard: leave it out")
+    check_extra("report", "matplotlib")
+    check_extra("data", "pyarrow")
     from ressa.pipeline.cells import check_study
     from ressa.pipeline.spread import shipped, threads_each
     from ressa.pipeline.study import read_study

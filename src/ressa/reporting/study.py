@@ -120,10 +120,9 @@ def _figure(lines: Mapping[str, Sequence[tuple[Any, Point]]], along: str, title:
         if label == DENSE:
             axes.axhline(line[0][1].value, label=label, color="#777777", lw=1.2, ls="--")
             continue
-        _draw(axes, label, sorted(line, key=lambda at: places[at[0]]), places, number, gap)
-    if along == "variant":  # in no order, so nothing lies between them
-        for container in axes.containers:
-            container.lines[0].set_linestyle("")
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "label": label}
+        style["ls"] = "" if along == "variant" else "-"  # variants have no order, so nothing lies between them
+        _draw(axes, sorted(line, key=lambda at: places[at[0]]), places, gap * 0.04 * (number % 5 - 2), style)
     axes.set_xticks([*places.values()], [printable(tick) for tick in places], parse_math=False)
     if max(len(str(tick)) for tick in places) > 8:
         axes.tick_params(axis="x", rotation=35)
@@ -137,14 +136,12 @@ def _figure(lines: Mapping[str, Sequence[tuple[Any, Point]]], along: str, title:
 
 
 def _draw(
-    axes: Any, label: str, line: Sequence[tuple[Any, Point]], places: Mapping[Any, float], number: int, gap: float
+    axes: Any, line: Sequence[tuple[Any, Point]], places: Mapping[Any, float], aside: float, style: Mapping[str, Any]
 ) -> None:
     """One line with its bars, a little aside, so that those of equal scores do not hide one another."""
-    shift = gap * 0.04 * (number % 5 - 2)
     values = [point.value for _, point in line]
     between = [[p.value - p.low for _, p in line], [p.high - p.value for _, p in line]]
-    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 5, "lw": 1.6}
-    axes.errorbar([places[x] + shift for x, _ in line], values, between, label=label, capsize=3, **style)
+    axes.errorbar([places[x] + aside for x, _ in line], values, between, capsize=3, ms=5, lw=1.6, **style)
 
 
 def _places(values: Sequence[Any]) -> dict[Any, float]:
