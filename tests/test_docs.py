@@ -5,7 +5,7 @@ Fenced blocks of a page run in order, in one empty folder:
     ```python     executed; the blocks of a page share their names
     ```console    lines `$ ressa ...` go through the command line; what is shown below them must be printed (... is any
                   text), and a line `ressa: ...` means that the command is refused with exit code 2; other lines rest
-    ```yaml       read as a recipe, and kept under the name in its first line, `# name.yaml`
+    ```yaml       read as a recipe or a study, and kept under the name in its first line, `# name.yaml`
     ```jsonl      read as records; the pictures they name are made
     ```sh or none lines `ressa ...` are parsed, not run: for models and data that are not here
 
@@ -35,6 +35,7 @@ from ressa.evaluation.settings import Evaluate
 from ressa.inspection.settings import Plan
 from ressa.methods import METHODS
 from ressa.pipeline.recipe import Recipe, read_recipe
+from ressa.pipeline.study import read_study
 from ressa.preparation.settings import Prepare
 from ressa.pruning.settings import Prune
 from ressa.repairing.settings import Repair
@@ -173,7 +174,7 @@ def run_yaml(text: str, folder: Path) -> None:
     name = re.match(r"# ([\w-]+\.yaml)\n", text)
     path = folder / (name[1] if name else "recipe of a page.yaml")
     path.write_text(text, encoding="utf-8")
-    read_recipe(path)
+    (read_study if re.search(r"(?m)^recipe:", text) else read_recipe)(path)
 
 
 def run_jsonl(text: str, folder: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from ressa.cli import data as data_commands
 from ressa.cli import report as report_commands
+from ressa.cli import study as study_command
 from ressa.cli.exits import carry_out
 from ressa.cli.options import Data, Json, MaybeData, Model, Out, told_apart, with_settings
 from ressa.cli.terminal import bars, quiet, show
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 report_commands.register(app)
+study_command.register(app)
 
 
 def main() -> None:

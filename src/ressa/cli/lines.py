@@ -18,7 +18,7 @@ class Lines:
     """
 
     def __init__(self, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> None:
-        self.every, self.clock = every, clock
+        self.every, self.clock, self.stream = every, clock, sys.stderr  # even if stderr leads elsewhere later
         self.last = clock()
 
     def __call__(self, title: str) -> Callable[[int, int | None, str], None]:
@@ -33,7 +33,7 @@ class Lines:
                 return
             self.last = now
             line = _line(title, done, total, what, now - started, done - begun_at)
-            print(printable(line), file=sys.stderr, flush=True)
+            print(printable(line), file=self.stream, flush=True)
 
         return update
 

@@ -23,7 +23,7 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int | None, str], None]]]:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # this very one, even if stderr leads elsewhere meanwhile
     if not console.is_terminal:
         yield Lines()
         return

@@ -77,6 +77,7 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
         source: a folder with {split}.jsonl or with Parquet (`shards`), one .jsonl or .parquet file (`split` is then
             only a name), a folder written by `datasets` (`save_to_disk`), a `datasets.Dataset`, or a
             `datasets.DatasetDict`.
+        split: its name, or several with + between them, of a folder.
 
     Raises:
         RessaError: one line with file, line and field: malformed JSON, nothing to learn from (no answer, caption or
@@ -90,6 +91,8 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
         return _from_table(path, path.stem, str(path)) if table else _from_jsonl(path, path.stem)
     if not path.is_dir():
         raise RessaError(f"{path}: no such data folder or .jsonl file")
+    if "+" in split:
+        return [record for one in split.split("+") for record in read_records(source, one)]
     if (path / f"{split}.jsonl").is_file():
         return _from_jsonl(path / f"{split}.jsonl", split)
     if is_saved(path) or shards(path, split):

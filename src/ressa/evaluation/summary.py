@@ -106,6 +106,21 @@ def versus(task: Task, samples: Sequence[Sample], measured: dict[str, Measured],
     return {"folder": str(Path(folder))} | {name: compared(a, b) for name, (a, b) in pairs.items()}
 
 
+def paired(folder: str | Path, other: str | Path) -> dict[str, Any]:
+    """As `versus`, from the files that two evaluations left, of every score that is each question's own.
+
+    Raises:
+        RessaError: as `read_answers`, or they were asked different questions.
+    """
+    ours, theirs = (_read_rows(one) for one in (folder, other))
+    if ours.keys() != theirs.keys():
+        raise RessaError(f"{folder} and {other}: were asked different questions; evaluate both on the same")
+    first = next(iter(ours.values()), {})
+    names = [n for n, v in first.items() if type(v) is float and n not in ("kl", "nll")]
+    a, b = ({n: Measured(np.array([[rows[i][n]] for i in ours])) for n in names} for rows in (ours, theirs))
+    return {name: compared(a[name], b[name]) for name in names}
+
+
 def answers_to(samples: Sequence[Sample], folder: str | Path) -> list[str]:
     """What an evaluated folder answers to these samples.
 
@@ -123,10 +138,15 @@ def answers_to(samples: Sequence[Sample], folder: str | Path) -> list[str]:
 
 def read_answers(folder: str | Path) -> dict[str, str]:
     """{record id: answer} of an evaluated folder."""
+    return {ident: str(row["answer"]) for ident, row in _read_rows(folder).items()}
+
+
+def _read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """{record id: its row in answers.jsonl}, each with an answer."""
     path = path_of(folder, "versus") / "answers.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]  # of bytes: U+2028 ends no line
-        return {str(line["id"]): str(line["answer"]) for line in lines}
+        return {str(line["id"]): line for line in lines if line["answer"] is not None}
     except OSError:
         raise RessaError(f"{folder}: no answers.jsonl there; name the --out folder of another evaluation") from None
     except (ValueError, KeyError, TypeError):

@@ -24,6 +24,7 @@ from ressa.model.described import described
 from ressa.model.load import auto_class, read_config, resolve
 from ressa.model.matrix import fused_experts, matrix, weight_of
 from ressa.model.sound import check_finite
+from ressa.model.structure import structure
 from ressa.patterns import Pattern, parse
 
 MANIFEST = "ressa.json"
@@ -156,6 +157,14 @@ def _joined(folder: str | Path, wanted: Mapping[str, Pattern]) -> Iterator[tuple
 def _keys(file: Path) -> list[str]:
     with safe_open(file, framework="pt") as tensors:
         return list(tensors.keys())
+
+
+def prunable_weights(name: str | Path) -> dict[str, int]:
+    """How many weights each part of a model has in its blocks' linears, which pruning counts. None are loaded."""
+    config = read_config(name)
+    parts = structure(described(name, config, auto_class(config, name))).parts
+    linears = {part.name: [m for block in part.blocks for m in block.linears.values()] for part in parts.values()}
+    return {part: sum(linear.weight.numel() for linear in own) for part, own in linears.items()}
 
 
 def _empty(folder: Path) -> PreTrainedModel:

@@ -19,16 +19,20 @@ from ressa.model.load import resolve
 from ressa.model.pickles import check_pickle
 from ressa.pipeline.recipe import Recipe, write_recipe
 from ressa.pipeline.stage import Stage, carry_out
+from ressa.pipeline.store import Store
 from ressa.repairing.stages import Where
 from ressa.repairing.trainer import check_reports
 from ressa.settings import Progress, Runtime, check_instance
 
 
-def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe, progress: Callable[[str], Progress] | None = None, store: Store | None = None
+) -> dict[str, Any]:
     """Runs every stage of `recipe` that is not finished yet.
 
     Args:
         progress: called with a stage's name as it begins; gives that stage's progress callable.
+        store: what other runs have finished, where several share stages.
 
     Returns:
         {"out", "models": {dense, pruned, repaired: folder or name}, "scores": {the same: scores},
@@ -40,7 +44,7 @@ def run(recipe: Recipe, progress: Callable[[str], Progress] | None = None) -> di
     """
     check_instance(Recipe, recipe, "run")
     out, todo = out_of(recipe), stages(recipe)
-    carry_out(todo, out, progress, check=lambda: _check(recipe))
+    carry_out(todo, out, progress, check=lambda: check(recipe), store=store)
     write_atomic(out / "recipe.yaml", write_recipe(recipe))
     seconds = {s.name: read_json(s.proof).get("seconds") for s in todo if s.proof.suffix == ".json"}
     scores = {name: read_json(out / "scores" / name / "scores.json", {}) for name in models(recipe) if recipe.evaluate}
@@ -85,7 +89,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     return todo
 
 
-def _check(recipe: Recipe) -> None:
+def check(recipe: Recipe) -> None:
     """What would be wrong at a later stage is refused before the first."""
     if recipe.repair and not recipe.prune:
         raise RessaError("the recipe repairs what it does not prune: add a prune section")
@@ -99,7 +103,7 @@ def _check(recipe: Recipe) -> None:
     splits = [section.split for section in (recipe.prune, recipe.repair) if section]
     if recipe.evaluate:
         splits += _check_questions(recipe, recipe.evaluate)
-    for split in dict.fromkeys(splits):
+    for split in dict.fromkeys(one for told in splits for one in told.split("+")):
         if recipe.data != "emoji":
             read_records(recipe.data, split)
         elif split.removesuffix("_captions") not in SPLITS:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from ressa.errors import RessaError
 from ressa.evaluation.blocks import block_errors
 from ressa.evaluation.verb import evaluate
 from ressa.files.folders import check_output, tidy_parents
+from ressa.files.paths import path_of
 from ressa.files.text import read_json, write_atomic
 from ressa.model.load import load_to_ask
+from ressa.pipeline.store import Store
 from ressa.pruning.verb import prune
 from ressa.repairing.verb import repair
 from ressa.settings import Progress, Runtime
@@ -125,8 +128,11 @@ def carry_out(
     out: Path,
     progress: Callable[[str], Progress] | None = None,
     check: Callable[[], None] = lambda: None,
+    store: Store | None = None,
 ) -> list[str]:
     """Makes every stage that is not finished yet, after `check`; returns the names of those it made.
+
+    `store`: has the stages that other runs finished, and gets those of this one.
 
     Raises:
         RessaError: folders that other settings made or that stand in the way, before anything is done.
@@ -145,8 +151,18 @@ def carry_out(
         check()
     for stage in todo:
         with _begun(stage, keys[stage.name], out):
-            VERBS[stage.verb].make(stage, progress(stage.name) if progress else None)
+            make = partial(VERBS[stage.verb].make, stage, progress(stage.name) if progress else None)
+            if store:
+                store.made(keys[stage.name], stage.folder, stage.proof.name, make, _cache(stage))
+            else:
+                make()
     return [stage.name for stage in todo]
+
+
+def _cache(stage: Stage) -> Path | None:
+    """The folder that a stage may make besides its own."""
+    told = getattr(stage.settings, "teacher_cache", None)
+    return path_of(told, "teacher_cache") if told else None
 
 
 def keys_of(stages: Sequence[Stage]) -> dict[str, str]:

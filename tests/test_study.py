@@ -1,0 +1,428 @@
+"""A study makes every cell once, whoever makes it and however often it is killed, and tells of all in one table."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import ressa
+from ressa.errors import RessaError
+from ressa.pipeline import cells as engine
+from ressa.pipeline.lines import points
+from ressa.pipeline.recipe import read_recipe
+from ressa.pipeline.results import results
+from ressa.pipeline.run import run
+from ressa.pipeline.spread import on_processes, others_too, shipped
+from ressa.pipeline.study import Study, read_study
+
+SHIPPED = sorted((Path(ressa.__file__).parent / "studies").glob("*.yaml"))
+VARYING = ("seconds", "evaluation_seconds", "peak_memory_bytes")  # from call to call
+GRID = {"prune.sparsity": ["50%", "2:4"]}
+
+
+@pytest.fixture
+def told(llava_folder, tiny_data, tmp_path) -> dict[str, Any]:
+    """What a small study's file says."""
+    recipe = {
+        "model": str(llava_folder),
+        "data": str(tiny_data),
+        "prune": {"method": "magnitude"},
+        "evaluate": {"limit": 4, "max_new_tokens": 2},
+    }
+    return {"recipe": recipe, "out": str(tmp_path / "out"), "seeds": [0, 1], "grid": GRID}
+
+
+@pytest.fixture
+def file(told, tmp_path):
+    """Writes what a study's file says, with changes; gives its path."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(told | changes, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+def make(study: Study) -> None:
+    engine.check_study(study)
+    engine.make(study, study.cells, lambda *_: None, lambda: lambda stage: lambda *_: None)
+
+
+def table(out: Path | str) -> list[dict[str, str]]:
+    """The table as it lies on the disk, without what differs from call to call."""
+    with (Path(out) / "results.csv").open(encoding="utf-8") as lines:
+        return [row for row in csv.DictReader(lines) if row["measurement"] not in VARYING]
+
+
+def made(study: Study) -> dict[str, int]:
+    """When each model and score was written."""
+    there = [*study.out.glob("cells/*/*/ressa.json"), *study.out.glob("cells/*/scores/*/scores.json")]
+    return {str(path): path.stat().st_mtime_ns for path in there}
+
+
+# ---- what a file may say ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_a_shipped_study_loads_and_opens_with_its_command(path):
+    study = read_study(path)
+    assert path.read_text(encoding="utf-8").startswith(f"# ressa study {path.stem}\n")
+    assert len({cell.name for cell in study.cells}) == len(study.cells)
+    assert {cell.recipe.model for cell in study.cells} == {"demo", "emoji-instructblip"}
+    assert {cell.recipe.seed for cell in study.cells} == {0, 1, 2}
+    assert shipped(path.stem) == path
+
+
+def test_there_are_as_many_cells_as_the_issue_asks_figures_of():
+    assert [path.stem for path in SHIPPED] == ["ablation", "allocation", "modalities", "performance", "transfer"]
+
+
+def test_cells_are_every_combination_with_a_name_that_can_be_read(file):
+    lines = [{"keys": ["prune.vision", "prune.language"], "sum": "100%", "from": "20%", "to": "80%", "points": 3}]
+    variants = {"as it is": {}, "bare": {"evaluate": None}}
+    study = read_study(file(grid={"prune.samples": [4, 8]}, lines=lines, variants=variants))
+    assert len(study.cells) == 2 * 2 * 2 * 3
+    first = study.cells[0]
+    assert first.name.startswith("seed-0_as-it-is_samples-4_sum-100_vision-20_language-80_")
+    assert first.columns == {
+        "seed": 0,
+        "variant": "as it is",
+        "prune.samples": 4,
+        "line": "sum 100%",
+        "prune.vision": "20%",
+        "prune.language": "80%",
+    }
+    assert (first.recipe.prune.vision, first.recipe.prune.language) == ("20%", "80%")
+    assert {cell.recipe.evaluate is None for cell in study.cells if "bare" in cell.name} == {True}
+    assert {tuple(cell.columns) for cell in study.cells} == {study.columns}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"gird": {}}, "unknown key 'gird': did you mean 'grid'?"),
+        ({"grid": {"prune.sparsty": [1]}}, "unknown key 'sparsty': did you mean 'sparsity'?"),
+        ({"grid": {"prun.sparsity": ["50%"]}}, "unknown key 'prun': did you mean 'prune'?"),
+        ({"grid": {"prune.sparsity": ["50%", "5:4"]}}, "cell seed-0_sparsity-5-4"),
+        ({"grid": {"prune.sparsity": "50%"}}, "prune.sparsity: must be a list"),
+        ({"seeds": []}, "seeds: must be a list with something in it"),
+        ({"out": None}, "out: is missing"),
+        ({"recipe": {"out": "here"}}, "recipe: out: the study says it"),
+        ({"recipe": {"seed": 3}}, "recipe: seed: the study says it"),
+        ({"recipe": None}, "recipe: needs the values of a recipe"),
+        ({"variants": {"one": 3}}, "variants: one: must be {dotted key: value"),
+        ({"lines": [{"keys": ["prune.vision"], "sum": "1"}]}, "line 1: from: is missing"),
+        ({"teacher_cache": "yes"}, "teacher_cache: 'yes' is not true or false"),
+    ],
+)
+def test_what_a_file_must_not_say_is_refused_with_the_nearest_right_word(file, changes, why):
+    with pytest.raises(RessaError) as refused:
+        read_study(file(**changes))
+    assert why in str(refused.value)
+    assert "study.yaml: " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ({"keys": ["a"], "value": [[1]]}, "unknown key 'value': did you mean 'values'?"),
+        ({"keys": ["a", "b"], "values": [[1]]}, "each a list of 2 values"),
+        ({"keys": ["a", "b"], "values": [[1, 2]], "sum": 1}, "values says all points: leave sum out"),
+        ({"keys": ["a", "a"], "values": [[1, 2]]}, "keys: must be a list of dotted keys"),
+        ({"keys": ["a"], "sum": 1, "from": 0, "to": 1, "points": 3}, "1 keys: equal steps are of two keys"),
+        ({"keys": ["a", "b"], "sum": "120%", "from": "10%", "to": "90%", "points": 3}, "a point is 110%"),
+        ({"keys": ["a"], "from": "x", "to": 1, "points": 3}, "from: 'x' is no share"),
+        ({"keys": ["a"], "from": 0, "to": 1, "points": 1}, "points: '1' is not a whole number of at least 2"),
+    ],
+)
+def test_a_line_that_is_none_is_refused(line, why):
+    with pytest.raises(RessaError, match=r".") as refused:
+        points(line)
+    assert why in str(refused.value)
+
+
+def test_points_of_a_line_add_up_exactly():
+    told = points({"keys": ["v", "l"], "sum": 1.2, "from": "30%", "to": 0.9, "points": 7})
+    assert [point["v"] for point in told.points] == ["30%", "40%", "50%", "60%", "70%", "80%", "90%"]
+    assert [point["l"] for point in told.points] == ["90%", "80%", "70%", "60%", "50%", "40%", "30%"]
+    assert told.name == "sum 1.2"
+
+
+def test_a_recipe_may_be_a_file_beside_the_study(file, told, tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(told["recipe"] | {"out": "elsewhere", "seed": 7}))
+    assert read_study(file(recipe="base.yaml")).cells == read_study(file()).cells
+
+
+def test_one_cache_of_the_teacher_serves_all_cells_that_ask_it_the_same(file, told):
+    recipe = told["recipe"] | {"repair": {"steps": 1, "samples": 4}}
+    variants = {
+        "all": {},
+        "fewer words": {"repair.top_k": 8},
+        "alone": {"repair.kl_weight": 0, "repair.hidden_weight": 0},
+    }
+    study = read_study(file(recipe=recipe, variants=variants, teacher_cache=True, seeds=[0]))
+    caches = {cell.name.split("_")[1]: set() for cell in study.cells}
+    for cell in study.cells:
+        caches[cell.name.split("_")[1]].add(cell.recipe.repair.teacher_cache)
+    assert [len(found) for found in caches.values()] == [1, 1, 1]
+    assert caches["alone"] == {None}
+    assert caches["all"] != caches["fewer-words"]
+
+
+# ---- what is made ----------------------------------------------------------------------------------------------------
+
+
+def test_four_cells_from_end_to_end_are_those_that_run_makes_alone(file, told, tmp_path):
+    recipe = told["recipe"] | {"repair": {"steps": 1, "batch_size": 2, "samples": 4, "rank": 2}}
+    study = read_study(file(recipe=recipe, teacher_cache=True))
+    make(study)
+    rows = results(study)
+    assert {row["cell"] for row in rows} == {cell.name for cell in study.cells}
+    assert {row["status"] for row in rows} == {"finished"}
+    for cell in study.cells:
+        alone = read_recipe(cell.folder / "recipe.yaml")
+        assert alone == cell.recipe
+        assert "finished" in (cell.folder / "log.txt").read_text()
+        told_again = run(replace(alone, out=str(tmp_path / "alone" / cell.name)))
+        mine = {(r["role"], r["measurement"]): r["value"] for r in rows if r["cell"] == cell.name}
+        for role, scores in told_again["scores"].items():
+            assert mine[role, "exact_match"] == scores["exact_match"]
+            assert mine[role, "perplexity"] == scores.get("perplexity", mine["dense", "perplexity"])
+        for model in ("pruned", "repaired"):
+            files = [folder / model / "model.safetensors" for folder in (cell.folder, tmp_path / "alone" / cell.name)]
+            assert files[0].read_bytes() == files[1].read_bytes()
+    assert len(list((study.out / "shared").glob("teacher-*"))) == 2  # one a seed
+
+
+def test_what_cells_have_in_common_is_made_once(file, told, monkeypatch):
+    asked = []
+    real = ressa.pipeline.stage.evaluate
+
+    def counted(model, **more):
+        asked.append(model)
+        return real(model, **more)
+
+    monkeypatch.setattr("ressa.pipeline.stage.evaluate", counted)
+    study = read_study(file(seeds=[0], variants={"one": {}, "two": {"repair": {"steps": 1, "samples": 2, "rank": 2}}}))
+    make(study)
+    assert asked.count(told["recipe"]["model"]) == 1  # the dense scores, of four cells
+    assert len(asked) == 1 + 2 + 2  # two prunes for four cells, two repairs
+    pruned = [cell.folder / "pruned" / "model.safetensors" for cell in study.cells if "2-4" in cell.name]
+    assert pruned[0].samefile(pruned[1])
+
+
+def test_the_table_holds_scores_with_intervals_paired_differences_and_sparsity(file):
+    study = read_study(file(variants={"both": {}, "language only": {"prune.vision": 0}}))
+    make(study)
+    rows = table(study.out)
+    mine = {(r["role"], r["measurement"]): r for r in rows if r["variant"] == "language only" and r["seed"] == "0"}
+    assert float(mine["pruned", "sparsity_vision"]["value"]) == 0
+    assert float(mine["pruned", "sparsity_language"]["value"]) == 0.5
+    assert 0 < float(mine["pruned", "sparsity"]["value"]) < 0.5
+    difference = mine["pruned", "exact_match minus dense"]
+    scores = [float(mine[role, "exact_match"]["value"]) for role in ("pruned", "dense")]
+    assert float(difference["value"]) == scores[0] - scores[1]
+    assert float(difference["low"]) <= float(difference["value"]) <= float(difference["high"])
+    assert mine["pruned", "kl"]["low"]
+    import pyarrow.parquet
+
+    parquet = pyarrow.parquet.read_table(study.out / "results.parquet").to_pylist()
+    assert [row["cell"] for row in parquet] == [row["cell"] for row in results(study)]
+    assert {type(row["seed"]) for row in parquet} == {int}
+
+
+def test_a_changed_study_makes_what_changed_and_leaves_the_rest_alone(file):
+    study = read_study(file())
+    make(study)
+    before = made(study)
+    changed = read_study(file(grid={"prune.sparsity": ["2:4", "70%"]}))
+    make(changed)
+    after = made(changed)
+    assert {path: after[path] for path in before} == before
+    assert len(after) > len(before)
+    assert {row["prune.sparsity"] for row in table(study.out)} == {"2:4", "70%"}
+
+
+def test_a_cell_that_fails_is_kept_with_its_error_and_tried_again(file, ressa, monkeypatch):
+    path = file(grid={"prune.keep_dense": [0, 99]}, seeds=[0])
+    code, out, err = ressa("study", path)
+    assert code == 2
+    assert "1 of 2 cells failed; seed-0_keep_dense-99_" in err
+    assert "1 of 2 cells finished, 1 failed" in out
+    study = read_study(path)
+    (failed,) = [cell for cell in study.cells if "99" in cell.name]
+    why = (failed.folder / "error.txt").read_text(encoding="utf-8")
+    assert "keep" in why
+    row = [row for row in table(study.out) if row["status"] == "failed"]
+    assert [(r["cell"], r["error"]) for r in row] == [(failed.name, why.strip())]
+    mended = replace(failed.recipe.prune, keep_dense=1)
+    monkeypatch.setattr(engine, "run", lambda recipe, *more: run(replace(recipe, prune=mended), *more))
+    make(read_study(path))  # as if the fault were mended
+    assert {row["status"] for row in results(study)} == {"finished"}
+    assert not (failed.folder / "error.txt").exists()
+
+
+def test_an_unforeseen_error_is_kept_whole(file, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(engine, "run", broken)
+    study = read_study(file())
+    make(study)
+    for cell in study.cells:
+        assert "Traceback" in (cell.folder / "error.txt").read_text()
+    with pytest.raises(RessaError, match=r"4 of 4 cells failed; .*nobody thought of this"):
+        engine.told_failures(study)
+
+
+def test_what_every_cell_would_be_refused_for_is_refused_before_the_first(file, refused, told):
+    err = refused("study", file(recipe=told["recipe"] | {"evaluate": {"split": "nowhere"}}))
+    assert "nowhere" in err
+
+
+def test_a_measurement_that_nothing_is_called_is_refused_with_the_nearest(file, ressa):
+    code, _, err = ressa("study", file(measure=["exact_mach"], seeds=[0]))
+    assert code == 2
+    assert "unknown measurement 'exact_mach': did you mean 'exact_match'?" in err
+
+
+def test_plots_and_the_table_are_named_at_the_end(file, ressa, told):
+    code, out, err = ressa("study", file())
+    assert (code, err) == (0, "")
+    assert f"table: {told['out']}/results.csv and .parquet" in out
+    assert f"plot: {told['out']}/exact_match.png" in out
+    assert (Path(told["out"]) / "exact_match.svg").is_file()
+    assert ressa("study", file(), "--dry-run")[1].endswith("4 cells\n")
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def start(path: Path, *words: object) -> subprocess.Popen[bytes]:
+    paths = os.pathsep.join([str(Path(ressa.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ressa.cli", "study", str(path), *map(str, words)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code, after it has ended; what it said is shown if the test fails."""
+    print(process.communicate()[1].decode())
+    return process.returncode
+
+
+def wait_for(happens: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def finished(out: Path) -> set[Path]:
+    return set(out.glob("cells/*/results.json"))
+
+
+def test_a_study_killed_twice_repeats_no_finished_cell(file, told):
+    path, out = file(seeds=[0, 1, 2]), Path(told["out"])
+    for count in (1, 3):
+        process = start(path)
+        wait_for(lambda count=count: len(finished(out)) >= count)
+        process.kill()
+        ended(process)
+        before = {file: file.stat().st_mtime_ns for file in finished(out)}
+        assert 0 < len(before) < 6
+    make(study := read_study(path))
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert {row["status"] for row in results(study)} == {"finished"}
+    assert not list((out / "locks").glob("*.lock"))
+
+
+@pytest.mark.slow  # each process spends seconds on imports
+def test_two_shards_two_workers_and_one_process_give_the_same_table(file, told, tmp_path):
+    tables = []
+    for name in ("one", "shards", "workers"):
+        path = file(out=str(tmp_path / name))
+        if name == "one":
+            make(read_study(path))
+        elif name == "shards":
+            processes = [start(path, "--shard", f"{i}/2") for i in (1, 2)]
+            assert [ended(process) for process in processes] == [0, 0]
+        else:
+            process = start(path, "--workers", 2)
+            assert ended(process) == 0
+        tables.append(table(tmp_path / name))
+    assert tables[0] == tables[1] == tables[2]
+    assert len({row["cell"] for row in tables[0]}) == 4
+
+
+def test_two_processes_that_take_the_same_cells_share_them(file, told):
+    path = file()
+    processes = [start(path, "--shard", "1/1") for _ in range(2)]
+    assert [ended(process) for process in processes] == [0, 0]
+    study = read_study(path)
+    logs = [(cell.folder / "log.txt").read_text(encoding="utf-8") for cell in study.cells]
+    assert [log.count("finished") for log in logs] == [1, 1, 1, 1]
+
+
+@pytest.mark.slow  # each process spends seconds on imports
+def test_the_cells_of_a_worker_that_is_killed_are_made_by_the_others(file, told):
+    path, out = file(seeds=[0, 1, 2]), Path(told["out"])
+    parent = start(path, "--workers", 2)
+    wait_for(lambda: len(finished(out)) >= 1)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent.pid)], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    assert ended(parent) == 0
+    assert len(finished(out)) == 6
+    assert {row["status"] for row in table(out)} == {"finished"}
+
+
+def test_where_all_workers_die_the_first_is_told_of(file, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    study = read_study(file())
+    with pytest.raises(RessaError, match=r"worker 1 ended with code 1 .* the same command goes on"):
+        on_processes(study, ["study"], 2, 1, lambda *_: None)
+
+
+@pytest.mark.parametrize("told_shard", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_a_shard_that_is_none_is_refused(file, refused, told_shard):
+    assert "is not I/N with I from 1 to N" in refused("study", file(), "--shard", told_shard)
+
+
+def test_options_that_contradict_one_another_are_refused(file, refused):
+    assert "--shard has no effect with --workers" in refused("study", file(), "--shard", "1/2", "--workers", 2)
+    assert "--then-others has no effect without --shard" in refused("study", file(), "--then-others")
+
+
+def test_shards_are_every_nth_cell_and_all_of_them_together(file):
+    cells = read_study(file()).cells
+    parts = [engine.shard(cells, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(cell.name for part in parts for cell in part) == sorted(cell.name for cell in cells)
+    assert others_too(cells, parts[1]) == [*parts[1], *(cell for cell in cells if cell not in parts[1])]
+
+
+def test_without_ray_its_option_says_how_to_get_it(file, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'ressa[ray]'" in refused("study", file(), "--ray", "local")
+
+
+@pytest.mark.slow
+def test_a_local_ray_cluster_of_two_workers_gives_the_same_table(file, told, tmp_path):
+    pytest.importorskip("ray")
+    process = start(file(out=str(tmp_path / "ray")), "--ray", "local", "--workers", 2, "--threads", 1)
+    assert ended(process) == 0
+    make(read_study(file(out=str(tmp_path / "one"))))
+    for ours, theirs in zip(table(tmp_path / "ray"), table(tmp_path / "one"), strict=True):
+        numbers = [[float(row.pop(name) or 0) for name in ("value", "low", "high")] for row in (ours, theirs)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)  # the memory of its processes lies otherwise
+        assert ours == theirs
