@@ -205,6 +205,14 @@ def test_four_cells_from_end_to_end_are_those_that_run_makes_alone(file, told, t
     assert len(list((study.out / "shared").glob("teacher-*"))) == 2  # one a seed
 
 
+def test_progress_counts_the_cells_that_are_done(file):
+    seen: list[tuple[int, int]] = []
+    study = read_study(file())
+    engine.make(study, study.cells, lambda *told: seen.append(told[:2]), lambda: lambda stage: lambda *_: None)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert {done for done, _ in seen} == set(range(len(study.cells) + 1))
+
+
 def test_what_cells_have_in_common_is_made_once(file, told, monkeypatch):
     asked = []
     real = ressa.pipeline.stage.evaluate

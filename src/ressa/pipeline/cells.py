@@ -94,7 +94,7 @@ def make(
     settled, left = settled or Settled(study), list(cells)
     while left:
         for cell in left:
-            told = _Told(progress, len(cells) - len(left), len(cells), cell.name)
+            told = _Told(progress, sum(map(settled, cells)), len(cells), cell.name)
             if not settled(cell):
                 _try(study, cell, settled, told, log)
         before, left = len(left), [cell for cell in left if not settled(cell)]
