@@ -43,9 +43,7 @@ def card(folder: str | Path, repo: str | None = None) -> dict[str, Any]:
 def card_text(manifest: Mapping[str, Any], folder: str | Path, name: str | None = None) -> str:
     """The card of the model in `folder`, whose ressa.json says `manifest`. Reads JSON and cards, and no weights.
 
-    `name`: of the folder, where it is still to be renamed.
-
-    `name`: of the folder, where it is still to be renamed.
+    `name`: of the folder, where it is still to be renamed. What was pruned by other programs is told without a recipe.
 
     The licence is the base model's, as its own card says; scores are those of `ressa run` beside the folder.
 
@@ -55,9 +53,10 @@ def card_text(manifest: Mapping[str, Any], folder: str | Path, name: str | None 
     folder = Path(folder)
     name, scores = printable(name or folder.absolute().name), _scores(folder)
     try:
-        pruning = dict((manifest.get("before") or manifest)["arguments"])
-        body = _body(manifest, pruning, folder, scores, name)
-        return f"---\n{_metadata(manifest, str(pruning['model']), name, scores)}\n---\n\n{MARK}\n\n{body}"
+        pruning = dict(manifest.get("before", manifest).get("arguments", {}))
+        base = str(pruning.get("model") or manifest["arguments"]["teacher"])
+        body = _body(manifest, pruning, base, folder, scores, name)
+        return f"---\n{_metadata(manifest, base, name, scores)}\n---\n\n{MARK}\n\n{body}"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RessaError(f"{folder}: ressa.json is not what ressa writes ({one_line(error)})") from None
 
@@ -129,10 +128,14 @@ def _asked(scores: Scores) -> str:
     return f"{what}{f', {scores.split}' if scores.split else ''} ({scores.n:,} questions)"
 
 
-def _body(manifest: Mapping[str, Any], pruning: dict[str, Any], folder: Path, scores: Scores | None, name: str) -> str:
-    method = str(pruning.get("method"))
-    what = f"`{pruning['model']}`, pruned to {pruning.get('sparsity')} by {METHODS.get(method, method)}"
-    recipe = [_yaml({"prune": pruning})]
+def _body(
+    manifest: Mapping[str, Any], pruning: dict[str, Any], base: str, folder: Path, scores: Scores | None, name: str
+) -> str:
+    what, recipe = f"`{base}`, pruned", []
+    if pruning:
+        method = str(pruning.get("method"))
+        what += f" to {pruning.get('sparsity')} by {METHODS.get(method, method)}"
+        recipe.append(_yaml({"prune": pruning}))
     if manifest.get("command") == "repair":
         what += ", then repaired at the same zeros"
         recipe += [_yaml({"repair": manifest["arguments"]})]
