@@ -57,7 +57,7 @@ def prepare(
     items, cell, identity = _source(name, source, settings)
     places = Places(images, cell, settings)
     deciding = {key: getattr(settings, key) for key in DECIDING}
-    manifest = {"verb": "data", "name": name, "source": source, "images": images, "settings": deciding}
+    manifest = {"command": "data", "name": name, "source": source, "images": images, "settings": deciding}
     partial = out.absolute().parent / f".{out.absolute().name}.partial"
     with _plan(partial, manifest, identity) as db:
         if plan.settings_of(db) is None:
