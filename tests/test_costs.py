@@ -164,7 +164,7 @@ def test_what_a_method_holds_while_it_works_is_foretold(method, llava_folder):
             run(linear.weight, inputs, parse(pattern))
         shares.append(peak.most / work_bytes(run, shape))
         tensors.append(peak.most / linear.weight.nbytes)
-    measured = f"measured: {max(shares):.2f} of what cost= tells; without a Gram, Cost(weights={max(tensors):.2g}) is it"
+    measured = f"measured: {max(shares):.2f} of what cost= tells; without a Gram, Cost(weights={max(tensors):.3g})"
     assert 0.85 < max(shares) < 1 / 0.97, measured  # never less than is needed, and not much more
     assert run.cost != Cost(), "declared, not the default"
 

@@ -72,8 +72,8 @@ class Prune:
     )
     damp: float | None = setting(
         None,
-        "Added to the Gram's diagonal, as a share of it: the fewer tokens calibrate, the more it takes. [sparsegpt, "
-        "alps, +refit 0.01, admm 0.1]",
+        "Added to the Gram's diagonal, as a share of it: the fewer tokens calibrate, the more it takes. [0.01 or 0.1, "
+        "as the method's page says]",
         least=0,
     )
     order: str = setting(
