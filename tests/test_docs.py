@@ -37,6 +37,7 @@ from ressa.methods import METHODS
 from ressa.pipeline.recipe import Recipe, read_recipe
 from ressa.pipeline.study import read_study
 from ressa.preparation.settings import Prepare
+from ressa.preparation.sources import SOURCES
 from ressa.pruning.settings import Prune
 from ressa.repairing.settings import Repair
 from ressa.settings import Runtime
@@ -244,20 +245,28 @@ def _default(value: Any) -> str:
 
 def test_every_option_of_the_command_line_is_on_the_page_of_its_verb():
     group = typer.main.get_command(app)
-    pages = {"demo": "run", **dict.fromkeys(group.commands["data"].commands, "data")}
+    pages = {"demo": "run", "card": "report", **dict.fromkeys(group.commands["data"].commands, "data")}
     told = {**group.commands, **group.commands["data"].commands}
     del told["data"]
     for name, command in told.items():
         text = (ROOT / "docs" / f"{pages.get(name, name)}.md").read_text(encoding="utf-8")
         for option in (p for p in command.params if p.param_type_name == "option" and p.name != "help"):
             long = max(option.opts, key=len)
-            assert f"`{option.name}`" in text or f"`{long}`" in text, f"docs say nothing of `ressa {name} {long}`"
+            assert re.search(rf"`({option.name}`|{long}[` ])", text), f"docs say nothing of `ressa {name} {long}`"
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_a_page_that_the_page_of_prune_links_to(method):
+def test_every_method_has_a_page_that_the_page_of_prune_and_the_readme_link_to(method):
     assert f"# {method}\n" in (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8").lower()
-    assert f"(methods/{method}.md)" in (ROOT / "docs" / "prune.md").read_text(encoding="utf-8")
+    for page, link in (("docs/prune.md", f"(methods/{method}.md)"), ("README.md", f"(docs/methods/{method}.md)")):
+        assert link in (ROOT / page).read_text(encoding="utf-8"), f"{page} does not link to the page of {method}"
+
+
+def test_the_table_of_official_data_has_every_source():
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = text.partition("| NAME | SOURCE |")[2].partition("\n\n")[0]
+    cells = re.findall(r"(?m)^\|(.+?)\|", table)
+    assert set(re.findall("`(.+?)`", " ".join(cells))) == set(SOURCES)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from ressa.errors import RessaError
 from ressa.methods import METHODS, get
-from ressa.methods.refit import refit
+from ressa.methods._refit import refit
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.statistics import Gram
 from test_methods import PATTERNS, error, layer, recorded

@@ -23,6 +23,7 @@ from ressa.evaluation.overrides import generation
 from ressa.evaluation.settings import Evaluate
 from ressa.model.load import load
 from ressa.tasks.base import Source, asked, candidates, family, options
+from ressa.tasks.files import Pictures
 from ressa.tasks.files import rows as table_rows
 from ressa.tasks.metrics import coco
 from ressa.tasks.metrics.ptb import words
@@ -359,6 +360,13 @@ def test_pictures_may_lie_elsewhere(mini, tmp_path):
     with pytest.raises(RessaError, match=r"testdev_balanced_questions\.json: record .201300.: image .* does not exist"):
         task.read(Source(data, task.split))
     assert len(task.read(Source(data, task.split, tmp_path / "elsewhere")).samples) == 12
+
+
+@pytest.mark.parametrize(("file", "told"), [("gone.jpg", "'gone.jpg' does not exist in"), ("", "'' is not a file")])
+def test_a_picture_that_is_not_there_is_told_of_by_the_name_that_its_record_has(file, told, mini):
+    pictures = Pictures(Source(mini("coco"), "test"), "val2014")
+    with pytest.raises(RessaError, match=f"^x.json: record 1: image {told}"):
+        pictures.find("x.json: record 1", file)
 
 
 def test_a_question_without_an_answer_is_left_out_and_counted(mini):

@@ -220,7 +220,7 @@ def compare(
 
     **Example:** `ressa compare demo --data data/ --methods wanda,sparsegpt,admm --sparsity 2:4 --out compared/`
     """
-    from ressa.methods.spelling import split_methods
+    from ressa.methods import split_methods
     from ressa.pipeline.compare import compare as verb
     from ressa.reporting.comparison import plot, table
 

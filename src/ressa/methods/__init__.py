@@ -1,33 +1,27 @@
-"""The pruning methods, by name. A new one is one file, NAME.py with a function NAME, and one line here."""
+"""The pruning methods, by name. A new one is one file here, NAME.py with a function NAME.
+
+What is not a method begins with an underscore: the help of `prune` lists the files too, without importing them.
+"""
 
 from __future__ import annotations
 
 import inspect
 from functools import partial, update_wrapper
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
 from ressa.errors import RessaError, unknown
-from ressa.methods.refit import refit as least_squares
-from ressa.methods.spelling import checked, steps
+from ressa.methods._refit import refit as least_squares
+from ressa.methods._spelling import checked, steps
+from ressa.methods._spelling import split_methods as split_methods
 from ressa.patterns import Pattern
 from ressa.statistics import Gram, GramAndMoments, Method, Moments, needs
 
-METHODS: dict[str, Method] = {
-    name: getattr(import_module(f"ressa.methods.{name}"), name)
-    for name in (
-        "magnitude",
-        "random",
-        "wanda",
-        "ria",
-        "dsnot",
-        "sparsegpt",
-        "admm",
-        "alps",
-    )
-}
+NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+METHODS: dict[str, Method] = {name: getattr(import_module(f"ressa.methods.{name}"), name) for name in NAMES}
 REFIT = "+refit"  # after a method's name: its zeros, and for them the best weights
 
 

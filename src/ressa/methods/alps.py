@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ressa.methods._refit import refit
 from ressa.methods.admm import step
-from ressa.methods.refit import refit
 from ressa.patterns import Pattern
 from ressa.statistics import Cost, Gram, needs
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ressa.settings import SEEDS, check, naming, setting
+
+METHODS = sorted(path.stem for path in Path(__file__).parents[1].glob("methods/[!_]*.py"))  # importing them loads torch
 
 
 @dataclass(frozen=True)
@@ -14,9 +17,8 @@ class Prune:
 
     method: str = setting(
         "admm",
-        "How zeros are chosen: magnitude, random, wanda, ria, dsnot (which leave the other weights as they are), "
-        "sparsegpt, admm or alps; with +refit (wanda+refit) the best weights for the zeros chosen. Parameters of "
-        "its own in brackets: ria(power=0.3), admm(iterations=40).",
+        f"How zeros are chosen: {', '.join(METHODS)}; with +refit (wanda+refit) the best weights for the zeros chosen. "
+        "Parameters of its own in brackets: ria(power=0.3), admm(iterations=40).",
     )
     sparsity: str = setting(
         "2:4", "Of vision and language: 2:4 keeps 2 of every 4 neighbouring inputs; 50% zeroes half."
@@ -70,8 +72,8 @@ class Prune:
     )
     damp: float | None = setting(
         None,
-        "Added to the Gram's diagonal, as a share of it: the fewer tokens calibrate, the more it takes. [sparsegpt, "
-        "alps, +refit 0.01, admm 0.1]",
+        "Added to the Gram's diagonal, as a share of it: the fewer tokens calibrate, the more it takes. [0.01 or 0.1, "
+        "as the method's page says]",
         least=0,
     )
     order: str = setting(

@@ -174,8 +174,7 @@ class Pictures:
 
     def find(self, where: str, *names: str) -> ImageFile:
         """The first of `names` that is in one of the places. Raises RessaError as `ImageFolder.find`."""
-        known = [f"{place}/{name}" if place else name for place in self.places for name in names]
-        for name in known:
+        for name in (f"{place}/{name}" if place else name for place in self.places for name in names):
             if any((self.root / spelt).is_file() for spelt in spellings(name) if "\0" not in spelt):
                 return self.folder.find(name, where)
-        return self.folder.find(known[-1], where)
+        return self.folder.find(names[0], where)  # raises, and says the name as the record has it
