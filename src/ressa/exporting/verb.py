@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,7 @@ from ressa.model.folder import MANIFEST, empty_model, module_names, read_manifes
 from ressa.model.load import read_config, resolve
 from ressa.model.quantised import is_packed
 from ressa.packed.format import FLOATS, METHOD, PARTS, SHAPE, VALUES, VERSION, Packed, check_config, pack, unpack
-from ressa.settings import check_paths
-
-Progress = Callable[[int, int, str], None]
+from ressa.settings import Progress, check_paths
 
 
 def export(model: str | Path, out: str | Path, *, settings: Export, progress: Progress | None = None) -> dict[str, Any]:
