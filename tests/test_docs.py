@@ -32,6 +32,7 @@ import ressa.demo
 from ressa.cli import app, main
 from ressa.data.records import read_records
 from ressa.evaluation.settings import Evaluate
+from ressa.exporting.settings import Export
 from ressa.inspection.settings import Plan
 from ressa.methods import METHODS
 from ressa.pipeline.recipe import Recipe, read_recipe
@@ -54,6 +55,7 @@ SETTINGS = {
     "prune": Prune,
     "repair": Repair,
     "evaluate": Evaluate,
+    "packed": Export,
     "run": Recipe,
     "machines": Runtime,
 }

@@ -149,6 +149,7 @@ VERBS = {
     "repair": ["repair", "MODEL", "OUT", "--teacher", "MODEL", "--data", "DATA"],
     "evaluate": ["evaluate", "MODEL", "--data", "DATA", "--out", "OUT"],
     "compare": ["compare", "MODEL", "--data", "DATA", "--methods", "magnitude", "--out", "OUT"],
+    "export": ["export", "MODEL", "OUT"],
     "data emoji": ["data", "emoji", "OUT"],
     "data check": ["data", "llava-mix", "DATA/train.jsonl", "OUT"],
 }

@@ -151,6 +151,6 @@ def test_what_a_shipped_recipe_takes_on_the_models_of_the_paper_can_be_planned(p
     recipe = read_recipe(path)
     if recipe.prune:
         settings = Plan(samples=recipe.prune.samples, batch_size=recipe.prune.batch_size)
-        told = plan(folder, recipe.prune.sparsity, settings)
+        told = plan(folder, recipe.prune.sparsity, settings=settings)
         assert f"prune: {recipe.prune.method}" in told["steps"]
         assert told["parts"]["vision"]["prunable"] == pytest.approx(984.0e6, rel=1e-3)

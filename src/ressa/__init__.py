@@ -6,6 +6,7 @@ ressa.plan(name)                       what pruning and repairing it will take, 
 ressa.prune(name, out, data=...)       a folder with zeros
 ressa.repair(pruned, out, teacher=...) a folder with the same zeros that answers like the dense model
 ressa.evaluate(name, data=...)         how well it answers
+ressa.export(pruned, out)              the same model packed: kept weights and a bitmask, or dense again
 ressa.compare(name, out, methods=...)  several methods side by side
 ressa.run(recipe)                      all of it, from one recipe
 """
@@ -27,11 +28,13 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys(
 _HOMES = {
     **dict.fromkeys(("Recipe", "read_recipe"), "ressa.pipeline.recipe"),
     "Evaluate": "ressa.evaluation.settings",
+    "Export": "ressa.exporting.settings",
     "Prune": "ressa.pruning.settings",
     "Repair": "ressa.repairing.settings",
     "Runtime": "ressa.settings",
     "compare": "ressa.pipeline.compare",
     "evaluate": "ressa.evaluation.verb",
+    "export": "ressa.exporting.verb",
     "inspect": "ressa.inspection.verb",
     "load": "ressa.model.load",
     "plan": "ressa.inspection.plan",
@@ -39,7 +42,14 @@ _HOMES = {
     "repair": "ressa.repairing.verb",
     "run": "ressa.pipeline.run",
 }
-_BY_KEYWORDS = {"compare": "method", "evaluate": "", "plan": "", "prune": "", "repair": ""}  # {verb: field left out}
+_BY_KEYWORDS = {
+    "compare": "method",
+    "evaluate": "",
+    "export": "",
+    "plan": "",
+    "prune": "",
+    "repair": "",
+}  # {verb: field left out}
 
 __all__ = ["RessaError", *_HOMES]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ressa.errors import RessaError as RessaError
 from ressa.evaluation.settings import Evaluate as Evaluate
+from ressa.exporting.settings import Export as Export
 from ressa.inspection.verb import inspect as inspect
 from ressa.model.load import load as load
 from ressa.pipeline.recipe import Recipe as Recipe
@@ -69,6 +70,15 @@ def evaluate(
     against: str | Path | tuple[Any, Any] | None = None,
     versus: str | Path | None = None,
     out: str | Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]: ...
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    format: str = "packed",
+    values: str = "same",
+    group_size: int = 64,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]: ...
 def plan(

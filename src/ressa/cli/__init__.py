@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ressa.cli import data as data_commands
+from ressa.cli import export as export_commands
 from ressa.cli import report as report_commands
 from ressa.cli import study as study_command
 from ressa.cli.exits import carry_out
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(data_commands.app, name="data")
 report_commands.register(app)
 study_command.register(app)
+export_commands.register(app)
 
 
 def main() -> None:

@@ -97,6 +97,15 @@ def partial(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def appear(folder: Path, path: Path, last: str) -> None:
+    """Gives a `partial` folder its name, `path`, once all of it is on the disk, the file called `last` as the last."""
+    for file in sorted(folder.rglob("*"), key=lambda file: file.name == last):
+        sync(file)
+    sync(folder)
+    os.replace(folder, path)
+    sync(path.parent)
+
+
 def not_written(path: Path, folder: Path, error: OSError) -> RessaError:
     """What to say of an error while `folder` was filled for `path`: that it cannot be written, or what else failed,
     for that may be a file that was read, or a connection."""

@@ -48,14 +48,16 @@ def _pictures(net: Any, processor: Any) -> str | None:
 
 
 def _part(part: Part) -> dict[str, Any]:
-    weights = [linear.weight for block in part.blocks for linear in block.linears.values()]
+    linears = [linear for block in part.blocks for linear in block.linears.values()]
+    # one is unpacked at once
+    counts = [(w.numel(), int((w == 0).sum())) for w in (linear.weight for linear in linears)]
     return {
         "modules": list(part.modules),
         "parameters": part.parameters,
         "blocks": len(part.blocks),
-        "linears": len(weights),
-        "weights": sum(w.numel() for w in weights),
-        "zeros": sum(int((w == 0).sum()) for w in weights),
+        "linears": len(linears),
+        "weights": sum(weights for weights, _ in counts),
+        "zeros": sum(zeros for _, zeros in counts),
         "pruned_by_default": part.name in BY_DEFAULT,
         "can_be_pruned": part.name in PARTS,
     }

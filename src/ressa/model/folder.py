@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -17,12 +16,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ressa.errors import RessaError
-from ressa.files.folders import check_output, partial, sync
+from ressa.files.folders import appear, check_output, partial
 from ressa.files.folders import check_writable as check_writable  # verbs know it from here
 from ressa.files.text import read_json
 from ressa.model.described import described
 from ressa.model.load import auto_class, read_config, resolve
 from ressa.model.matrix import fused_experts, matrix, weight_of
+from ressa.model.quantised import is_packed
 from ressa.model.sound import check_finite
 from ressa.model.structure import structure
 from ressa.patterns import Pattern, parse
@@ -76,11 +76,14 @@ def write_folder(
 
             (folder / "README.md").write_text(card_text(manifest, folder, path.name), encoding="utf-8")
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for file in sorted(folder.rglob("*"), key=lambda file: file.name == MANIFEST):
-            sync(file)
-        sync(folder)
-        os.replace(folder, path)
-        sync(path.parent)
+        appear(folder, path, MANIFEST)
+
+
+def refuse_packed(*names: str | Path) -> None:
+    """Raises RessaError for a folder that is packed: its weights can be read and not changed."""
+    for name in names:
+        if is_packed(read_config(name)):
+            raise RessaError(f"{name}: is packed and stays as it is; unpack it: ressa export {name} OUT --format dense")
 
 
 def refuse_adapter(name: str | Path) -> None:
@@ -129,9 +132,9 @@ def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
         raise RessaError(f"{folder}: no safetensors in this folder")
     try:
         stored = {key: file for file in files for key in _keys(file)}
-        model = _empty(folder)
+        model = empty_model(folder)
         modules = dict(model.named_modules())
-        for key, name in _module_names(model, list(stored)).items():
+        for key, name in module_names(model, list(stored)).items():
             with safe_open(stored[key], framework="pt") as tensors:
                 if len(tensors.get_slice(key).get_shape()) > 1:
                     weight = tensors.get_tensor(key)
@@ -145,7 +148,7 @@ def _joined(folder: str | Path, wanted: Mapping[str, Pattern]) -> Iterator[tuple
 
     Only transformers knows how they are put together, so the model is loaded for them.
     """
-    known = dict(_empty(Path(folder)).named_modules()) if wanted else {}
+    known = dict(empty_model(Path(folder)).named_modules()) if wanted else {}
     experts = {f"{name}.{one}" for name, module in known.items() for one in fused_experts(module)}
     names = [name for name in wanted if name in known or name in experts]
     if names:
@@ -167,13 +170,13 @@ def prunable_weights(name: str | Path) -> dict[str, int]:
     return {part: sum(linear.weight.numel() for linear in own) for part, own in linears.items()}
 
 
-def _empty(folder: Path) -> PreTrainedModel:
+def empty_model(folder: str | Path) -> PreTrainedModel:
     """The model without weights."""
     config = read_config(folder)
     return described(folder, config, auto_class(config, folder))
 
 
-def _module_names(model: PreTrainedModel, keys: list[str]) -> dict[str, str]:
+def module_names(model: PreTrainedModel, keys: list[str]) -> dict[str, str]:
     """Stored name of a tensor -> name of its module. Many families keep older names on disk than in memory.
 
     The renaming is transformers' own, as in `from_pretrained`; tensors that it would fuse keep their stored names.

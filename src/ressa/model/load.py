@@ -22,7 +22,7 @@ from ressa.machine import DTYPES, Machine, machine
 from ressa.model.described import check_generation, config_of, described
 from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
-from ressa.model.quantised import forget_quantised, plain_dtype
+from ressa.model.quantised import forget_quantised, is_packed, plain_dtype
 from ressa.model.sound import check_loaded, check_stored
 
 
@@ -54,7 +54,7 @@ def load_to_ask(
     if chosen.autocast:  # fewer bits than are stored: transformers knows which tensors must keep theirs
         model = loader(name, dtype=chosen.compute)[0]
     elif chosen.compute != chosen.stored:
-        model = model.float()
+        model = model.to(torch.float32)
     return model.to(chosen.device), processor, chosen
 
 
@@ -132,7 +132,7 @@ def weights(name: str | Path, config: PreTrainedConfig, dtype: torch.dtype | str
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise RessaError(f"{name}: its weights cannot be loaded from safetensors: {one_line(error)}") from None
-    if quantised and isinstance(chosen, torch.dtype):
+    if quantised and not is_packed(config) and isinstance(chosen, torch.dtype):
         forget_quantised(model, chosen)
     check_loaded(name, model, info)
     return model

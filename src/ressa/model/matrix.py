@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
+from ressa.packed.linear import PackedLinear
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -32,6 +33,8 @@ class AsLinear:
 
     @property
     def weight(self) -> Tensor:
+        if isinstance(self.module, PackedLinear):
+            return self.module.weight  # unpacked: here writing changes nothing
         if self.expert is None:
             return matrix(self.module, self.parameter)
         return self.parameter[self.expert].mT if transposed(self.module) else self.parameter[self.expert]
@@ -58,10 +61,10 @@ def parameter(linear: nn.Linear | AsLinear) -> nn.Parameter:
 
 
 def seen_as_linear(module: nn.Module) -> nn.Linear | AsLinear | None:
-    """A linear itself, a Conv1D as one, None for any other module. Patch embeddings are asked for on their own."""
+    """A linear itself, a Conv1D or a packed one as one, None for any other module; patch embeddings are asked for."""
     if isinstance(module, nn.Linear):
         return module
-    return AsLinear(module) if isinstance(module, Conv1D) else None
+    return AsLinear(module) if isinstance(module, Conv1D | PackedLinear) else None
 
 
 def is_norm(module: nn.Module) -> bool:

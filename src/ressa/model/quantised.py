@@ -2,7 +2,7 @@
 
 A zero has no place of its own in most of these formats, and what a method writes would be rounded again; so ressa works
 on plain weights. Of 8-bit and 4-bit floats in blocks transformers makes bfloat16 without further packages or a GPU;
-that is four and more times as large, so it is said.
+that is four and more times as large, so it is said. Folders that `ressa export` packed are loaded as they are.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ressa.errors import RessaError, RessaWarning
+from ressa.packed.loading import METHOD, PackedConfig
 
 MADE_PLAIN = {"fp8": "8-bit floats in blocks", "mxfp4": "4-bit floats in blocks (MXFP4)"}
 TOLD = ("quantization_config", "compression_config")  # compressed-tensors had the second name once
@@ -26,9 +27,12 @@ def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype
     With a RessaWarning where weights are made plain. `config` is told to have them made so on every device.
 
     Raises:
-        RessaError: quantised weights that would stay so, with what they are.
+        RessaError: quantised weights that would stay so, with what they are; a packed folder of a newer version.
     """
     for where, told in _told(config):
+        if not where and is_packed(config):
+            PackedConfig(**told)  # checks it
+            continue
         method = told.get("quant_method") if isinstance(told, Mapping) else None
         if where or method not in MADE_PLAIN or not isinstance(told, dict):
             raise RessaError(
@@ -44,6 +48,12 @@ def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype
             stacklevel=4,
         )
     return dtype
+
+
+def is_packed(config: Any) -> bool:
+    """Whether the folder of a config is one that `ressa export` packed."""
+    told = getattr(config, TOLD[0], None)
+    return isinstance(told, Mapping) and told.get("quant_method") == METHOD
 
 
 def forget_quantised(model: Any, dtype: torch.dtype) -> None:

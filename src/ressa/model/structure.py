@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ressa.errors import RessaError, unknown
 from ressa.model.matrix import AsLinear, Convolution, fused_experts, is_patch_embedding, seen_as_linear
 from ressa.model.roots import PartName, Root, Stack, below, find_roots, home
+from ressa.packed.linear import PackedLinear
 
 PARTS: tuple[PartName, ...] = ("vision", "connector", "language")  # in the order of the forward pass
 BY_DEFAULT: tuple[PartName, ...] = ("vision", "language")  # pruned unless told otherwise
@@ -177,7 +178,9 @@ def _block(
         linear = seen_as_linear(inner)
         if linear is None:
             continue
-        if aliases := [owner for key, owner in owners[id(inner.get_parameter("weight"))].items() if key != id(inner)]:
+        if aliases := [
+            owner for key, owner in owners.get(id(inner._parameters.get("weight")), {}).items() if key != id(inner)
+        ]:
             kept[full] = f"tied to {aliases[0]}"
         elif id(inner) in unheard:
             kept[full] = "inside nn.MultiheadAttention, which reads its weight without calling it"
@@ -229,10 +232,13 @@ def _parts(model: nn.Module, roots: list[Root], blocks: list[Block]) -> dict[str
     """The parts that the model has. What is below no root and no connector (embeddings, heads) is language."""
     part_of: dict[str, PartName] = {}
     sizes: dict[PartName, int] = {}
-    for name, parameter in model.named_parameters():
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    counts |= {f"{name}.weight": module.out_features * module.in_features for name, module in packed.items()}
+    for name, count in counts.items():
         root = home(name, roots)
         part_of[name] = root.part if root else "language"
-        sizes[part_of[name]] = sizes.get(part_of[name], 0) + parameter.numel()
+        sizes[part_of[name]] = sizes.get(part_of[name], 0) + count
     tops = {part: _tops(part, part_of) for part in sizes}
     # whichever was registered first, the encoder runs before the decoder
     order = sorted(blocks, key=lambda block: block.stack == "decoder")

@@ -21,7 +21,7 @@ from ressa.calibration.sweep import SweepSettings, sweep
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.machine import Machine, check_machine, forget_peak, peak_memory, plain, versions
-from ressa.model.folder import check_output, refuse_adapter, write_folder
+from ressa.model.folder import check_output, refuse_adapter, refuse_packed, write_folder
 from ressa.model.load import auto_class, load, machine_for, read_config, resolve
 from ressa.model.precision import cast_back, dtypes_of
 from ressa.model.structure import Block, Structure, structure
@@ -66,6 +66,7 @@ def prune(
     _check_data(request, method, data)
     out = check_output(out, resolve(model))
     refuse_adapter(model)
+    refuse_packed(model)
     _check_parts(model, settings)
     records = None if data is None else read_records(data, settings.split)
 

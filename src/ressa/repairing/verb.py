@@ -26,7 +26,15 @@ from ressa.calibration.samples import drawn
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.machine import forget_peak, peak_memory, plain, versions
-from ressa.model.folder import check_output, check_writable, patterns_of, read_manifest, refuse_adapter, write_folder
+from ressa.model.folder import (
+    check_output,
+    check_writable,
+    patterns_of,
+    read_manifest,
+    refuse_adapter,
+    refuse_packed,
+    write_folder,
+)
 from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
 from ressa.model.pickles import check_pickle
@@ -100,6 +108,7 @@ def _check(pruned: str | Path, out: str | Path, teacher: str | Path, settings: R
         check_writable(settings.teacher_cache, resolve(pruned), resolve(teacher))
     refuse_adapter(pruned)
     _check_teacher(pruned, teacher)
+    refuse_packed(pruned, teacher)
     return folder
 
 

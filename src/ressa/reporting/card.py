@@ -18,6 +18,10 @@ from ressa.reporting.stored import folder_of, manifest_of, read_object
 MARK = "<!-- written by ressa card -->"
 AUTO = {"ForConditionalGeneration": "AutoModelForImageTextToText", "ForCausalLM": "AutoModelForCausalLM"}
 
+DENSE = "The zeros are stored as zeros: the folder is as large as the dense one and loads without ressa."
+PACKED = "Packed: of the pruned linears only the kept weights are stored, with a bitmask; loading needs ressa."
+ROUNDED = " The kept weights of {} linears were converted to {}."
+
 
 def card(folder: str | Path, repo: str | None = None) -> dict[str, Any]:
     """Writes README.md into a model folder, and sends the folder to `repo` on the hub if one is named.
@@ -147,8 +151,8 @@ def _body(
     versions = ", ".join(f"{package} {version}" for package, version in dict(manifest.get("versions", {})).items())
     blocks = [f"# {name}", f"{printable(what)}, with `ressa`."]
     blocks += [_table(["part", "weights in pruned matrices", "zeros"], parts), *(_told(scores) if scores else [])]
-    blocks += ["## Load it", _load(folder, name)]
-    blocks += ["The zeros are stored as zeros: the folder is as large as the dense one and loads without ressa."]
+    blocks += ["## Load it", _load(folder, name, "import ressa.packed\n" if _is_packed(manifest) else "")]
+    blocks += [_stored(manifest)]
     return "\n\n".join([*blocks, "## Recipe", *recipe, f"Made with {printable(versions)}."]) + "\n"
 
 
@@ -162,11 +166,24 @@ def _told(scores: Scores) -> list[str]:
     return ["## Scores", f"{_asked(scores)}.", _table(["", "score", "95 % interval"], rows)]
 
 
-def _load(folder: Path, name: str) -> str:
+def _is_packed(manifest: Mapping[str, Any]) -> bool:
+    return dict(manifest.get("export", {})).get("format") == "packed"
+
+
+def _stored(manifest: Mapping[str, Any]) -> str:
+    """How the folder is stored, and what its weights went through on the way."""
+    export = dict(manifest.get("export", {}))
+    packed = export if _is_packed(manifest) else dict(export.get("before", {}))
+    values = dict(packed.get("arguments", {})).get("values", "same")
+    rounded = "" if values == "same" else ROUNDED.format(len(packed["linears"]), values)
+    return (PACKED if _is_packed(manifest) else DENSE) + rounded
+
+
+def _load(folder: Path, name: str, first: str) -> str:
     kind = str((read_object(folder / "config.json").get("architectures") or [""])[0])
     auto = next((name for end, name in AUTO.items() if kind.endswith(end)), "AutoModelForImageTextToText")
     return (
-        f"```python\nfrom transformers import AutoProcessor, {auto}\n\n"
+        f"```python\n{first}from transformers import AutoProcessor, {auto}\n\n"
         f"model = {auto}.from_pretrained({name!r})\nprocessor = AutoProcessor.from_pretrained({name!r})\n```"
     )
 

@@ -14,6 +14,7 @@ from ressa.errors import RessaError, printable
 from ressa.files.text import read_json
 
 BLOCK = re.compile(r"(.*?)\.(\d+)\.(.*)")  # stem, number of the block, matrix in it
+BITMASK = ".weight_bitmask"  # of a packed folder: no matrix
 PLAIN = ("model", "encoder", "decoder", "layers", "layer", "block")  # what tells nothing in the name of a block
 
 
@@ -71,7 +72,7 @@ def counts(folder: Path) -> dict[str, Count]:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                    if len(shape := tensors.get_slice(key).get_shape()) > 1:
+                    if len(shape := tensors.get_slice(key).get_shape()) > 1 and not key.endswith(BITMASK):
                         weight = tensors.get_tensor(key)
                         zeros = int((weight == 0).sum())
                         found[key.removesuffix(".weight")] = Count(tuple(shape), zeros, weight.nbytes)

@@ -1,0 +1,33 @@
+"""`export`: packed and dense folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ressa.cli.options import Json, Model, Out, with_settings
+from ressa.cli.terminal import bars, quiet, show
+from ressa.exporting.settings import Export
+from ressa.files.text import format_bytes
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(with_settings(export))
+
+
+def export(model: Model, out: Out, settings: Export, as_json: Json = False) -> None:
+    """Write MODEL packed (kept weights and a bitmask, for ressa to load) or dense again; verified from the files.
+
+    **Example:** `ressa export pruned/ packed/`; `ressa export packed/ dense/ --format dense`
+    """
+    from ressa.exporting.verb import export as verb
+
+    with quiet(), bars() as bar:
+        told = verb(model, out, settings=settings, progress=bar("exporting"))
+    done = told["export"]
+    read, written = (done["bytes"][key] for key in ("read", "written"))
+    sizes = f"{format_bytes(written)}, {written / read:.1%} of {format_bytes(read)}"
+    left = [f"left dense: {', '.join(done['left_dense'])}"] if done["left_dense"] else []
+    show(told, as_json, f"{Path(out)}: {len(done['linears'])} linears {done['format']}; {sizes}", *left)

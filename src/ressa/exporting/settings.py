@@ -1,0 +1,33 @@
+"""The settings of `export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ressa.errors import RessaError
+from ressa.settings import check, setting
+
+VALUES = ("same", "bf16", "fp16", "fp32", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a folder is stored."""
+
+    format: str = setting(
+        "packed",
+        "packed (of each pruned linear the kept weights and a bitmask; ressa reads it) or dense (plain safetensors).",
+        among=("packed", "dense"),
+    )
+    values: str = setting(
+        "same",
+        "What kept weights are stored in: same (bit for bit), bf16, fp16, fp32; or rounded to nearest, int8 with a "
+        "scale for each row, int4 with one for each group.",
+        among=VALUES,
+    )
+    group_size: int = setting(64, "Kept weights of a row that share a scale, for int4.")
+
+    def __post_init__(self) -> None:
+        check(self, "export")
+        if self.format == "dense" and self.values != "same":
+            raise RessaError(f"export: values {self.values} has no effect with format dense: leave it out")
