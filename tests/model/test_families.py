@@ -1,6 +1,6 @@
 """Every image-text-to-text type of the installed transformers: inspected, pruned, repaired, saved and loaded again.
 
-docs/models.md tells what came of it. `python tests/test_families.py` writes its table anew.
+docs/models.md tells what came of it. `python tests/model/test_families.py` writes its table anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from families import proof
 from families.specials import CANNOT, NEEDS
 
 TYPES = sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 COLUMNS = ("inspect", "prune vision", "prune language", "repair", "reload", "MoE")
 # types without linears to prune in a vision tower, or without a tower
 BLIND = {
@@ -81,7 +81,7 @@ def told() -> dict[str, str]:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("model_type", [name for name in TYPES if name not in CANNOT])
 def test_a_type_is_inspected_pruned_repaired_and_loaded_again(model_type, tmp_path, data):
-    assert row(model_type, tmp_path, data) == told().get(model_type), "run: python tests/test_families.py"
+    assert row(model_type, tmp_path, data) == told().get(model_type), "run: python tests/model/test_families.py"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -99,7 +99,7 @@ def test_a_type_that_cannot_is_refused_for_the_reason_that_the_page_gives(model_
 
     with pytest.raises(error, match=words):
         all_the_way()
-    assert row(model_type, tmp_path, data) == told().get(model_type), "run: python tests/test_families.py"
+    assert row(model_type, tmp_path, data) == told().get(model_type), "run: python tests/model/test_families.py"
 
 
 def test_the_page_tells_of_every_type_of_the_installed_transformers():

@@ -26,7 +26,8 @@ from ressa.pipeline.results import results
 from ressa.pipeline.run import run
 from ressa.pipeline.study import read_study
 from ressa.pruning.request import Request
-from test_configs import CONFIGS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 ROOM = Path(ressa.__file__).parent
 RECIPES, STUDIES = sorted((ROOM / "recipes").glob("*.yaml")), sorted((ROOM / "studies").glob("*.yaml"))

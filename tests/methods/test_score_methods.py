@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_methods import recorded as recorded_as
 
 from ressa import prune
 from ressa.methods import METHODS, get
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.statistics import Gram, InputNorm, Moments
-from test_methods import recorded as recorded_as
 
-REFERENCES = Path(__file__).parent / "references"
+REFERENCES = Path(__file__).parents[1] / "references"
 LAYER, AUTHORS = (load_file(REFERENCES / f"{name}.safetensors") for name in ("authors", "scores"))
 PATTERNS = [*map(parse, ("50%", "70%", "2:4", "4:8", "1:4", "3:5")), Unstructured(0.5, "matrix"), Unstructured(0.33)]
 NAMES = [name for name, method in METHODS.items() if not issubclass(method.needs or object, Gram)]

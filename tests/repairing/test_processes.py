@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from test_repair import assert_same_zeros, bytes_of, prune_by_magnitude
 
 import ressa
-from test_repair import assert_same_zeros, bytes_of, prune_by_magnitude
 
 pytestmark = pytest.mark.slow  # each process spends seconds on imports
 TOLERANCE = 1e-4  # of a loss: sums of float32 in another order
@@ -63,7 +63,7 @@ def test_two_processes_give_the_losses_of_one_with_a_doubled_batch(adapter, prun
 
 def test_sparse_lora_under_fsdp2_has_the_gradients_of_one_process():
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    script = str(Path(__file__).with_name("sharded.py"))
+    script = str(Path(__file__).parents[1].joinpath("sharded.py"))
     done = subprocess.run([*launch, script], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("compared 12") == 2  # A and B of three linears in two blocks

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from test_repair import assert_same_zeros, bytes_of, changed, kl_to_dense, prune_by_magnitude
 
 import ressa
 from ressa.calibration.samples import samples
@@ -13,7 +14,6 @@ from ressa.evaluation.blocks import block_errors
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.repairing.reconstruct import Passes, reconstruct, reconstructed_blocks
-from test_repair import assert_same_zeros, bytes_of, changed, kl_to_dense, prune_by_magnitude
 
 
 @pytest.mark.parametrize("family", ["llava", "blip2_opt", "blip2_t5", "instructblip_t5"])

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_repair import assert_same_zeros, changed, kl_to_dense, prune_by_magnitude, settings_of
 from torch import nn
 from torch.nn.functional import linear
 from transformers import AutoModelForImageTextToText
@@ -22,7 +23,6 @@ from ressa.repairing.masked_finetune import KeptLinear
 from ressa.repairing.settings import OBJECTIVES
 from ressa.repairing.student import merged, student_of, wrap
 from ressa.repairing.verb import _zeros
-from test_repair import assert_same_zeros, changed, kl_to_dense, prune_by_magnitude, settings_of
 
 ADAPTERS = ["sparse-lora", "ste", "masked-ft", "lora"]
 

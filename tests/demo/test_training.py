@@ -17,7 +17,7 @@ from ressa.data.records import read_records
 from ressa.model.load import load
 from ressa.model.structure import structure
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from test_repair import bytes_of, prune_by_magnitude, weights
 
 import ressa
 from ressa.data.prompts import encode
@@ -18,7 +19,6 @@ from ressa.repairing import stages
 from ressa.repairing.hidden import connector_end, distilled_blocks
 from ressa.repairing.teacher import Recorder, Teacher, cached_output, write_cache
 from ressa.repairing.trainer import Objective
-from test_repair import bytes_of, prune_by_magnitude, weights
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_llama", "instructblip_t5"]
 CROSSING = {"blip2_t5": (0, 0), "instructblip_t5": (0, 0)}

@@ -24,7 +24,7 @@ from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.preparation.pictures import normalise
 
-PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_methods import PATTERNS, error, layer, recorded
 
 from ressa.errors import RessaError
 from ressa.methods import METHODS, get
 from ressa.methods._refit import refit
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.statistics import Gram
-from test_methods import PATTERNS, error, layer, recorded
 
-THEIRS = load_file(Path(__file__).parent / "references" / "admm.safetensors")
+THEIRS = load_file(Path(__file__).parents[1] / "references" / "admm.safetensors")
 DAMP = 0.1 * 191 / 192  # their share is of the mean diagonal, which counts input 77 as 0
 ADMM = importlib.import_module("ressa.methods.admm")  # the package's own `admm` is the function
 BOTH = pytest.mark.parametrize("name", ["admm", "alps"])

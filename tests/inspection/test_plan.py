@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,9 @@ from ressa.files.text import to_bytes
 from ressa.inspection import plan as module
 from ressa.methods import METHODS
 from ressa.model.load import load
-from test_configs import CONFIGS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
 
 LLAVA = CONFIGS / "llava-1.5-7b-hf.json"
 

@@ -6,11 +6,11 @@ import importlib
 
 import pytest
 import torch
+from test_methods import AUTHORS, error, layer, recorded
 
 from ressa.methods import get
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.statistics import Gram
-from test_methods import AUTHORS, error, layer, recorded
 
 
 @pytest.mark.parametrize("written", ["2:4", "4:8", "1:4"])

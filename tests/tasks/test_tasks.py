@@ -31,7 +31,7 @@ from ressa.tasks.metrics.ptb import words
 pytestmark = pytest.mark.formats
 
 PLAIN = ["--prompt", "{question}"]  # the embedded model knows no other
-PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 needs_demo = pytest.mark.skipif(not ressa.demo.EMBEDDED.is_dir(), reason="the embedded model is not there yet")
 
 
@@ -287,7 +287,7 @@ def test_the_recipe_knows_the_tasks_by_the_same_names():
 
 
 def with_table(text: str) -> str:
-    """The page of tasks with its table as it should be; `python tests/test_tasks.py` writes it."""
+    """The page of tasks with its table as it should be; `python tests/tasks/test_tasks.py` writes it."""
     begin, end = "<!-- tasks -->\n", "<!-- end of tasks -->"
     rows = ["| `--task` | | files (or hub dataset) | split | scores |", "|---|---|---|---|---|"]
     for name, task in tasks.TASKS.items():
@@ -299,7 +299,7 @@ def with_table(text: str) -> str:
 
 def test_the_table_of_tasks_says_what_the_code_says():
     text = PAGE.read_text(encoding="utf-8")
-    assert with_table(text) == text, "docs/tasks.md is out of date; run: python tests/test_tasks.py"
+    assert with_table(text) == text, "docs/tasks.md is out of date; run: python tests/tasks/test_tasks.py"
 
 
 # ---- official files, other forms -------------------------------------------------------------------------------------

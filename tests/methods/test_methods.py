@@ -18,7 +18,7 @@ from ressa.patterns import NofM, Unstructured, parse
 from ressa.pruning.settings import Prune
 from ressa.statistics import Gram, GramAndMoments, InputNorm, Moments
 
-AUTHORS = load_file(Path(__file__).parent / "references" / "authors.safetensors")
+AUTHORS = load_file(Path(__file__).parents[1] / "references" / "authors.safetensors")
 PATTERNS = [*map(parse, ("50%", "70%", "2:4", "4:8", "1:4", "3:5")), Unstructured(0.5, "matrix"), Unstructured(0.33)]
 
 

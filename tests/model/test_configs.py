@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from ressa.model.load import auto_class
 from ressa.model.structure import structure
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 ROW = re.compile(r"(?m)^\| ([\w.-]+) \| ([\d,]+|-) \| (exactly|within 1 %|prunable) \|")
 PUBLISHED = {
     name: (int(total.replace(",", "").replace("-", "0")), held)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_score_methods import AUTHORS, AWAKE, LAYER, PATTERNS, exact, layer, recorded
 
 from ressa.errors import RessaError
 from ressa.methods import get
 from ressa.methods.dsnot import STARTS
 from ressa.patterns import NofM, Unstructured, parse
 from ressa.statistics import Moments
-from test_score_methods import AUTHORS, AWAKE, LAYER, PATTERNS, exact, layer, recorded
 
 THEIRS = {"threshold": 0.1 / 256}  # their sums are over the 256 tokens of one sample, ours are means
 

@@ -34,7 +34,7 @@ from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import Unstructured
 
-AUTHORS = load_file(Path(__file__).parent / "references" / "owl.safetensors")
+AUTHORS = load_file(Path(__file__).parents[1] / "references" / "owl.safetensors")
 SHARES = {"uniform": uniform, "owl": owl, "dlp": dlp, "ecoflap": ecoflap}
 MEASURED = ["owl", "dlp", "ecoflap", "ecoflap-zeroth"]
 SMALL = {"samples": 4, "batch_size": 4}
