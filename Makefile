@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-avx2 slow lint clean
+.PHONY: demo test test-avx2 slow lint tables clean
 
 demo: $(READY)
 	$(BIN)/ressa demo
@@ -26,6 +26,12 @@ slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What is written from the code: tables of the docs, and the stub of the door.
+tables: $(READY)
+	PYTHONPATH=tests $(BIN)/python tests/tasks/test_tasks.py
+	$(BIN)/python tests/test_docs.py
+	$(BIN)/python tests/test_door.py
 
 clean:
 	rm -rf $(VENV)

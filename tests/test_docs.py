@@ -221,7 +221,7 @@ def anchors(page: Path) -> set[str]:
 def test_the_table_of_settings_says_what_the_code_says(verb):
     page = ROOT / "docs" / f"{verb}.md"
     text = page.read_text(encoding="utf-8")
-    assert with_table(text, SETTINGS[verb]) == text, f"{named(page)} is out of date; run: python tests/test_docs.py"
+    assert with_table(text, SETTINGS[verb]) == text, f"{named(page)} is out of date; run: make tables"
 
 
 def with_table(text: str, cls: type[Any]) -> str:

@@ -1,6 +1,6 @@
 """The door: what `import ressa` offers, to people and to editors; and that no package stands in its way.
 
-`python tests/test_door.py` renews the stub that editors and type checkers read.
+`make tables` renews the stub that editors and type checkers read.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_help_of_a_verb_explains_every_setting_of_it():
 
 
 def test_editors_are_told_what_the_verbs_take():
-    assert STUB.read_text(encoding="utf-8") == stub(), "out of date; run: python tests/test_door.py"
+    assert STUB.read_text(encoding="utf-8") == stub(), "out of date; run: make tables"
 
 
 def test_an_unknown_keyword_is_a_type_error_that_names_the_verb():

@@ -167,8 +167,8 @@ class GramAndMoments(Gram):
 class Cost:
     """What a method takes beside weights and statistics, for `inspect --plan`; the defaults are as much as the most.
 
-    Memory is in float32 tensors, measured (tests/inspection/test_costs.py); all but `weights` count only where a Gram is
-    needed.
+    Memory is in float32 tensors, measured (tests/inspection/test_costs.py). All but `weights` count only where a Gram
+    is needed.
     """
 
     weights: float = 13  # tensors of the size of the weights it works on

@@ -299,7 +299,7 @@ def with_table(text: str) -> str:
 
 def test_the_table_of_tasks_says_what_the_code_says():
     text = PAGE.read_text(encoding="utf-8")
-    assert with_table(text) == text, "docs/tasks.md is out of date; run: python tests/tasks/test_tasks.py"
+    assert with_table(text) == text, "docs/tasks.md is out of date; run: make tables"
 
 
 # ---- official files, other forms -------------------------------------------------------------------------------------
