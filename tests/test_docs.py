@@ -9,7 +9,7 @@ Fenced blocks of a page run in order, in one empty folder:
     ```jsonl      read as records; the pictures they name are made
     ```sh or none lines `ressa ...` are parsed, not run: for models and data that are not here
 
-A block marked slow (```console slow) runs under `pytest -m slow` only. `python tests/test_docs.py` writes the tables of
+A block marked slow (```console slow) runs under `pytest -m slow` only. `make tables` writes the tables of
 settings anew.
 """
 

@@ -1,6 +1,6 @@
 """Every image-text-to-text type of the installed transformers: inspected, pruned, repaired, saved and loaded again.
 
-docs/models.md tells what came of it. `python tests/model/test_families.py` writes its table anew.
+docs/models.md tells what came of it. `PYTHONPATH=tests python tests/model/test_families.py` writes its table anew.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def told() -> dict[str, str]:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("model_type", [name for name in TYPES if name not in CANNOT])
 def test_a_type_is_inspected_pruned_repaired_and_loaded_again(model_type, tmp_path, data):
-    assert row(model_type, tmp_path, data) == told().get(model_type), "run: python tests/model/test_families.py"
+    assert row(model_type, tmp_path, data) == told().get(model_type), (
+        "run: PYTHONPATH=tests python tests/model/test_families.py"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -99,7 +101,9 @@ def test_a_type_that_cannot_is_refused_for_the_reason_that_the_page_gives(model_
 
     with pytest.raises(error, match=words):
         all_the_way()
-    assert row(model_type, tmp_path, data) == told().get(model_type), "run: python tests/model/test_families.py"
+    assert row(model_type, tmp_path, data) == told().get(model_type), (
+        "run: PYTHONPATH=tests python tests/model/test_families.py"
+    )
 
 
 def test_the_page_tells_of_every_type_of_the_installed_transformers():

@@ -287,7 +287,7 @@ def test_the_recipe_knows_the_tasks_by_the_same_names():
 
 
 def with_table(text: str) -> str:
-    """The page of tasks with its table as it should be; `python tests/tasks/test_tasks.py` writes it."""
+    """The page of tasks with its table as it should be; `make tables` writes it."""
     begin, end = "<!-- tasks -->\n", "<!-- end of tasks -->"
     rows = ["| `--task` | | files (or hub dataset) | split | scores |", "|---|---|---|---|---|"]
     for name, task in tasks.TASKS.items():
