@@ -21,8 +21,6 @@ import torch
 import ressa
 from ressa.machine import found, processor
 from ressa.model.load import load_to_ask
-from ressa.pipeline.recipe import read_recipe
-from ressa.settings import Runtime
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,8 +29,8 @@ STAGES = ("dense", "pruned", "repaired")
 
 def demo(out: Path, dtype: str) -> dict[str, Any]:
     """{stage: exact match, seconds of making it and of asking it}; a finished stage is not run again."""
-    recipe = read_recipe(ROOT / "src" / "ressa" / "recipes" / "demo.yaml")
-    told = ressa.run(replace(recipe, out=str(out), runtime=None if dtype == "auto" else Runtime(dtype=dtype)))
+    recipe = ressa.read_recipe(ROOT / "src" / "ressa" / "recipes" / "demo.yaml")
+    told = ressa.run(replace(recipe, out=str(out), runtime=None if dtype == "auto" else ressa.Runtime(dtype=dtype)))
     seconds = told["seconds"]
     making = {"dense": None, "pruned": seconds["prune"], "repaired": seconds["repair"]}
     return {

@@ -29,7 +29,7 @@ def _nothing_is_loaded(monkeypatch):
 
     for name in ("pruning.verb.load", "repairing.verb.load"):
         monkeypatch.setattr(f"ressa.{name}", load)
-    for name in ("evaluation.verb", "pipeline.stage"):
+    for name in ("evaluation.verb", "evaluation.blocks"):
         monkeypatch.setattr(f"ressa.{name}.load_to_ask", load)
 
 

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 from ressa.errors import RessaError, RessaWarning, unknown
-from ressa.settings import Runtime
 
 AUTO = "auto"
 PACKAGES = ("ressa", "torch", "transformers")  # which decide every result
@@ -113,14 +112,11 @@ def decide(device: str, dtype: str, stored: torch.dtype, there: Found) -> tuple[
     return device, stored if stored in native(device, there) else torch.float32
 
 
-def check_machine(runtime: Runtime, device: str | None = None) -> None:
-    """Take the threads that are asked for; raises RessaError as `decide` does, before there is a model to compute.
-
-    `device`: what stands for that of `runtime` in this process, of several.
-    """
-    decide(device or runtime.device, runtime.dtype, torch.float32, found())
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
+def check_machine(device: str, dtype: str, threads: int | None = None) -> None:
+    """Take the threads that are asked for; raises RessaError as `decide` does, before there is a model to compute."""
+    decide(device, dtype, torch.float32, found())
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def native(device: str, there: Found) -> set[torch.dtype]:

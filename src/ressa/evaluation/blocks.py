@@ -6,10 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ressa.calibration.outputs import outputs_of, squared_error
+from ressa.calibration.samples import samples
 from ressa.calibration.tokens import token_weights
 from ressa.data.prompts import to_device
+from ressa.data.records import read_records
 from ressa.evaluation.generate import eval_mode
+from ressa.model.load import load_to_ask
 from ressa.model.structure import structure
+
+HELD_OUT = 32  # records whose block outputs are compared
+
+
+def held_out_errors(
+    pruned: str, dense: str, data: str, *, split: str, seed: int, device: str, dtype: str
+) -> dict[str, float]:
+    """`block_errors` of a folder against its dense original, on records of `split` drawn by `seed`."""
+    original, processor, _ = load_to_ask(dense, device, dtype)
+    model, _, _ = load_to_ask(pruned, device, dtype)
+    records = read_records(data, split)
+    batches = samples(records, processor, original.config, HELD_OUT, batch_size=8, seed=seed)
+    return block_errors(model, original, batches)
 
 
 def block_errors(

@@ -65,7 +65,7 @@ def evaluate(
     """
     started = time.monotonic()
     check_models(model, against, out, versus)
-    check_machine(runtime, parallel.device_of(runtime.device))
+    check_machine(parallel.device_of(runtime.device), runtime.dtype, runtime.threads)
     task, source, reading = questions(data, settings)
     folder = _writable(out, model, data)
     if versus is not None:

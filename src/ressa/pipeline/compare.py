@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def compare(
     asked = asked or Evaluate()
     check_paths("compare", model=model, out=out)
     check_instance(Evaluate, asked, "compare")
-    check_machine(runtime)
+    check_machine(**asdict(runtime))
     folder = path_of(out, "the output")
     if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
         raise RessaError("name at least one method, and each of them once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def check(recipe: Recipe) -> None:
     if recipe.repair:
         Where.of(recipe.repair, runtime)
         check_reports(recipe.repair.report_to)
-    check_machine(runtime)
+    check_machine(**asdict(runtime))
     splits = [section.split for section in (recipe.prune, recipe.repair) if section]
     if recipe.evaluate:
         splits += _check_questions(recipe, recipe.evaluate)

@@ -17,22 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ressa.calibration.samples import samples as draw
 from ressa.data.emoji import write as write_emoji
-from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.evaluation.blocks import block_errors
+from ressa.evaluation.blocks import held_out_errors
 from ressa.evaluation.verb import evaluate
 from ressa.files.folders import check_output, tidy_parents
 from ressa.files.paths import path_of
 from ressa.files.text import read_json, write_atomic
-from ressa.model.load import load_to_ask
 from ressa.pipeline.store import Store
 from ressa.pruning.verb import prune
 from ressa.repairing.verb import repair
 from ressa.settings import Progress, Runtime
-
-HELD_OUT = 32  # records whose block outputs are compared
 
 
 @dataclass(frozen=True)
@@ -106,12 +101,10 @@ def _evaluate(stage: Stage, progress: Progress | None) -> None:
 
 def _blocks(stage: Stage, progress: Progress | None) -> None:
     """The error of every block's output on held-out records."""
-    where = (stage.runtime.device, stage.runtime.dtype)
-    dense, processor, _ = load_to_ask(stage.dense or "", *where)
-    pruned, _, _ = load_to_ask(stage.model, *where)
-    held_out = read_records(stage.data, stage.settings.split or "test")
-    batches = draw(held_out, processor, dense.config, HELD_OUT, batch_size=8, seed=stage.seed)
-    write_atomic(stage.proof, json.dumps(block_errors(pruned, dense, batches), indent=2) + "\n")
+    split, runtime = stage.settings.split or "test", stage.runtime
+    where: dict[str, Any] = {"split": split, "seed": stage.seed, "device": runtime.device, "dtype": runtime.dtype}
+    errors = held_out_errors(stage.model, stage.dense or "", stage.data, **where)
+    write_atomic(stage.proof, json.dumps(errors, indent=2) + "\n")
 
 
 VERBS = {

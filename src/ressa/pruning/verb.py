@@ -60,7 +60,7 @@ def prune(
     started = time.perf_counter()
     forget_peak()
     check_paths("prune", model=model, out=out)
-    check_machine(runtime)
+    check_machine(**asdict(runtime))
     request, method = Request(settings), methods.get(settings.method, seed=settings.seed, damp=settings.damp)
     saved = read_allocation(settings.allocation) if request.from_file else None
     _check_data(request, method, data)

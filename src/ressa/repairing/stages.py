@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Where:
                 f"repair: trains on the first {kind} device it sees, not on {runtime.device}: hide the others "
                 f"(CUDA_VISIBLE_DEVICES={number}) and leave the number out"
             )
-        check_machine(runtime)
+        check_machine(**asdict(runtime))
         return cls(runtime.device, "bfloat16" if settings.bf16 else runtime.dtype)
 
     @property
