@@ -138,10 +138,9 @@ def _cells(
         with naming(f"cell {label}"):
             recipe = _placed(build(Recipe, values, "recipe"), runtime)
         columns = {key: value for _, own, _ in combination for key, value in own.items()}
-        name = f"{label[:LONGEST]}_{_hash(recipe)}"
-        if cached:
-            recipe = _with_cache(recipe, out)
-        yield Cell(name, replace(recipe, out=str(out / "cells" / name)), columns)
+        whole = _with_cache(recipe, out) if cached else recipe
+        name = f"{label[:LONGEST]}_{_hash(recipe, whole is not recipe)}"
+        yield Cell(name, replace(whole, out=str(out / "cells" / name)), columns)
 
 
 def _replace(values: Any, key: str, value: Any) -> None:
@@ -162,9 +161,10 @@ def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
     return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **told)) if told else recipe
 
 
-def _hash(recipe: Recipe) -> str:
-    keys = keys_of(stages(recipe))
-    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]
+def _hash(recipe: Recipe, cached: bool) -> str:
+    """Of all that decides what comes out; where the study lies does not, nor where it keeps the cache."""
+    about = [keys_of(stages(recipe)), *(["cached"] if cached else [])]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
 
 
 def _with_cache(recipe: Recipe, out: Path) -> Recipe:
