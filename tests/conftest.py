@@ -59,6 +59,26 @@ def causal_lm_folder(models_root) -> Path:
     return pico.causal_lm(models_root / "causal_lm")
 
 
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory, llava_folder) -> Path:
+    """A pruned pico model in float32."""
+    from ressa import prune
+
+    out = tmp_path_factory.mktemp("packed") / "pruned"
+    prune(llava_folder, out, method="magnitude", sparsity="50%", vision="2:4")
+    return out
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory, pruned) -> Path:
+    """The same, packed."""
+    from ressa import export
+
+    out = tmp_path_factory.mktemp("packed") / "packed"
+    export(pruned, out)
+    return out
+
+
 @pytest.fixture
 def datasets_cache(tmp_path_factory, monkeypatch):
     """Where `datasets` unpacks Parquet: not in the home of who runs the tests."""
