@@ -132,3 +132,22 @@ def test_emoji_scenes_can_be_drawn_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_have_300_lines_at_most_and_functions_40_of_code(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 300
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            code = lines[body[0].lineno - 1 : body[-1].end_lineno] if body else []
+            assert sum(1 for line in code if line.strip() and not line.lstrip().startswith("#")) <= 40, node.name
+
+
+def test_no_function_takes_more_than_8_arguments_but_commands_and_what_makes_settings():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and room(path) != "cli":
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                assert len([name for name in names if name != "self"]) <= 8, f"{path}: {node.name}"

@@ -310,6 +310,7 @@ def test_plots_and_the_table_are_named_at_the_end(file, ressa, told):
     assert (code, err) == (0, "")
     assert f"table: {told['out']}/results.csv and .parquet" in out
     assert f"plot: {told['out']}/exact_match.png" in out
+    assert f"page: {told['out']}/report.html (seed 0)" in out
     assert (Path(told["out"]) / "exact_match.svg").is_file()
     assert ressa("study", file(), "--dry-run")[1].endswith("4 cells\n")
 

@@ -58,7 +58,7 @@ def study(
         raise RessaError(f"--shard has no effect with {'--ray' if ray else '--workers'}: leave one of them out")
     if then_others and not shard:
         raise RessaError("--then-others has no effect without --shard: leave it out")
-    check_extra("report", "matplotlib")
+    check_extra("report")
     check_extra("data", "pyarrow")
     from ressa.pipeline.cells import check_study
     from ressa.pipeline.spread import shipped, threads_each
@@ -116,5 +116,19 @@ def _tell(told: Study, whole: bool) -> None:
     if whole:
         for plot in plots(rows, told.columns, told.out):
             show({}, False, f"plot: {plot}")
+        show({}, False, _page(told))
         told_failures(told)
         check_measure(told, rows)
+
+
+def _page(told: Study) -> str:
+    """The page of the finished cells of the first seed: all seeds are in the table, and a page has 2 MB at most."""
+    from ressa.pipeline.cells import finished
+    from ressa.reporting.page.page import report
+
+    seed = told.cells[0].recipe.seed
+    folders = [cell.folder for cell in told.cells if cell.recipe.seed == seed and finished(cell)]
+    try:
+        return f"page: {report(folders, told.out / 'report.html')['out']} (seed {seed})"
+    except RessaError as error:
+        return f"no page: {error}"
