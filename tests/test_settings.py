@@ -1,9 +1,11 @@
-"""The limits of settings hold for whoever calls: a recipe, the command line, or a verb from Python; and in time."""
+"""Settings: declared once, offered as keywords, and their limits hold for whoever calls, and in time."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy
@@ -14,10 +16,12 @@ import ressa
 from ressa import compare, plan
 from ressa.errors import RessaError
 from ressa.evaluation.settings import Evaluate
-from ressa.pipeline.recipe import Recipe, build
+from ressa.machine import check_machine
+from ressa.pipeline.recipe import Recipe
+from ressa.pruning.request import Request
 from ressa.pruning.settings import Prune
 from ressa.repairing.settings import Repair
-from ressa.settings import Runtime
+from ressa.settings import Runtime, build, by_keywords, check, setting
 
 SECTIONS = [Prune, Repair, Evaluate]
 
@@ -239,3 +243,110 @@ def test_what_is_no_number_at_all_is_shown_in_one_short_line(llava_folder, tiny_
     line = refused(lambda: ressa.prune(llava_folder, tmp_path / "out", data=tiny_data, samples=torch.ones(99, 2)))
     assert re.search(r"prune: samples: tensor\(\[\[1\., 1\.\], .* \.\.\. is not a whole number", line)
     assert len(line) < 150
+
+
+# ---- how settings are offered ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int = setting(3, "How deep.")
+
+    def __post_init__(self) -> None:
+        check(self, "inner")
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str = setting("x", "What it is called.")
+    inner: Inner | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def verb(a, *, settings: Inner, extra: int = 1) -> tuple:
+    """Does it."""
+    return a, settings, extra
+
+
+def several(a, *, settings: Callable[..., Inner]) -> list:
+    """Does it for each."""
+    return [settings(depth=depth) for depth in a]
+
+
+def test_a_verb_takes_the_fields_of_its_settings_as_keywords():
+    called = by_keywords(verb)
+    assert called("a") == ("a", Inner(3), 1)
+    assert called("a", depth=5, extra=2) == ("a", Inner(5), 2)
+    assert list(inspect.signature(called).parameters) == ["a", "depth", "extra"]
+    assert "depth: How deep." in called.__doc__
+    assert refused(lambda: called("a", depth=0)) == "inner: depth: 0 must be at least 1"
+
+
+def test_a_field_of_which_a_verb_takes_several_is_left_out():
+    called = by_keywords(several, "depth")
+    assert list(inspect.signature(called).parameters) == ["a"]
+    assert called([1, 2]) == [Inner(1), Inner(2)]
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"nam": 1}, "f: unknown key 'nam': did you mean 'name'? (known: inner, name)"),
+        ({"inner": {"dept": 1}}, "f: inner: unknown key 'dept': did you mean 'depth'? (known: depth)"),
+        ({"inner": None}, "f: inner: has nothing in it; write {} for its defaults, or leave the line out"),
+        ({"inner": {"depth": 0}}, "f: inner: depth: 0 must be at least 1"),
+        ({"name": None}, "f: name: has no value"),
+        ([], "f: must be `key: value` lines, not list"),
+    ],
+)
+def test_what_a_mapping_may_not_say_is_refused_with_its_place(values, line):
+    assert refused(lambda: build(Outer, values, "f")) == line
+
+
+def test_a_mapping_becomes_an_object_with_its_sections():
+    assert build(Outer, {"name": 7, "inner": {}}, "f") == Outer("7", Inner())
+    assert build(Outer, {"inner": Inner(4)}, "f").inner == Inner(4)
+
+
+def test_all_keys_are_looked_at_before_a_section_is_made():
+    assert "unknown key 'odd'" in refused(lambda: build(Outer, {"inner": {"depth": 0}, "odd": 1}, "f"))
+
+
+# ---- settings of verbs that stand for more than a number -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("image", "'image' is not of the form image=0.1,text=1"),
+        ("image=lots", "is not of the form"),
+        ("picture=1", "unknown kind of token 'picture'"),
+        ("image=-1", "the weight of image tokens is -1.0"),
+        ("image=0,text=0,answer=0", "nothing would be left to calibrate on"),
+    ],
+)
+def test_token_weights_are_read_before_work(text, line):
+    assert line in refused(lambda: Prune(token_weights=text))
+
+
+def test_token_weights_reach_calibration():
+    assert Request(Prune(token_weights="image=0.1, text=2")).token_weights == {"image": 0.1, "text": 2.0}
+    assert Request(Prune()).token_weights is None
+
+
+def test_the_seed_of_a_recipe_is_that_of_its_sections():
+    recipe = Recipe(seed=3, prune=Prune(), repair=Repair(seed=3))
+    assert (recipe.prune.seed, recipe.repair.seed) == (3, 3)
+    assert "prune: seed 2 is not the recipe's, 3" in refused(lambda: Recipe(seed=3, prune=Prune(seed=2)))
+
+
+def test_threads_are_taken():
+    before = torch.get_num_threads()
+    try:
+        check_machine("cpu", "auto", 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert refused(lambda: Runtime(threads=0)) == "runtime: threads: 0 must be at least 1"

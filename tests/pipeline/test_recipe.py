@@ -185,3 +185,15 @@ def test_every_setting_has_a_default_that_is_allowed_and_is_explained(cls):
     for field in fields(cls):
         assert field.default is not MISSING
         assert field.metadata["help"].strip()
+
+
+def test_a_method_may_be_a_mapping_with_its_parameters(recipe):
+    assert recipe("prune: {method: {name: ria, power: 0.3}}").prune.method == "ria(power=0.3)"
+    with pytest.raises(RessaError, match=r"unknown parameter of ria 'pwr': did you mean 'power'"):
+        recipe("prune: {method: {name: ria, pwr: 0.3}}")
+
+
+def test_grey_pictures_and_threads_are_settings_of_a_recipe_too(recipe):
+    told = recipe("evaluate: {grey: true}\nruntime: {threads: 1}")
+    assert told.evaluate.grey
+    assert told.runtime.threads == 1

@@ -16,7 +16,7 @@ import ressa
 from ressa.errors import RessaError
 from ressa.evaluation.settings import Evaluate
 from ressa.pipeline import stage as engine
-from ressa.pipeline.recipe import Recipe, read_recipe
+from ressa.pipeline.recipe import Recipe, read_recipe, write_recipe
 from ressa.pipeline.run import run
 from ressa.pruning.settings import Prune
 from ressa.repairing.settings import Repair
@@ -256,6 +256,36 @@ def test_notes_that_are_no_json_any_more_are_refused(copied, idle):
         run(copied)
 
 
+def as_ressa_kept_it_before(recipe: Recipe, but: tuple[str, ...] = ()) -> None:
+    """The notes of a finished run in one file, run.json, without those of some stages."""
+    notes = Path(recipe.out, "stages")
+    ledger = {file.stem: {"key": "0123456789abcdef", "seconds": 1.5} for file in notes.iterdir()}
+    Path(recipe.out, "run.json").write_text(json.dumps({k: v for k, v in ledger.items() if k not in but}))
+    Path(recipe.out, "recipe.yaml").write_text(write_recipe(recipe), encoding="utf-8")
+    shutil.rmtree(notes)
+
+
+def test_a_finished_run_with_one_ledger_for_all_stages_rests_too(copied, finished, idle):
+    as_ressa_kept_it_before(copied)
+    idle()
+    assert run(copied)["scores"] == finished[1]["scores"]
+
+
+def test_what_is_missing_from_such_a_run_is_made(copied, idle):
+    as_ressa_kept_it_before(copied, but=("evaluate repaired",))
+    shutil.rmtree(Path(copied.out, "scores", "repaired"))
+    called = idle(but=("evaluate",))
+    run(copied)
+    assert called == ["evaluate"]
+
+
+def test_such_a_run_of_another_recipe_is_not_taken_for_this_one(copied, idle):
+    as_ressa_kept_it_before(copied)
+    idle()
+    with pytest.raises(RessaError, match="pruned: the output folder is not empty"):
+        run(replace(copied, prune=Prune(samples=5)))
+
+
 # ---- tables and the picture ------------------------------------------------------------------------------------------
 
 
@@ -397,7 +427,6 @@ def test_records_without_pictures_make_no_picture(answered, tmp_path):
 
 def test_the_command_line_prints_tables_and_draws_the_picture_again(copied, idle, tmp_path, monkeypatch, capsys):
     from ressa import cli
-    from ressa.pipeline.recipe import write_recipe
 
     idle()
     (tmp_path / "recipe.yaml").write_text(write_recipe(copied), encoding="utf-8")
@@ -409,8 +438,9 @@ def test_the_command_line_prints_tables_and_draws_the_picture_again(copied, idle
     assert not stop.value.code
     assert told.err == ""
     assert "exact match by kind of question" in told.out
-    assert told.out.splitlines()[-1] == f"picture: {copied.out}/answers.png"
-    assert Path(copied.out, "answers.png").is_file()
+    files = {name: Path(copied.out, name) for name in ("answers.png", "report.html")}
+    assert told.out.splitlines()[-2:] == [f"picture: {files['answers.png']}", f"page: {files['report.html']}"]
+    assert all(file.is_file() for file in files.values())
 
 
 def test_the_door_runs_recipes(copied, idle):

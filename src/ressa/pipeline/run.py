@@ -18,8 +18,8 @@ from ressa.files.text import read_json, write_atomic
 from ressa.machine import check_machine
 from ressa.model.load import resolve
 from ressa.model.pickles import check_pickle
-from ressa.pipeline.recipe import Recipe, write_recipe
-from ressa.pipeline.stage import Stage, carry_out
+from ressa.pipeline.recipe import Recipe, read_recipe, write_recipe
+from ressa.pipeline.stage import Stage, adopt, carry_out
 from ressa.pipeline.store import Store
 from ressa.repairing.stages import Where
 from ressa.repairing.trainer import check_reports
@@ -45,6 +45,8 @@ def run(
     """
     check_instance(Recipe, recipe, "run")
     out, todo = out_of(recipe), stages(recipe)
+    if (out / "run.json").is_file() and (out / "recipe.yaml").is_file() and read_recipe(out / "recipe.yaml") == recipe:
+        adopt(todo, out)
     carry_out(todo, out, progress, check=lambda: check(recipe), store=store)
     write_atomic(out / "recipe.yaml", write_recipe(recipe))
     seconds = {s.name: read_json(s.proof).get("seconds") for s in todo if s.proof.suffix == ".json"}

@@ -158,6 +158,14 @@ def _cache(stage: Stage) -> Path | None:
     return path_of(told, "teacher_cache") if told else None
 
 
+def adopt(stages: Sequence[Stage], out: Path) -> None:
+    """Notes for the stages that a run of ressa 0.1 before November 2026 finished, which kept them all in run.json."""
+    ledger, keys = read_json(out / "run.json", {}), keys_of(stages)
+    for stage in stages:
+        if stage.name in ledger and stage.proof.is_file() and not _note(stage, out).is_file():
+            write_atomic(_note(stage, out), json.dumps({"key": keys[stage.name]}) + "\n")
+
+
 def keys_of(stages: Sequence[Stage]) -> dict[str, str]:
     """The key of every stage, in order; a stage that is not there has none."""
     keys: dict[str, str] = {}
