@@ -35,6 +35,16 @@ def test_the_output_is_that_of_a_linear_to_the_bit_where_torch_computes_in_that_
     assert torch.allclose(packed(x).float(), linear(x).float(), atol=2e-2 if dtype == torch.bfloat16 else 0)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_layer_runs_in_and_out_of_inference_mode_in_any_order(first):
+    _LOCAL.__dict__.clear()
+    linear, packed = pair()
+    x = torch.randn(3, 20)
+    for inference in (first, not first):
+        with torch.inference_mode(inference):
+            assert packed(x).equal(linear(x))
+
+
 def test_layers_share_one_buffer_as_large_as_the_largest():
     _LOCAL.__dict__.clear()
     layers = [pair(shape=shape)[1] for shape in ((4, 20), (24, 20), (8, 20))]

@@ -124,5 +124,6 @@ def _scratch(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -
     size = shape[0] * shape[1]
     if (dtype, device) not in buffers or buffers[dtype, device].numel() < size:
         buffers.pop((dtype, device), None)
-        buffers[dtype, device] = torch.empty(size, dtype=dtype, device=device)
+        with torch.inference_mode(False):  # or it could not be written outside of inference mode later
+            buffers[dtype, device] = torch.empty(size, dtype=dtype, device=device)
     return buffers[dtype, device][:size].view(shape)
