@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import import_module
 from os import PathLike
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -53,8 +54,11 @@ class Runtime:
         check(self, "runtime")
 
 
-def check(settings: Any, verb: str = "") -> None:
+def check(settings: Any, verb: str = "", rules: str = "") -> None:
     """Every field of a frozen dataclass as its kind, and within its limits; what stands for it in Python is converted.
+
+    `rules` names the module whose `check` knows what the fields may not be together: it is imported here, when there is
+    something to check, for it may load torch.
 
     Raises:
         RessaError: one line that names `verb` and the field.
@@ -64,6 +68,9 @@ def check(settings: Any, verb: str = "") -> None:
         value = as_kind(kinds[f.name], getattr(settings, f.name), f"{verb}{f.name}")
         _check_limits(f.name, value, f.metadata, verb)
         object.__setattr__(settings, f.name, value)
+    if rules:
+        with naming(verb.removesuffix(": ")):
+            import_module(rules).check(settings)
 
 
 def check_paths(verb: str, **paths: Any) -> None:

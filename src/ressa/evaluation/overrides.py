@@ -12,7 +12,7 @@ from ressa.tasks.base import Generation, Task, check_template
 WRITTEN = ("max_new_tokens", "num_beams", "min_new_tokens", "length_penalty")  # settings of generation
 
 
-def check_overrides(settings: Evaluate) -> None:
+def check(settings: Evaluate) -> None:
     """Raises RessaError for an unknown task, and for what no model could be asked."""
     task = tasks.get(settings.task)
     if settings.prompt is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ressa.settings import check, naming, setting
+from ressa.settings import check, setting
 from ressa.tasks import TASKS
 
 
@@ -37,8 +37,4 @@ class Evaluate:
     perplexity: bool = setting(False, "Of the reference answers too; with --against always.")
 
     def __post_init__(self) -> None:
-        check(self, "evaluate")
-        from ressa.evaluation.overrides import check_overrides  # loads torch: only when there is something to check
-
-        with naming("evaluate"):
-            check_overrides(self)
+        check(self, "evaluate", rules="ressa.evaluation.overrides")

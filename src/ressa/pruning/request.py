@@ -168,3 +168,8 @@ class Request:
         beside |= {f"group {asked.group}": asked.group in BUDGETS}
         for name in (name for name, said in beside.items() if said):
             raise RessaError(f"{asked.allocation} already says what each block gets: leave {name} out")
+
+
+def check(settings: Prune) -> None:
+    """Raises RessaError, one line, for settings that cannot be or contradict each other."""
+    Request(settings).check()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ressa.settings import SEEDS, check, naming, setting
+from ressa.settings import SEEDS, check, setting
 
 METHODS = sorted(path.stem for path in Path(__file__).parents[1].glob("methods/[!_]*.py"))  # importing them loads torch
 
@@ -92,8 +92,4 @@ class Prune:
         if isinstance(self.method, Mapping):  # in YAML: {name: ria, power: 0.3}
             name, *parameters = [f"{key}={value}" for key, value in self.method.items()]
             object.__setattr__(self, "method", f"{name.removeprefix('name=')}({', '.join(parameters)})")
-        check(self, "prune")
-        from ressa.pruning.request import Request  # loads torch: only when there is something to check
-
-        with naming("prune"):
-            Request(self).check()
+        check(self, "prune", rules="ressa.pruning.request")
