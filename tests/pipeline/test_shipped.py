@@ -88,7 +88,7 @@ def test_cells_of_a_shipped_study_run_on_a_tiny_model(path, llava_folder, data, 
     engine.check_study(study)
     engine.make(study, study.cells, lambda *_: None, lambda: lambda stage: lambda *_: None)
     assert [row["error"] for row in results(study) if row["error"]] == []
-    engine.told_failures(study)
+    engine.report_failures(study)
 
 
 def test_no_figure_of_the_studies_lacks_a_cell():

@@ -291,7 +291,7 @@ def test_an_unforeseen_error_is_kept_whole(file, monkeypatch):
     for cell in study.cells:
         assert "Traceback" in (cell.folder / "error.txt").read_text()
     with pytest.raises(RessaError, match=r"4 of 4 cells failed; .*nobody thought of this"):
-        engine.told_failures(study)
+        engine.report_failures(study)
 
 
 def test_what_every_cell_would_be_refused_for_is_refused_before_the_first(file, refused, told):

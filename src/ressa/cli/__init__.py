@@ -17,7 +17,7 @@ from ressa.cli import export as export_commands
 from ressa.cli import report as report_commands
 from ressa.cli import study as study_command
 from ressa.cli.exits import carry_out
-from ressa.cli.options import Data, Json, MaybeData, Model, Out, told_apart, with_settings
+from ressa.cli.options import Data, Json, MaybeData, Model, Out, given_options, with_settings
 from ressa.cli.terminal import bars, quiet, show
 from ressa.errors import RessaError, check_extra
 from ressa.evaluation.settings import Evaluate
@@ -73,15 +73,15 @@ def inspect(
         from ressa.reporting.plan_table import tables
 
         with quiet():
-            told = verb(model, sparsity, settings=settings)
+            result = verb(model, sparsity, settings=settings)
     else:
         from ressa.inspection.verb import inspect as look
         from ressa.reporting.inspection import tables
 
-        told_apart(context, "model", "sparsity", "as_json", refused="without --plan: add it")
+        given_options(context, "model", "sparsity", "as_json", refused="without --plan: add it")
         with quiet():
-            told = look(model, sparsity)
-    show(told, as_json, *tables(told))
+            result = look(model, sparsity)
+    show(result, as_json, *tables(result))
 
 
 @app.command()
@@ -101,9 +101,9 @@ def prune(
     from ressa.pruning.verb import prune as verb
 
     with quiet(), bars() as bar:
-        told = verb(model, out, data=data, settings=settings, runtime=runtime, progress=bar("pruning"))
-    parts = (_part(name, part) for name, part in told["parts"].items() if part["matrices"])
-    show(told, as_json, *parts, *_allotted(told["allocation"], told["together"]))
+        result = verb(model, out, data=data, settings=settings, runtime=runtime, progress=bar("pruning"))
+    parts = (_part(name, part) for name, part in result["parts"].items() if part["matrices"])
+    show(result, as_json, *parts, *_allotted(result["allocation"], result["together"]))
 
 
 def _part(name: str, part: dict[str, Any]) -> str:
@@ -141,11 +141,11 @@ def repair(
 
     with quiet(), bars() as bar:
         where: dict[str, Any] = {"settings": settings, "runtime": runtime, "progress": bar("repairing")}
-        told = verb(pruned, out, teacher=teacher, data=data, **where)
+        result = verb(pruned, out, teacher=teacher, data=data, **where)
     show(
-        told,
+        result,
         as_json,
-        f"{Path(out)}: repaired in {told['seconds']:.0f} s; every zero of {Path(pruned)} is still zero on disk",
+        f"{Path(out)}: repaired in {result['seconds']:.0f} s; every zero of {Path(pruned)} is still zero on disk",
     )
 
 
@@ -176,7 +176,7 @@ def evaluate(
     if lmms is not None:
         from ressa.evaluation.lmms import evaluate as by_lmms
 
-        given = told_apart(
+        given = given_options(
             context,
             "model",
             "lmms",
@@ -200,10 +200,10 @@ def evaluate(
     with quiet(), bars() if first else nullcontext() as bar:
         progress = bar("asking") if bar else None
         where: dict[str, Any] = {"settings": settings, "runtime": runtime, "progress": progress}
-        told = verb(model, data=data, against=against, versus=versus, out=out, **where)
-    told.pop("answers")
+        result = verb(model, data=data, against=against, versus=versus, out=out, **where)
+    result.pop("answers")
     if first:
-        show(told, as_json, by_kind({Path(model).name or model: told}), *lines(told))
+        show(result, as_json, by_kind({Path(model).name or model: result}), *lines(result))
 
 
 @app.command()
@@ -230,10 +230,10 @@ def compare(
     names, asked = split_methods(methods), Evaluate(limit=limit)
     with quiet(), bars() as bar:
         where: dict[str, Any] = {"asked": asked, "runtime": runtime, "progress": bar}
-        told = verb(model, out, data=data, methods=names, settings=settings, **where)
-    show(told, as_json, table(told))
+        result = verb(model, out, data=data, methods=names, settings=settings, **where)
+    show(result, as_json, table(result))
     if not as_json:
-        show({}, False, f"plot: {plot(told, path_of(out, 'out') / 'blocks.png')}", _page(path_of(out, "out")))
+        show({}, False, f"plot: {plot(result, path_of(out, 'out') / 'blocks.png')}", _page(path_of(out, "out")))
 
 
 @app.command()
@@ -258,8 +258,8 @@ def demo(
 
 def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
     """The recipe, run where the command line says; what that leaves open is as the recipe says."""
-    told = {name: value for name, value in asdict(runtime).items() if value not in ("auto", None)}
-    return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **told)) if told else recipe
+    given = {name: value for name, value in asdict(runtime).items() if value not in ("auto", None)}
+    return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **given)) if given else recipe
 
 
 def _run(recipe: Recipe) -> None:

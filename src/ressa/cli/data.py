@@ -51,20 +51,20 @@ def _data_command(name: str, what: str) -> None:
         from ressa.preparation.verb import prepare
 
         with quiet(), bars() as bar:
-            told = prepare(name, source, out, settings=settings, images=images or (), progress=bar)
-        show(told, as_json, *_prepared(out, told))
+            result = prepare(name, source, out, settings=settings, images=images or (), progress=bar)
+        show(result, as_json, *_prepared(out, result))
 
     command.__name__, command.__doc__ = f"data {name}", f"Prepare {what}."
     app.command(name)(with_settings(command))
 
 
-def _prepared(out: str, told: dict[str, Any]) -> Iterator[str]:
-    pictures = told["pictures"]
-    yield f"{Path(out)}: {', '.join(f'{n:,} records in {split}' for split, n in told['records'].items())}"
+def _prepared(out: str, result: dict[str, Any]) -> Iterator[str]:
+    pictures = result["pictures"]
+    yield f"{Path(out)}: {', '.join(f'{n:,} records in {split}' for split, n in result['records'].items())}"
     yield f"pictures: {pictures['made']:,} of {pictures['asked']:,}"
     for what in ("unusable", "converted", "skipped"):
-        if told[what]:
-            counts = ", ".join(f"{n:,} {name}" for name, n in told[what].items())
+        if result[what]:
+            counts = ", ".join(f"{n:,} {name}" for name, n in result[what].items())
             yield f"{what}: {counts}" + (" (named in report.csv)" if what != "skipped" else "")
 
 
@@ -80,5 +80,6 @@ def check(
     from ressa.preparation.sums import check as verb
 
     with bars() as bar:
-        told = verb(folder, bar("checking"))
-    show(told, as_json, f"{Path(folder)}: {told['files']:,} files, {told['bytes']:,} bytes, all as they were prepared")
+        result = verb(folder, bar("checking"))
+    sizes = f"{result['files']:,} files, {result['bytes']:,} bytes"
+    show(result, as_json, f"{Path(folder)}: {sizes}, all as they were prepared")

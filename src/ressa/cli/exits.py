@@ -30,26 +30,26 @@ def carry_out(command: Callable[[], Any]) -> int:
             if sys.stdout is not None:  # closed by the shell: >&-
                 sys.stdout.flush()
     except RessaError as error:
-        return _told(str(error), REFUSED)
+        return _fail(str(error), REFUSED)
     except BrokenPipeError:  # of `| head`: who reads has enough
         _forget_stdout()
         return UNREAD
     except (KeyboardInterrupt, typer.Abort):
-        return _told("stopped", INTERRUPTED)
+        return _fail("stopped", INTERRUPTED)
     except _Terminated:
-        return _told("stopped", TERMINATED)
+        return _fail("stopped", TERMINATED)
     except OSError as error:
         if error.errno is None:
             raise
         if error.filename is None:
             _forget_stdout()
         where = "what is printed cannot be written" if error.filename is None else error.filename
-        return _told(f"{where}: {error.strerror}", REFUSED)
+        return _fail(f"{where}: {error.strerror}", REFUSED)
     except Exception as error:  # click's own refusals, whichever package it comes in
         if not hasattr(error, "format_message"):
             raise
         return _misused(error)
-    return _told("stopped", INTERRUPTED) if code == INTERRUPTED else code or 0
+    return _fail("stopped", INTERRUPTED) if code == INTERRUPTED else code or 0
 
 
 def _misused(error: Any) -> int:
@@ -58,10 +58,10 @@ def _misused(error: Any) -> int:
         error.show()
         return REFUSED
     help = f"; {error.ctx.command_path} --help shows what there is" if getattr(error, "ctx", None) else ""
-    return _told(str(RessaError(error.format_message().rstrip(".") + help)), REFUSED)
+    return _fail(str(RessaError(error.format_message().rstrip(".") + help)), REFUSED)
 
 
-def _told(line: str, code: int) -> int:
+def _fail(line: str, code: int) -> int:
     print(f"ressa: {printable(line)}", file=sys.stderr)
     return code
 

@@ -25,9 +25,9 @@ def export(model: Model, out: Out, settings: Export, as_json: Json = False) -> N
     from ressa.exporting.verb import export as verb
 
     with quiet(), bars() as bar:
-        told = verb(model, out, settings=settings, progress=bar("exporting"))
-    done = told["export"]
+        result = verb(model, out, settings=settings, progress=bar("exporting"))
+    done = result["export"]
     read, written = (done["bytes"][key] for key in ("read", "written"))
     sizes = f"{format_bytes(written)}, {written / read:.1%} of {format_bytes(read)}"
     left = [f"left dense: {', '.join(done['left_dense'])}"] if done["left_dense"] else []
-    show(told, as_json, f"{Path(out)}: {len(done['linears'])} linears {done['format']}; {sizes}", *left)
+    show(result, as_json, f"{Path(out)}: {len(done['linears'])} linears {done['format']}; {sizes}", *left)

@@ -22,7 +22,7 @@ class Lines:
         self.last = clock()
 
     def __call__(self, title: str) -> Callable[[int, int | None, str], None]:
-        """A callable for one task, told (done, total, what)."""
+        """A callable for one task, called with (done, total, what)."""
         started, begun_at = self.clock(), None
 
         def update(done: int, total: int | None, what: str) -> None:
@@ -39,11 +39,11 @@ class Lines:
 
 
 def _line(title: str, done: int, total: int | None, what: str, seconds: float, did: int) -> str:
-    told = [f"{done:,} of {total:,} ({done / total:.0%})" if total else f"{done:,}"]
-    told.append(f"{_time(seconds / did * (total - done))} left" if total and did > 0 else f"{_time(seconds)} so far")
+    parts = [f"{done:,} of {total:,} ({done / total:.0%})" if total else f"{done:,}"]
+    parts.append(f"{_time(seconds / did * (total - done))} left" if total and did > 0 else f"{_time(seconds)} so far")
     if more := what.removeprefix(title).lstrip(", "):
-        told.append(more)
-    return f"{title}: {', '.join(told)}"
+        parts.append(more)
+    return f"{title}: {', '.join(parts)}"
 
 
 def _time(seconds: float) -> str:

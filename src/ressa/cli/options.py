@@ -18,7 +18,7 @@ Out = Annotated[str, typer.Argument(help="The folder to write; must be new or em
 Json = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 
 
-def told_apart(context: typer.Context, *known: str, refused: str) -> set[str]:
+def given_options(context: typer.Context, *known: str, refused: str) -> set[str]:
     """The options that the user gave to this command. RessaError if `refused` can honour only the `known` ones."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}

@@ -32,11 +32,10 @@ def report(
     from ressa.reporting.page.page import report as verb
 
     with quiet():
-        told = verb(folders, out)
-    size = (
-        f"{len(told['models'])} models, {told['shown']} of {told['questions']} questions, {told['bytes'] / 1e6:.1f} MB"
-    )
-    show(told, as_json, told["verdict"], f"{told['out']}: {size}; {told['markdown']} has its numbers")
+        result = verb(folders, out)
+    shown = f"{result['shown']} of {result['questions']} questions"
+    size = f"{len(result['models'])} models, {shown}, {result['bytes'] / 1e6:.1f} MB"
+    show(result, as_json, result["verdict"], f"{result['out']}: {size}; {result['markdown']} has its numbers")
 
 
 def card(
@@ -51,5 +50,5 @@ def card(
     from ressa.reporting.card import card as verb
 
     with quiet():
-        told = verb(folder, push_to_hub)
-    show(told, as_json, f"card: {told['card']}", *([f"sent to {told['address']}"] if told["address"] else []))
+        result = verb(folder, push_to_hub)
+    show(result, as_json, f"card: {result['card']}", *([f"sent to {result['address']}"] if result["address"] else []))

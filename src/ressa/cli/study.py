@@ -69,66 +69,66 @@ def study(
     if parts and not runtime.threads:
         runtime = Runtime(runtime.device, runtime.dtype, threads_each(workers))
     with quiet():
-        told = read_study(path, runtime)
+        parsed = read_study(path, runtime)
         if dry_run:
-            show({}, False, *(f"{cell.name}" for cell in told.cells), f"{len(told.cells)} cells")
+            show({}, False, *(f"{cell.name}" for cell in parsed.cells), f"{len(parsed.cells)} cells")
             return
-        check_study(told)
-        _make(told, path, runtime, workers, shard, then_others, ray)
-        _tell(told, whole=not shard)
+        check_study(parsed)
+        _make(parsed, path, runtime, workers, shard, then_others, ray)
+        _tell(parsed, whole=not shard)
 
 
 def _make(
-    told: Study, path: Path, runtime: Runtime, workers: int, shard: str | None, then_others: bool, ray: str | None
+    study: Study, path: Path, runtime: Runtime, workers: int, shard: str | None, then_others: bool, ray: str | None
 ) -> None:
     from ressa.pipeline import cells as engine
     from ressa.pipeline import spread
 
-    mine = engine.shard(told.cells, shard) if shard else told.cells
+    mine = engine.shard(study.cells, shard) if shard else study.cells
     with bars() as bar:
         progress: Any = bar("study")
         if ray:
             task = spread.Task(str(Path.cwd()), str(path), runtime, Lines)
-            spread.on_ray(told, ray, task, workers, runtime.threads or 1, progress)
+            spread.on_ray(study, ray, task, workers, runtime.threads or 1, progress)
         elif workers > 1:
             words = ["study", str(path), *_options(runtime)]
-            spread.on_processes(told, words, workers, runtime.threads or 1, progress)
+            spread.on_processes(study, words, workers, runtime.threads or 1, progress)
         else:
-            engine.make(told, spread.others_too(told.cells, mine) if then_others else mine, progress, Lines)
+            engine.make(study, spread.others_too(study.cells, mine) if then_others else mine, progress, Lines)
 
 
 def _options(runtime: Runtime) -> list[str]:
-    told = {name: value for name, value in vars(runtime).items() if value is not None}
-    return [word for name, value in told.items() for word in (f"--{name}", str(value))]
+    given = {name: value for name, value in vars(runtime).items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-def _tell(told: Study, whole: bool) -> None:
+def _tell(study: Study, whole: bool) -> None:
     """Where the table and the plots are; then what failed. A shard is not the whole, and tells of the table only."""
-    from ressa.pipeline.cells import told_failures
+    from ressa.pipeline.cells import report_failures
     from ressa.pipeline.results import check_measure, results, write_table
     from ressa.reporting.study import plots, table
 
-    write_table(told)
-    rows = results(told)
+    write_table(study)
+    rows = results(study)
     if whole:
-        show({}, False, table(rows, told.columns))
-    show({}, False, f"table: {told.out / 'results.csv'} and .parquet")
+        show({}, False, table(rows, study.columns))
+    show({}, False, f"table: {study.out / 'results.csv'} and .parquet")
     if whole:
-        for plot in plots(rows, told.columns, told.out):
+        for plot in plots(rows, study.columns, study.out):
             show({}, False, f"plot: {plot}")
-        show({}, False, _page(told))
-        told_failures(told)
-        check_measure(told, rows)
+        show({}, False, _page(study))
+        report_failures(study)
+        check_measure(study, rows)
 
 
-def _page(told: Study) -> str:
+def _page(study: Study) -> str:
     """The page of the finished cells of the first seed: all seeds are in the table, and a page has 2 MB at most."""
     from ressa.pipeline.cells import finished
     from ressa.reporting.page.page import report
 
-    seed = told.cells[0].recipe.seed
-    folders = [cell.folder for cell in told.cells if cell.recipe.seed == seed and finished(cell)]
+    seed = study.cells[0].recipe.seed
+    folders = [cell.folder for cell in study.cells if cell.recipe.seed == seed and finished(cell)]
     try:
-        return f"page: {report(folders, told.out / 'report.html')['out']} (seed {seed})"
+        return f"page: {report(folders, study.out / 'report.html')['out']} (seed {seed})"
     except RessaError as error:
         return f"no page: {error}"

@@ -86,10 +86,10 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def show(told: dict[str, Any], as_json: bool, *lines: Any) -> None:
+def show(result: dict[str, Any], as_json: bool, *lines: Any) -> None:
     """Print the result for machines, or its summary for people."""
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(result))
         return
     from rich.console import Console
 

@@ -70,11 +70,11 @@ def check_study(study: Study) -> None:
         seen.add(about)
 
 
-def shard(cells: Sequence[Cell], told: str) -> tuple[Cell, ...]:
-    """Every N-th cell from the I-th on, for told "I/N". Raises RessaError for anything else."""
-    first, _, count = told.partition("/")
+def shard(cells: Sequence[Cell], text: str) -> tuple[Cell, ...]:
+    """Every N-th cell from the I-th on, for a text "I/N". Raises RessaError for anything else."""
+    first, _, count = text.partition("/")
     if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
-        raise RessaError(f"shard: '{told}' is not I/N with I from 1 to N, as 1/4 to 4/4 are")
+        raise RessaError(f"shard: '{text}' is not I/N with I from 1 to N, as 1/4 to 4/4 are")
     return tuple(cells[int(first) - 1 :: int(count)])
 
 
@@ -94,9 +94,9 @@ def make(
     settled, left = settled or Settled(study), list(cells)
     while left:
         for cell in left:
-            told = _Told(progress, sum(map(settled, cells)), len(cells), cell.name)
+            cell_progress = _CellProgress(progress, sum(map(settled, cells)), len(cells), cell.name)
             if not settled(cell):
-                _try(study, cell, settled, told, log)
+                _try(study, cell, settled, cell_progress, log)
         before, left = len(left), [cell for cell in left if not settled(cell)]
         progress(len(cells) - len(left), len(cells), "waiting for other processes" if left else "")
         if len(left) == before:
@@ -104,7 +104,7 @@ def make(
 
 
 @dataclass(frozen=True)
-class _Told:
+class _CellProgress:
     """The progress of a stage as that of the study: its cell, its name and how far it is."""
 
     progress: Callable[[int, int, str], None]
@@ -124,7 +124,7 @@ class _Told:
         return update
 
 
-def _try(study: Study, cell: Cell, settled: Settled, told: _Told, log: Callable[[], Begin]) -> None:
+def _try(study: Study, cell: Cell, settled: Settled, cell_progress: _CellProgress, log: Callable[[], Begin]) -> None:
     """Makes a cell, unless another process has it or is done with it."""
     with held(study.out / "locks" / f"{cell.name}.lock") as ours:
         if not ours or settled(cell):
@@ -135,7 +135,7 @@ def _try(study: Study, cell: Cell, settled: Settled, told: _Told, log: Callable[
         try:
             with _logged(cell.folder / LOG):
                 begin = log()
-                run(cell.recipe, lambda stage: told.begin(begin, stage), Store(study.shared))
+                run(cell.recipe, lambda stage: cell_progress.begin(begin, stage), Store(study.shared))
                 write_results(cell)
                 print(f"{_now()} finished")
         except Exception as fault:
@@ -159,7 +159,7 @@ def _logged(file: Path) -> Iterator[None]:
         yield
 
 
-def told_failures(study: Study) -> None:
+def report_failures(study: Study) -> None:
     """Raises RessaError if cells failed or were left unfinished."""
     failed: dict[str, Any] = {c.name: c.folder / ERROR for c in study.cells if (c.folder / ERROR).is_file()}
     left = [cell for cell in study.cells if not finished(cell) and cell.name not in failed]

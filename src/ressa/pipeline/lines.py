@@ -21,7 +21,7 @@ class Line:
     fixed: Mapping[str, Any]
 
 
-def points(told: Any) -> Line:
+def points(line: Any) -> Line:
     """A line as a study's file tells it.
 
     Either `keys` and `values`, a list of as many values each; or one key, or two with a constant `sum`, and the shares
@@ -30,44 +30,44 @@ def points(told: Any) -> Line:
     Raises:
         RessaError: anything else.
     """
-    if not isinstance(told, Mapping):
+    if not isinstance(line, Mapping):
         raise RessaError("must be {keys: [...], values: [[...], ...]} or {keys: [...], sum: 100%, from: ...}")
-    for key in told:
+    for key in line:
         if key not in KEYS:
             raise unknown("key", str(key), KEYS)
-    keys, fixed = told.get("keys"), told.get("set", {})
+    keys, fixed = line.get("keys"), line.get("set", {})
     if not isinstance(keys, list) or not keys or len(set(map(str, keys))) < len(keys):
         raise RessaError("keys: must be a list of dotted keys, as in [prune.vision, prune.language]")
     if not isinstance(fixed, Mapping):
         raise RessaError("set: must be {dotted key: value, ...}")
-    rows = _given(told, len(keys)) if "values" in told else _steps(told, len(keys))
-    name = told.get("name") or (f"sum {told['sum']}" if "sum" in told else " ".join(map(str, keys)))
+    rows = _given(line, len(keys)) if "values" in line else _steps(line, len(keys))
+    name = line.get("name") or (f"sum {line['sum']}" if "sum" in line else " ".join(map(str, keys)))
     return Line(str(name), tuple(dict(zip(map(str, keys), row, strict=True)) for row in rows), fixed)
 
 
-def _given(told: Mapping[str, Any], n: int) -> Sequence[Sequence[Any]]:
-    if beside := [key for key in ("sum", "from", "to", "points") if key in told]:
+def _given(line: Mapping[str, Any], n: int) -> Sequence[Sequence[Any]]:
+    if beside := [key for key in ("sum", "from", "to", "points") if key in line]:
         raise RessaError(f"values says all points: leave {beside[0]} out")
-    rows = told["values"]
+    rows = line["values"]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and len(row) == n for row in rows):
         raise RessaError(f"values: must be a list of points, each a list of {n} values, one for each key")
     return rows
 
 
-def _steps(told: Mapping[str, Any], n: int) -> list[list[str]]:
+def _steps(line: Mapping[str, Any], n: int) -> list[list[str]]:
     """Shares in equal steps, written as percentages."""
-    if missing := [key for key in ("from", "to", "points") if key not in told]:
+    if missing := [key for key in ("from", "to", "points") if key not in line]:
         raise RessaError(f"{missing[0]}: is missing (or give all points as values)")
-    if n != (2 if "sum" in told else 1):
+    if n != (2 if "sum" in line else 1):
         raise RessaError(f"{n} keys: equal steps are of two keys with a constant sum, or of one key without")
-    count = told["points"]
+    count = line["points"]
     if type(count) is not int or count < 2:
         raise RessaError(f"points: {shown(count)} is not a whole number of at least 2")
-    start, end = _percent(told["from"], "from"), _percent(told["to"], "to")
+    start, end = _percent(line["from"], "from"), _percent(line["to"], "to")
     firsts = [start + (end - start) * Fraction(i, count - 1) for i in range(count)]
     rows = [[first] for first in firsts]
-    if "sum" in told:
-        rows = [[first, _percent(told["sum"], "sum") - first] for first in firsts]
+    if "sum" in line:
+        rows = [[first, _percent(line["sum"], "sum") - first] for first in firsts]
     for share in (share for row in rows for share in row):
         if not 0 <= share <= 100:
             raise RessaError(f"a point is {_share(share)}, which is no share: change sum, from or to")

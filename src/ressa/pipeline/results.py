@@ -40,13 +40,13 @@ def results(study: Study) -> list[Row]:
 def _rows(study: Study, cell: Cell) -> Iterator[Row]:
     columns = {name: cell.columns.get(name) for name in study.columns}
     blank: Row = {"cell": cell.name, **dict.fromkeys(COLUMNS[1:]), **columns, "error": None}
-    told = read_json(cell.folder / RESULTS)
-    if told is None:
+    rows = read_json(cell.folder / RESULTS)
+    if rows is None:
         file = cell.folder / "error.txt"
         error = file.read_text(encoding="utf-8").strip() if file.is_file() else None
         yield blank | {"status": "failed" if error else "unfinished", "error": error}
         return
-    for row in told:
+    for row in rows:
         if row["measurement"].partition(VERSUS)[0] in study.measure:
             yield blank | {"status": "finished"} | row
 
@@ -70,8 +70,8 @@ def _measured(cell: Cell, role: str, model: str) -> Iterator[Row]:
         yield _row("dense", "perplexity", scores["dense_perplexity"], *scores["intervals"]["dense_perplexity"])
     yield _row(role, "evaluation_seconds", scores["seconds"])
     for other in {"pruned": ("dense",), "repaired": ("pruned", "dense")}.get(role, ()):
-        for name, told in paired(folder / role, folder / other).items():
-            yield _row(role, f"{name}{VERSUS}{other}", told["difference"], *told["interval"])
+        for name, pair in paired(folder / role, folder / other).items():
+            yield _row(role, f"{name}{VERSUS}{other}", pair["difference"], *pair["interval"])
 
 
 def _row(role: str, name: str, value: float, low: float | None = None, high: float | None = None) -> Row:
@@ -83,15 +83,15 @@ def _cost(model: str) -> dict[str, float]:
     folder = Path(resolve(model))
     if not folder.is_dir():
         return {}
-    told = read_manifest(folder) or {}
+    manifest = read_manifest(folder) or {}
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return {name: told[name] for name in ("seconds", "peak_memory_bytes") if name in told} | {"bytes": size}
+    return {name: manifest[name] for name in ("seconds", "peak_memory_bytes") if name in manifest} | {"bytes": size}
 
 
 def _sparsity(dense: str, model: str) -> dict[str, float]:
     """Zeros over prunable weights, of each part and of vision and language together, be they pruned or not."""
     parts = (read_manifest(resolve(model)) or {}).get("parts", {}) if model != dense else {}
-    weights, zeros = _weights(dense), {part: told["zeros"] for part, told in parts.items()}
+    weights, zeros = _weights(dense), {part: counts["zeros"] for part, counts in parts.items()}
     counted = [part for part in weights if part != "connector" or zeros.get(part)]
     together = sum(zeros.get(part, 0) for part in counted) / sum(weights[part] for part in counted)
     own = {f"sparsity_{part}": zeros.get(part, 0) / n for part, n in weights.items() if n}

@@ -106,7 +106,7 @@ def check(recipe: Recipe) -> None:
     splits = [section.split for section in (recipe.prune, recipe.repair) if section]
     if recipe.evaluate:
         splits += _check_questions(recipe, recipe.evaluate)
-    for split in dict.fromkeys(one for told in splits for one in told.split("+")):
+    for split in dict.fromkeys(one for joined in splits for one in joined.split("+")):
         if recipe.data != "emoji":
             read_records(recipe.data, split)
         elif split.removesuffix("_captions") not in SPLITS:

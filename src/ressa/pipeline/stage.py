@@ -61,11 +61,11 @@ class Stage:
     def key(self, below: Mapping[str, str]) -> str:
         """The hash, given the `below` keys of other stages. The device is not in it, nor what `auto` stands for."""
         dtype = {} if self.runtime.dtype == "auto" else {"dtype": self.runtime.dtype}
-        about = [self.verb, self.sources, self.seed, _told(self.settings) | dtype, [below.get(n) for n in self.after]]
+        about = [self.verb, self.sources, self.seed, _given(self.settings) | dtype, [below.get(n) for n in self.after]]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _told(settings: Any) -> dict[str, Any]:
+def _given(settings: Any) -> dict[str, Any]:
     """The settings that are not their defaults: a setting that is new leaves the keys of old runs as they were."""
     values = {f.name: (getattr(settings, f.name), f.default) for f in fields(settings)} if settings else {}
     return {name: value for name, (value, default) in values.items() if value != default}
@@ -154,8 +154,8 @@ def carry_out(
 
 def _cache(stage: Stage) -> Path | None:
     """The folder that a stage may make besides its own."""
-    told = getattr(stage.settings, "teacher_cache", None)
-    return path_of(told, "teacher_cache") if told else None
+    folder = getattr(stage.settings, "teacher_cache", None)
+    return path_of(folder, "teacher_cache") if folder else None
 
 
 def adopt(stages: Sequence[Stage], out: Path) -> None:

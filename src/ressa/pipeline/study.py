@@ -71,21 +71,21 @@ def read_study(path: str | Path, runtime: Runtime | None = None) -> Study:
     Raises:
         RessaError: no such file, no YAML, an unknown key (with the nearest right one), a cell that is no recipe.
     """
-    told = read_yaml(path, "the study")
+    study = read_yaml(path, "the study")
     with naming(str(path)):
-        _check_keys("key", told, KEYS)
-        out = path_of(_text(told, "out"), "out")
-        base, axes = _base(told, Path(path)), _axes(told)
-        cells = {cell.name: cell for cell in _cells(base, axes, out, told, runtime or Runtime())}
+        _check_keys("key", study, KEYS)
+        out = path_of(_text(study, "out"), "out")
+        base, axes = _base(study, Path(path)), _axes(study)
+        cells = {cell.name: cell for cell in _cells(base, axes, out, study, runtime or Runtime())}
     columns = tuple(dict.fromkeys(name for cell in cells.values() for name in cell.columns))
-    measure = tuple(_list(told, "measure", MEASURED))
+    measure = tuple(_list(study, "measure", MEASURED))
     return Study(str(path), out, tuple(cells.values()), columns, measure)
 
 
-def _base(told: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _base(study: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The recipe's values before anything is replaced. What the study says itself is left out of a recipe's file."""
-    recipe: Any = told.get("recipe")
-    ours = ["out", *(["seed"] if "seeds" in told else [])]
+    recipe: Any = study.get("recipe")
+    ours = ["out", *(["seed"] if "seeds" in study else [])]
     if isinstance(recipe, str):
         values = read_yaml(path.parent / path_of(recipe, "recipe"), "the recipe")
         return {key: value for key, value in values.items() if key not in ours} if isinstance(values, dict) else values
@@ -96,12 +96,12 @@ def _base(told: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return dict(recipe)
 
 
-def _axes(told: Mapping[str, Any]) -> list[list[Change]]:
+def _axes(study: Mapping[str, Any]) -> list[list[Change]]:
     """What is combined: seeds, variants, each list of the grid, and the points of all lines."""
-    seeds = [_change("seed", seed) for seed in _list(told, "seeds", ())]
-    variants = [(_slug(name), {"variant": name}, _flat(v, name)) for name, v in _map(told, "variants").items()]
-    grid = [[_change(key, value) for value in _list({key: v}, key, ())] for key, v in _map(told, "grid").items()]
-    lines = [change for number, line in enumerate(_list(told, "lines", ()), 1) for change in _line(line, number)]
+    seeds = [_change("seed", seed) for seed in _list(study, "seeds", ())]
+    variants = [(_slug(name), {"variant": name}, _flat(v, name)) for name, v in _map(study, "variants").items()]
+    grid = [[_change(key, value) for value in _list({key: v}, key, ())] for key, v in _map(study, "grid").items()]
+    lines = [change for number, line in enumerate(_list(study, "lines", ()), 1) for change in _line(line, number)]
     return [axis for axis in (seeds, variants, *grid, lines) if axis]
 
 
@@ -111,10 +111,10 @@ def _change(key: str, value: Any) -> Change:
 
 def _line(line: Any, number: int) -> Iterator[Change]:
     with naming(f"lines: line {number}"):
-        told = points(line)
-    for point in told.points:
-        name = "_".join([_slug(told.name), *(_named(key, value) for key, value in point.items())])
-        yield name, {"line": told.name, **point}, {**told.fixed, **point}
+        parsed = points(line)
+    for point in parsed.points:
+        name = "_".join([_slug(parsed.name), *(_named(key, value) for key, value in point.items())])
+        yield name, {"line": parsed.name, **point}, {**parsed.fixed, **point}
 
 
 def _flat(changes: Any, name: str) -> dict[str, Any]:
@@ -124,9 +124,9 @@ def _flat(changes: Any, name: str) -> dict[str, Any]:
 
 
 def _cells(
-    base: Any, axes: Sequence[Sequence[Change]], out: Path, told: Mapping[str, Any], runtime: Runtime
+    base: Any, axes: Sequence[Sequence[Change]], out: Path, study: Mapping[str, Any], runtime: Runtime
 ) -> Iterator[Cell]:
-    cached = told.get("teacher_cache", False)
+    cached = study.get("teacher_cache", False)
     if not isinstance(cached, bool):
         raise RessaError(f"teacher_cache: {shown(cached)} is not true or false")
     for combination in itertools.product(*axes):
@@ -157,8 +157,8 @@ def _replace(values: Any, key: str, value: Any) -> None:
 
 
 def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
-    told = {name: value for name, value in vars(runtime).items() if value not in ("auto", None)}
-    return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **told)) if told else recipe
+    given = {name: value for name, value in vars(runtime).items() if value not in ("auto", None)}
+    return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **given)) if given else recipe
 
 
 def _hash(recipe: Recipe, cached: bool) -> str:
@@ -181,29 +181,29 @@ def _with_cache(recipe: Recipe, out: Path) -> Recipe:
     return replace(recipe, repair=replace(asked, teacher_cache=str(out / "shared" / f"teacher-{key}")))
 
 
-def _check_keys(what: str, told: Any, known: Sequence[str]) -> None:
-    if not isinstance(told, dict):
-        raise RessaError(f"must be `key: value` lines, not {type(told).__name__}")
-    for key in told:
+def _check_keys(what: str, mapping: Any, known: Sequence[str]) -> None:
+    if not isinstance(mapping, dict):
+        raise RessaError(f"must be `key: value` lines, not {type(mapping).__name__}")
+    for key in mapping:
         if key not in known:
             raise unknown(what, str(key), known)
 
 
-def _text(told: Mapping[str, Any], key: str) -> str:
-    if not isinstance(value := told.get(key), str):
+def _text(mapping: Mapping[str, Any], key: str) -> str:
+    if not isinstance(value := mapping.get(key), str):
         raise RessaError(f"{key}: {'is missing' if value is None else shown(value) + ' is not a text'}")
     return value
 
 
-def _list(told: Mapping[str, Any], key: str, absent: Sequence[Any]) -> Sequence[Any]:
-    value = told.get(key, absent)
-    if not isinstance(value, list | tuple) or (key in told and not value):
+def _list(mapping: Mapping[str, Any], key: str, absent: Sequence[Any]) -> Sequence[Any]:
+    value = mapping.get(key, absent)
+    if not isinstance(value, list | tuple) or (key in mapping and not value):
         raise RessaError(f"{key}: must be a list with something in it, as in [1, 2]")
     return value
 
 
-def _map(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = told.get(key, {})
+def _map(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = mapping.get(key, {})
     if not isinstance(value, dict):
         raise RessaError(f"{key}: must be a mapping, {{name: ..., ...}}")
     return value
@@ -211,8 +211,8 @@ def _map(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _named(key: str, value: Any) -> str:
     """A value with the last word of its key, as a part of a cell's name; of a path the last part."""
-    told = Path(value).name if isinstance(value, str) and "/" in value else value
-    return f"{key.rpartition('.')[2]}-{_slug(told)}"
+    short = Path(value).name if isinstance(value, str) and "/" in value else value
+    return f"{key.rpartition('.')[2]}-{_slug(short)}"
 
 
 def _slug(text: object) -> str:

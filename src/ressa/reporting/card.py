@@ -47,7 +47,7 @@ def card(folder: str | Path, repo: str | None = None) -> dict[str, Any]:
 def card_text(manifest: Mapping[str, Any], folder: str | Path, name: str | None = None) -> str:
     """The card of the model in `folder`, whose ressa.json says `manifest`. Reads JSON and cards, and no weights.
 
-    `name`: of the folder, where it is still to be renamed. What was pruned by other programs is told without a recipe.
+    `name`: of the folder, where it is still to be renamed. What other programs pruned has no recipe in it.
 
     The licence is the base model's, as its own card says; scores are those of `ressa run` beside the folder.
 
@@ -69,18 +69,18 @@ def _metadata(manifest: Mapping[str, Any], base: str, name: str, scores: Scores 
     """The card's head, which the hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    told: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    told |= {"tags": ["ressa", "pruned", "sparse", *(["repaired"] if manifest.get("command") == "repair" else [])]}
-    told |= {name: value for name, value in _licence(base).items() if value}
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    head |= {"tags": ["ressa", "pruned", "sparse", *(["repaired"] if manifest.get("command") == "repair" else [])]}
+    head |= {name: value for name, value in _licence(base).items() if value}
     if "/" in base and not Path(base).exists():
-        told |= {"base_model": base, "base_model_relation": "finetune"}
+        head |= {"base_model": base, "base_model_relation": "finetune"}
     if scores:
         values = scores.values
         measured: dict[str, Any] = {"dataset_type": scores.task, "dataset_name": _asked(scores)}
         measured["task_type"] = "image-text-to-text"
-        told["eval_results"] = [EvalResult(metric_type=n, metric_value=v, **measured) for n, v in values.items()]
-        told |= {"model_name": name, "metrics": list(values)}
-    return ModelCardData(**told)
+        head["eval_results"] = [EvalResult(metric_type=n, metric_value=v, **measured) for n, v in values.items()]
+        head |= {"model_name": name, "metrics": list(values)}
+    return ModelCardData(**head)
 
 
 def push(folder: str | Path, repo: str) -> str:
@@ -144,19 +144,19 @@ def _body(
         what += ", then repaired at the same zeros"
         recipe += [_yaml({"repair": manifest["arguments"]})]
     parts = [
-        [part, f"{told['weights']:,}", f"{told['sparsity']:.1%}"]
-        for part, told in manifest["parts"].items()
-        if told["weights"]
+        [part, f"{counts['weights']:,}", f"{counts['sparsity']:.1%}"]
+        for part, counts in manifest["parts"].items()
+        if counts["weights"]
     ]
     versions = ", ".join(f"{package} {version}" for package, version in dict(manifest.get("versions", {})).items())
     blocks = [f"# {name}", f"{printable(what)}, with `ressa`."]
-    blocks += [_table(["part", "weights in pruned matrices", "zeros"], parts), *(_told(scores) if scores else [])]
+    blocks += [_table(["part", "weights in pruned matrices", "zeros"], parts), *(_scored(scores) if scores else [])]
     blocks += ["## Load it", _load(folder, name, "import ressa.packed\n" if _is_packed(manifest) else "")]
     blocks += [_stored(manifest)]
     return "\n\n".join([*blocks, "## Recipe", *recipe, f"Made with {printable(versions)}."]) + "\n"
 
 
-def _told(scores: Scores) -> list[str]:
+def _scored(scores: Scores) -> list[str]:
     rows = []
     for name, value in scores.values.items():
         sure = scores.intervals.get(name)
@@ -188,9 +188,9 @@ def _load(folder: Path, name: str, first: str) -> str:
     )
 
 
-def _yaml(told: Mapping[str, Mapping[str, Any]]) -> str:
+def _yaml(commands: Mapping[str, Mapping[str, Any]]) -> str:
     """Arguments that were given a value; no letter in it can end the block."""
-    given = {verb: {k: v for k, v in arguments.items() if v is not None} for verb, arguments in told.items()}
+    given = {verb: {k: v for k, v in arguments.items() if v is not None} for verb, arguments in commands.items()}
     text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     return "```yaml\n" + "\n".join(printable(line) for line in text.replace("```", "'''").splitlines()) + "\n```"
 

@@ -40,7 +40,7 @@ def picture(
         axes.imshow(record.open_image(), interpolation="lanczos")
         axes.set_anchor("S")  # the words stand right below
         axes.set_axis_off()
-        _caption(axes, record.question or "(caption)", {name: told[record.id] for name, told in answers.items()})
+        _caption(axes, record.question or "(caption)", {name: by_id[record.id] for name, by_id in answers.items()})
     height = figure.get_figheight()
     edges = {"left": 0.02, "right": 0.98, "top": 1 - TITLE / height, "bottom": WORDS / height}
     figure.subplots_adjust(**edges, wspace=0.12, hspace=WORDS / IMAGE)
@@ -56,7 +56,7 @@ def _choose(asked: list[Record], answers: Answers, n: int) -> list[Record]:
     last = list(answers)[-1]
 
     def regained(record: Record) -> bool:
-        right = {name: told[record.id]["exact_match"] == 1 for name, told in answers.items()}
+        right = {name: by_id[record.id]["exact_match"] == 1 for name, by_id in answers.items()}
         return right["dense"] and right[last] and not all(right.values())
 
     gained = [record for record in asked if regained(record)]
@@ -79,11 +79,11 @@ def _picture_of(record: Record) -> str:
     return record.image.identity() if record.image else ""
 
 
-def _caption(axes: Any, question: str, told: dict[str, dict[str, Any]]) -> None:
+def _caption(axes: Any, question: str, answers: dict[str, dict[str, Any]]) -> None:
     """The question in at most two lines, then one line a model."""
     asked = textwrap.fill(question, 32, max_lines=2, placeholder=" …")
     _write(axes, 0, -6, asked, ha="center", fontsize=11.5, color=INK, weight="bold")
-    for line, (name, row) in enumerate(told.items()):
+    for line, (name, row) in enumerate(answers.items()):
         answer = " ".join(row["answer"].split()) or "(nothing)"
         answer = answer if len(answer) < 27 else answer[:25] + "…"
         y = -42 - 17 * line

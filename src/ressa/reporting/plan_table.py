@@ -8,36 +8,36 @@ from ressa.files.text import format_bytes
 from ressa.reporting.table import plain, when
 
 
-def tables(told: dict[str, Any]) -> list[Any]:
+def tables(result: dict[str, Any]) -> list[Any]:
     """Parts, sizes on disk, what each step takes; then what was assumed, and what to change where one does not fit."""
-    a, limit = told["assumed"], told["memory"]
+    a, limit = result["assumed"], result["memory"]
     steps = _table(
         "to do" if limit is None else f"to do in {format_bytes(limit)}", "step", "memory", "one block", "TFLOP", "time"
     )
     if limit is not None:
         steps.add_column("", no_wrap=True)
-    for name, row in told["steps"].items():
+    for name, row in result["steps"].items():
         steps.add_row(name, *_cells(row), *([] if limit is None else ["fits" if row["fits"] else "does not fit"]))
     assumed = (
         f"{a['samples']} samples of {a['tokens']} tokens and {a['patches']} patches calibrate, {a['batch_size']} at a "
         f"time; repair takes {a['repair_steps']} steps of {a['repair_batch_size']} at rank {a['rank']}, in float32"
     )
-    changes = [f"{name} does not fit: {row['change']}" for name, row in told["steps"].items() if row["change"]]
-    return [_parts(told), _disk(told), steps, assumed, *changes]
+    changes = [f"{name} does not fit: {row['change']}" for name, row in result["steps"].items() if row["change"]]
+    return [_parts(result), _disk(result), steps, assumed, *changes]
 
 
-def _parts(told: dict[str, Any]) -> Any:
-    title = f"{told['parameters']:,} parameters in {told['model']}"
-    table = _table(title, "part", "parameters", "linears", "weights in them", "of the model", told["sparsity"])
-    for name, part in told["parts"].items():
+def _parts(result: dict[str, Any]) -> Any:
+    title = f"{result['parameters']:,} parameters in {result['model']}"
+    table = _table(title, "part", "parameters", "linears", "weights in them", "of the model", result["sparsity"])
+    for name, part in result["parts"].items():
         counts = (f"{part[key]:,}" for key in ("parameters", "linears", "prunable"))
         table.add_row(name, *counts, f"{part['share']:.1%}", when(part))
     return table
 
 
-def _disk(told: dict[str, Any]) -> Any:
-    table = _table("on disk", "dtype", "dense", f"{told['sparsity']} with a bitmask")
-    for dtype, sizes in told["disk"].items():
+def _disk(result: dict[str, Any]) -> Any:
+    table = _table("on disk", "dtype", "dense", f"{result['sparsity']} with a bitmask")
+    for dtype, sizes in result["disk"].items():
         table.add_row(dtype, format_bytes(sizes["dense"]), format_bytes(sizes["sparse"]))
     return table
 

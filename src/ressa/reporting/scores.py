@@ -8,26 +8,26 @@ from typing import Any
 NAMES = {"vqa_accuracy": "VQA accuracy", "f1": "F1", "yes_ratio": "yes ratio"}
 
 
-def lines(told: dict[str, Any]) -> Iterator[str]:
+def lines(scores: dict[str, Any]) -> Iterator[str]:
     """Every score of the whole with its 95 % interval; what was left out or could not be computed."""
-    first = ", ".join(f"{_name(name)} {told[name]:.1%}" for name in told["metrics"])
-    what = {"folder": "questions"}.get(told["task"], f"questions of {told['task']}")
-    kl = f", KL to dense {told['kl']:.4f}" if told["kl"] is not None else ""
-    yield f"{first}{kl} ({told['n']} {what})"
-    sure = {name: told["intervals"][name] for name in told["metrics"][:1] if name in told["intervals"]}
+    first = ", ".join(f"{_name(name)} {scores[name]:.1%}" for name in scores["metrics"])
+    what = {"folder": "questions"}.get(scores["task"], f"questions of {scores['task']}")
+    kl = f", KL to dense {scores['kl']:.4f}" if scores["kl"] is not None else ""
+    yield f"{first}{kl} ({scores['n']} {what})"
+    sure = {name: scores["intervals"][name] for name in scores["metrics"][:1] if name in scores["intervals"]}
     for name, (low, high) in sure.items():
         yield f"95 % of resampled {_name(name)}: {low:.1%} to {high:.1%}"
-    if "perplexity" in told:
-        dense = f", of the dense model {told['dense_perplexity']:.3f}" if "dense_perplexity" in told else ""
-        yield f"perplexity of the reference answers {told['perplexity']:.3f}{dense}"
-    for name, pair in told.get("versus", {}).items():
+    if "perplexity" in scores:
+        dense = f", of the dense model {scores['dense_perplexity']:.3f}" if "dense_perplexity" in scores else ""
+        yield f"perplexity of the reference answers {scores['perplexity']:.3f}{dense}"
+    for name, pair in scores.get("versus", {}).items():
         if isinstance(pair, dict):
             low, high = pair["interval"]
             difference = f"{pair['difference']:+.1%} ({low:+.1%} to {high:+.1%}), p = {pair['p']:.3g}"
-            yield f"{_name(name)} beside {told['versus']['folder']}: {difference}"
-    for why, count in told["left_out"].items():
+            yield f"{_name(name)} beside {scores['versus']['folder']}: {difference}"
+    for why, count in scores["left_out"].items():
         yield f"left out: {count} with {why}"
-    for name, why in told["missing"].items():
+    for name, why in scores["missing"].items():
         yield f"not computed: {name}: {why}"
 
 

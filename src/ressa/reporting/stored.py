@@ -48,10 +48,10 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object, {} if there is no file. Raises RessaError if it holds anything else."""
-    told = read_json(path, {})
-    if not isinstance(told, dict):
+    content = read_json(path, {})
+    if not isinstance(content, dict):
         raise RessaError(f"{path}: is not an object in braces; was it written by ressa?")
-    return told
+    return content
 
 
 def size_of(folder: Path) -> int:

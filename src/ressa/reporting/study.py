@@ -61,11 +61,11 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> Table:
         shown.add_column(role, justify="right", no_wrap=True)
     for values in dict.fromkeys(key[1:] for key in points):
         named = cell(", ".join(str(value) for value in values if value is not None))
-        shown.add_row(named, *(_told(points.get((role, *values))) for role in there))
+        shown.add_row(named, *(_point_text(points.get((role, *values))) for role in there))
     return shown
 
 
-def _told(point: Point | None) -> str:
+def _point_text(point: Point | None) -> str:
     return f"{percent(point.value)} ({100 * point.low:.0f}-{100 * point.high:.0f})" if point else ""
 
 
@@ -76,9 +76,9 @@ def plots(rows: Sequence[Row], columns: Sequence[str], out: Path) -> Iterator[Pa
     """
     points, keys = grouped(rows, columns), [name for name in columns if name != SEED]
     apart = [1 + keys.index(name) for name in APART if name in keys]
-    for told in dict.fromkeys(tuple(key[i] for i in apart) for key in points):
-        mine = {key: point for key, point in points.items() if tuple(key[i] for i in apart) == told}
-        names = [Path(str(value)).name for value in told]
+    for values in dict.fromkeys(tuple(key[i] for i in apart) for key in points):
+        mine = {key: point for key, point in points.items() if tuple(key[i] for i in apart) == values}
+        names = [Path(str(value)).name for value in values]
         path = out / f"{'-'.join([SCORE, *names])}.png"
         figure = _figure(_lines(mine, keys), _along(keys) or "", ", ".join(names))
         save(figure, path.with_suffix(".svg"), dpi=120)
@@ -99,11 +99,11 @@ def _lines(points: Points, keys: Sequence[str]) -> dict[str, list[tuple[Any, Poi
     along = _along(keys)
     place = 1 + keys.index(along) if along else None
     named = keys[: keys.index("line") + 1] if "line" in keys else keys
-    told = [i for i, name in enumerate(named, 1) if i != place and name not in APART]
+    labelled = [i for i, name in enumerate(named, 1) if i != place and name not in APART]
     dense = {point.value for key, point in points.items() if key[0] == DENSE}
     found: dict[str, list[tuple[Any, Point]]] = {}
     for key, point in points.items():
-        label = ", ".join(printable(key[i]) for i in (*told, 0) if key[i] is not None)
+        label = ", ".join(printable(key[i]) for i in (*labelled, 0) if key[i] is not None)
         label = DENSE if key[0] == DENSE and len(dense) == 1 else label
         found.setdefault(label, []).append((key[place] if place else "", point))
     return {label: [at for at in line if at[0] is not None] for label, line in found.items()}

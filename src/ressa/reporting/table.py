@@ -34,8 +34,8 @@ def summary(result: dict[str, Any]) -> Table:
     parts = _parts(result["models"])
     scored = bool(result["scores"])
     names = _metrics(next(iter(result["scores"].values()))) if scored else []
-    told = ["VQA" if name == "vqa_accuracy" else name.replace("_", " ") for name in names]
-    headers = [*([*told, "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
+    titles = ["VQA" if name == "vqa_accuracy" else name.replace("_", " ") for name in names]
+    headers = [*([*titles, "KL to dense"] if scored else []), *(f"{p} zeros" for p in parts)]
     for header in (*headers, "kept (M)", "on disk (MB)", "made in (s)"):
         table.add_column("\n".join(header.rsplit(" ", 1)), justify="right", overflow="fold")
     times = {"pruned": "prune", "repaired": "repair"}
@@ -68,7 +68,7 @@ def percent(score: float | None) -> str:
 def _parts(models: dict[str, str]) -> list[str]:
     """The parts that any model of the run has pruned matrices in."""
     manifests = [manifest_of(folder_of(model)) for model in models.values()]
-    return list(dict.fromkeys(p for m in manifests for p, told in m.get("parts", {}).items() if told["matrices"]))
+    return list(dict.fromkeys(p for m in manifests for p, part in m.get("parts", {}).items() if part["matrices"]))
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:
@@ -86,10 +86,10 @@ def _sizes(model: str, parts: list[str]) -> list[str]:
     folder = folder_of(model)
     if not folder.is_dir():
         return [*("" for _ in parts), "", ""]
-    told = manifest_of(folder).get("parts", {})
+    pruned = manifest_of(folder).get("parts", {})
     left = sum(count.weights - count.zeros for count in counts(folder).values())
     return [
-        *(f"{told[p]['sparsity']:.1%}" if p in told else "0.0%" for p in parts),
+        *(f"{pruned[p]['sparsity']:.1%}" if p in pruned else "0.0%" for p in parts),
         f"{left / 1e6:.2f}",
         f"{size_of(folder) / 1e6:.1f}",
     ]

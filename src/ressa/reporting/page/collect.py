@@ -126,8 +126,8 @@ class Report:
         if model.role != "repaired" or model.manifest is None:
             return None
         found = [one for one in self.models if one.role == "pruned"]
-        told = os.path.realpath(str(model.manifest.arguments.get("pruned", "")))
-        named = [one for one in found if os.path.realpath(one.source) == told]
+        source = os.path.realpath(str(model.manifest.arguments.get("pruned", "")))
+        named = [one for one in found if os.path.realpath(one.source) == source]
         return next(iter([*named, *(one for one in found if one.run == model.run)]), None)
 
 
@@ -228,7 +228,7 @@ def _cells(manifest: Manifest, stored: dict[str, Count], folder: Path, notes: li
         key = (one.part, cut[1], int(cut[2]), INNER.sub("*", cut[3])) if cut else (one.part, name, 0, "weight")
         had = sums.get(key, (0, 0))
         sums[key] = (had[0] + zeros[name], had[1] + one.weights)
-    return tuple(Cell(*key, *told) for key, told in sums.items())
+    return tuple(Cell(*key, *counts) for key, counts in sums.items())
 
 
 def _saved(manifest: Manifest | None, stored: dict[str, Count]) -> int:

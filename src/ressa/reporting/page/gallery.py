@@ -45,7 +45,7 @@ class Gallery:
 def gallery(report: Report, room: int, limit: int = CARDS) -> Gallery:
     """At most `limit` questions, a share of each kind of change; `room` is what their pictures may take, in bytes.
 
-    A picture that cannot be read is left out and told in `report.notes`.
+    A picture that cannot be read is left out and noted in `report.notes`.
     """
     models = [model for model in report.asked_alike() if model.answers]
     if not models:

@@ -78,14 +78,14 @@ class Scores:
 
 def read_manifest(folder: Path) -> Manifest | None:
     """Raises RessaError if ressa.json is not what ressa writes."""
-    told = read_object(folder / "ressa.json")
-    return _sound(folder / "ressa.json", lambda: _manifest(told)) if told else None
+    content = read_object(folder / "ressa.json")
+    return _sound(folder / "ressa.json", lambda: _manifest(content)) if content else None
 
 
 def read_scores(folder: Path) -> Scores | None:
     """Raises RessaError if scores.json is not what ressa writes."""
-    told = read_object(folder / "scores.json")
-    return _sound(folder / "scores.json", lambda: _scores(told)) if told else None
+    content = read_object(folder / "scores.json")
+    return _sound(folder / "scores.json", lambda: _scores(content)) if content else None
 
 
 def read_answers(folder: Path) -> dict[str, dict[str, Any]]:
@@ -100,8 +100,8 @@ def read_answers(folder: Path) -> dict[str, dict[str, Any]]:
 
 def read_blocks(folder: Path) -> dict[str, float]:
     """{block: error} of blocks.json, {} without one. Raises RessaError if it is not what ressa writes."""
-    told = read_object(folder / "blocks.json")
-    return _sound(folder / "blocks.json", lambda: {str(name): float(error) for name, error in told.items()})
+    content = read_object(folder / "blocks.json")
+    return _sound(folder / "blocks.json", lambda: {str(name): float(error) for name, error in content.items()})
 
 
 def _sound(path: Path, read: Any) -> Any:
@@ -114,42 +114,42 @@ def _sound(path: Path, read: Any) -> Any:
         ) from None
 
 
-def _manifest(told: Mapping[str, Any]) -> Manifest:
+def _manifest(content: Mapping[str, Any]) -> Manifest:
     matrices = {
         str(name): Matrix(str(one["part"]), int(one["weights"]), int(one["zeros"]))
-        for name, one in told.get("matrices", {}).items()
+        for name, one in content.get("matrices", {}).items()
     }
     return Manifest(
-        str(told.get("command", "")),
-        {str(k): v for k, v in told.get("arguments", {}).items()},
+        str(content.get("command", "")),
+        {str(k): v for k, v in content.get("arguments", {}).items()},
         matrices,
-        [(int(entry["step"]), float(entry["loss"])) for entry in told.get("history", [])],
-        float(told.get("seconds") or 0),
-        int(told.get("peak_memory_bytes") or 0),
-        {str(k): str(v) for k, v in told.get("versions", {}).items()},
-        {str(k): str(v) for k, v in told.get("machine", {}).items()},
-        _manifest(told["before"]) if told.get("before") else None,
+        [(int(entry["step"]), float(entry["loss"])) for entry in content.get("history", [])],
+        float(content.get("seconds") or 0),
+        int(content.get("peak_memory_bytes") or 0),
+        {str(k): str(v) for k, v in content.get("versions", {}).items()},
+        {str(k): str(v) for k, v in content.get("machine", {}).items()},
+        _manifest(content["before"]) if content.get("before") else None,
     )
 
 
-def _scores(told: Mapping[str, Any]) -> Scores:
-    metrics = told.get("metrics", ["exact_match"])
-    values = {str(name): float(told[name]) for name in metrics}
+def _scores(content: Mapping[str, Any]) -> Scores:
+    metrics = content.get("metrics", ["exact_match"])
+    values = {str(name): float(content[name]) for name in metrics}
     first = next(iter(values))
-    kl, perplexity = told.get("kl"), told.get("perplexity")
+    kl, perplexity = content.get("kl"), content.get("perplexity")
     return Scores(
-        str(told.get("task", "folder")),
-        told.get("split") and str(told["split"]),
-        str(told.get("data", "")),
-        str(told.get("model", "")),
-        int(told["n"]),
+        str(content.get("task", "folder")),
+        content.get("split") and str(content["split"]),
+        str(content.get("data", "")),
+        str(content.get("model", "")),
+        int(content["n"]),
         values,
-        {str(name): (float(low), float(high)) for name, (low, high) in told.get("intervals", {}).items()},
+        {str(name): (float(low), float(high)) for name, (low, high) in content.get("intervals", {}).items()},
         None if kl is None else float(kl),
         None if perplexity is None else float(perplexity),
-        {str(kind): (int(one["n"]), _number(one.get(first))) for kind, one in told.get("by_kind", {}).items()},
-        float(told.get("seconds") or 0),
-        dict(told.get("settings", {})),
+        {str(kind): (int(one["n"]), _number(one.get(first))) for kind, one in content.get("by_kind", {}).items()},
+        float(content.get("seconds") or 0),
+        dict(content.get("settings", {})),
     )
 
 
@@ -159,10 +159,10 @@ def _number(value: Any) -> float | None:
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
     """The row, its text as text and its scores as numbers."""
-    told = {
+    texts = {
         "kind": str(row.get("kind") or ""),
         "question": str(row.get("question") or ""),
         "answer": str(row["answer"]),
     }
     own = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
-    return own | told | {"references": [str(one) for one in row.get("references", [])]}
+    return own | texts | {"references": [str(one) for one in row.get("references", [])]}

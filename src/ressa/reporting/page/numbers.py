@@ -13,7 +13,7 @@ POINTS = 200  # of a loss curve
 METHODS = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "admm": "ADMM", "alps": "ALPS", "ria": "RIA", "dsnot": "DSnoT"}
 METRICS = {"vqa_accuracy": "VQA accuracy", "cider": "CIDEr", "f1": "F1"}
 SENTENCES = 8
-FEWEST = 30  # questions that an interval of a difference is told for
+FEWEST = 30  # questions that an interval of a difference is given for
 
 
 def figure_data(report: Report) -> dict[str, Rows]:
@@ -43,8 +43,8 @@ def _accuracy(model: Model) -> dict[str, Any]:
     scores = model.scores
     assert scores is not None
     low, high = scores.intervals.get(scores.metric, (None, None))
-    told = {"model": model.name, "series": series(model), "metric": scores.metric, "score": scores.score}
-    return told | {"low": low, "high": high, "sparsity": model.sparsity, "bytes": model.bytes, "packed": model.packed}
+    row = {"model": model.name, "series": series(model), "metric": scores.metric, "score": scores.score}
+    return row | {"low": low, "high": high, "sparsity": model.sparsity, "bytes": model.bytes, "packed": model.packed}
 
 
 def _thinned(model: Model) -> list[tuple[int, float]]:
@@ -80,10 +80,10 @@ def pattern(model: Model) -> str:
 
 def verdicts(report: Report) -> list[str]:
     """What each pruned model lost and repair regained, in a sentence each, the first of the report first."""
-    told = list(_verdicts(report))
-    if len(told) > SENTENCES:
-        told = [*told[:SENTENCES], f"The tables have {len(told) - SENTENCES} more."]
-    return told or [f"{len(report.models)} models; none was scored beside its dense original."]
+    sentences = list(_verdicts(report))
+    if len(sentences) > SENTENCES:
+        sentences = [*sentences[:SENTENCES], f"The tables have {len(sentences) - SENTENCES} more."]
+    return sentences or [f"{len(report.models)} models; none was scored beside its dense original."]
 
 
 def _verdicts(report: Report) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _verdicts(report: Report) -> Iterator[str]:
 def _sentence(model: Model, report: Report) -> Iterator[str]:
     repaired = next((one for one in report.models if report.pruned(one) is model), None)
     if report.pruned(model) is not None and report.dense(model) is not None:
-        return  # told with the pruned one
+        return  # said with the pruned one
     dense = report.dense(model)
     what = f"{pattern(model)} by {method(model)}" if method(model) else model.name
     if dense is None:

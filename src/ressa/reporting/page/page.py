@@ -55,9 +55,9 @@ def report(folders: Sequence[str | Path], out: str | Path = "report.html") -> di
         raise RessaError(f"{path}: a page of these {len(found.models)} models would be larger than 2 MB; name fewer")
     write_atomic(path, page)
     write_atomic(twin, _template("page.md.j2", finalize=_markdown).render(**facts, gallery=cards))
-    told = {"out": str(path), "markdown": str(twin), "verdict": facts["verdicts"][0]}
-    told |= {"models": [model.name for model in found.models], "questions": cards.all, "shown": len(cards.cards)}
-    return told | {"bytes": len(page.encode())}
+    summary = {"out": str(path), "markdown": str(twin), "verdict": facts["verdicts"][0]}
+    summary |= {"models": [model.name for model in found.models], "questions": cards.all, "shown": len(cards.cards)}
+    return summary | {"bytes": len(page.encode())}
 
 
 def _check(path: Path, twin: Path) -> None:
@@ -105,11 +105,11 @@ def _raw(found: Report, data: dict[str, Any]) -> str:
     """All numbers of the report; the curves as they are drawn."""
     models = []
     for model in found.models:
-        told: dict[str, Any] = {key: getattr(model, key) for key in ("name", "role", "sparsity", "bytes", "packed")}
-        told |= {"run": Path(model.run).name, "scores": asdict(model.scores) if model.scores else None}
+        row: dict[str, Any] = {key: getattr(model, key) for key in ("name", "role", "sparsity", "bytes", "packed")}
+        row |= {"run": Path(model.run).name, "scores": asdict(model.scores) if model.scores else None}
         made = model.manifest
-        told |= {"seconds": made.seconds, "peak_memory_bytes": made.peak, "arguments": made.arguments} if made else {}
-        models.append(told)
+        row |= {"seconds": made.seconds, "peak_memory_bytes": made.peak, "arguments": made.arguments} if made else {}
+        models.append(row)
     alike: dict[Any, list[str]] = {}
     for model in found.models:
         alike.setdefault(model.cells, []).append(model.name)
