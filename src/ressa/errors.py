@@ -72,7 +72,7 @@ def printable(text: object) -> str:
     a\x1b[31mred b
     """
     line = " ".join(str(text).splitlines())
-    return line if line.isprintable() else "".join(map(_spelled, line))
+    return line if line.isprintable() else "".join(map(_escaped, line))
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -90,7 +90,7 @@ def to_json(value: object, indent: int | None = None) -> str:
     return re.sub(r"[^ -~\n]", lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
 
 
-def _spelled(letter: str) -> str:
+def _escaped(letter: str) -> str:
     if letter.isprintable():
         return letter
     return " " if letter.isspace() else letter.encode("unicode_escape").decode()

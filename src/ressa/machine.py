@@ -231,8 +231,8 @@ def peak_memory() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")  # unlike getrusage, it forgets when told to
-    if status.is_file() and (told := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(told[1]) * 1024
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -21,7 +21,7 @@ from ressa.calibration.walk import walk
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.inspection.costs import (
-    Load,
+    Workload,
     activation_bytes,
     prune_bytes,
     prune_flop,
@@ -124,7 +124,7 @@ def test_the_work_of_pruning_is_foretold(wide, method):
     with counting() as counted:
         prune_all(wide, method, batches())
     wide.load_state_dict(before, strict=False)
-    told = prune_flop(methods.get(method), shapes_of(wide), Load(SAMPLES, BATCH, TOKENS, PATCHES, 8))
+    told = prune_flop(methods.get(method), shapes_of(wide), Workload(SAMPLES, BATCH, TOKENS, PATCHES, 8))
     told = sum(flop for kind, flop in told.items() if kind != "factors")  # torch counts no factorisations
     within = 0.3 if method == "alps" else 0.05  # how many turns ALPS takes depends on the inputs
     assert told == pytest.approx(counted.get_total_flops(), rel=within)
@@ -176,7 +176,7 @@ def test_the_memory_of_pruning_is_foretold(wide, method):
     with Peak() as peak:
         prune_all(wide, method, fed)
     wide.load_state_dict(before, strict=False)
-    told, there = prune_bytes(methods.get(method), shapes_of(wide), Load(SAMPLES, BATCH, TOKENS, PATCHES, 8), 4)
+    told, there = prune_bytes(methods.get(method), shapes_of(wide), Workload(SAMPLES, BATCH, TOKENS, PATCHES, 8), 4)
     assert there < told
     assert told == pytest.approx(peak.most, rel=0.3)
 
@@ -189,7 +189,7 @@ def test_the_work_and_the_activations_of_repair_are_foretold(tmp_path, tiny_data
     ressa.repair(tmp_path / "pruned", tmp_path / "out", **asked_for)
     net, _ = load("demo")
     shapes, head = shapes_of(net), net.get_output_embeddings().weight.numel()
-    asked = Load(12, 12, int(seen["tokens"]), 36, seen["answers"] / 12)
+    asked = Workload(12, 12, int(seen["tokens"]), 36, seen["answers"] / 12)
     assert repair_flop(shapes, asked, rank=16, head=head, teacher=True) == pytest.approx(seen["flop"], rel=0.06)
     kept = sum(activation_bytes(shape, asked, net.config.get_text_config().num_attention_heads) for shape in shapes)
     assert kept == pytest.approx(seen["kept"], rel=0.2)

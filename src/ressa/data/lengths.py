@@ -26,14 +26,14 @@ def check_lengths(
         return
     encoder_decoder = is_encoder_decoder(config)
     prompts = [prompt_text(processor, record) for record in records]
-    told = _lengths(tokenizer_of(processor), prompts)
+    lengths = _lengths(tokenizer_of(processor), prompts)
     second = getattr(processor, "qformer_tokenizer", None)
-    asked = _lengths(second, prompts) if second else [0] * len(prompts)
+    qformer_lengths = _lengths(second, prompts) if second else [0] * len(prompts)
     more = {seen: _around(processor, config, records, seen) for seen in {r.image is not None for r in records}}
-    for record, length, heard in zip(records, told, asked, strict=True):
+    for record, length, qformer in zip(records, lengths, qformer_lengths, strict=True):
         prompt = length + more[record.image is not None]
         answer = len(answer_ids(processor, record.target)) if new_tokens is None else max(new_tokens - 1, 0)
-        needed = {"encoder": prompt, "decoder": answer if encoder_decoder else prompt + answer, "qformer": heard}
+        needed = {"encoder": prompt, "decoder": answer if encoder_decoder else prompt + answer, "qformer": qformer}
         for reader, limit in places.items():
             if needed[reader] > limit:
                 raise RessaError(_too_long(record, needed[reader], reader, limit, new_tokens, prompt))
@@ -46,8 +46,8 @@ def check_words(words: int, processor: Any, config: Any, records: Sequence[Recor
         return
     pictures = picture_tokens(config)
     for record in records:
-        told = [prompt_text(processor, record), record.target if record.references else ""]
-        for number in (number for ids in tokenizer(told)["input_ids"] for number in ids):
+        texts = [prompt_text(processor, record), record.target if record.references else ""]
+        for number in (number for ids in tokenizer(texts)["input_ids"] for number in ids):
             if number >= words and number not in pictures:  # families differ in whether they embed those
                 raise RessaError(
                     f"record {shown(record.id)}: {shown(tokenizer.convert_ids_to_tokens(number))} is token {number} "

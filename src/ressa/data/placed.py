@@ -12,8 +12,8 @@ from ressa.errors import RessaError
 
 def picture_tokens(config: Any) -> set[int]:
     """The ids that stand for pictures in a prompt, as the model knows them; none in families that show none."""
-    told = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
-    return {number for number in told if isinstance(number, int)}
+    ids = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return {number for number in ids if isinstance(number, int)}
 
 
 def check_placed(processor: Any, records: Sequence[Record], rows: list[list[int]], config: Any) -> None:

@@ -53,12 +53,12 @@ def export(model: str | Path, out: str | Path, *, settings: Export, progress: Pr
     before = read_manifest(folder) or {"command": "export"}
     job = _job(model, folder, settings, before)
     with partial(path) as made:
-        told = {"arguments": {"model": plain(model)} | asdict(settings)} | job.write(made, progress)
-        told |= {"before": before["export"]} if "export" in before else {}
-        told |= {"versions": versions(), "seconds": round(time.perf_counter() - started, 2)}
-        carry_over(folder, made, before | {"export": told}, path.name)
+        entry = {"arguments": {"model": plain(model)} | asdict(settings)} | job.write(made, progress)
+        entry |= {"before": before["export"]} if "export" in before else {}
+        entry |= {"versions": versions(), "seconds": round(time.perf_counter() - started, 2)}
+        carry_over(folder, made, before | {"export": entry}, path.name)
         appear(made, path, MANIFEST)
-    return before | {"export": told}
+    return before | {"export": entry}
 
 
 def _job(model: str | Path, folder: Path, settings: Export, manifest: dict[str, Any]) -> _Job:
@@ -103,12 +103,12 @@ class _Job:
 
     def write(self, out: Path, progress: Progress | None) -> dict[str, Any]:
         """Weights, their index and config.json; verified. Returns what ressa.json says of it."""
-        told: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         files = self.source.files
         for done, file in enumerate(files):
             if progress:
                 progress(done, len(files), file)
-            write_weights(file, out, self._tensors(file, told))
+            write_weights(file, out, self._tensors(file, entries))
         written = write_index(out, files)
         config = read_json(self.source.folder / "config.json")
         config.pop("quantization_config", None)
@@ -117,13 +117,13 @@ class _Job:
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         self._verify(written)
         sizes = {"read": self.source.bytes, "written": written.bytes}
-        return {"format": self.settings.format, "linears": told, "left_dense": self.left, "bytes": sizes}
+        return {"format": self.settings.format, "linears": entries, "left_dense": self.left, "bytes": sizes}
 
     def _quantization_config(self) -> dict[str, Any]:
-        told = {"quant_method": METHOD, "version": VERSION, "values": self.settings.values}
-        return told | ({"group_size": self.group} if self.settings.values == "int4" else {})
+        config = {"quant_method": METHOD, "version": VERSION, "values": self.settings.values}
+        return config | ({"group_size": self.group} if self.settings.values == "int4" else {})
 
-    def _tensors(self, file: str, told: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    def _tensors(self, file: str, entries: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of what `file` becomes; what is packed stands where its `weight` stood, or its shape."""
         for key in self.source.keys(file):
             stem, _, part = key.rpartition(".")
@@ -133,7 +133,7 @@ class _Job:
                 weight_OI = self._dense(self.source, stem)
                 packed = self._packed(stem, weight_OI)
                 kept = int((weight_OI != 0).sum())
-                told[self.linears[stem]] = {"shape": list(packed.shape), "kept": kept, "bytes": packed.bytes}
+                entries[self.linears[stem]] = {"shape": list(packed.shape), "kept": kept, "bytes": packed.bytes}
                 if self.settings.format == "packed":
                     yield from ((f"{stem}.{name}", tensor) for name, tensor in packed.tensors().items())
                 else:

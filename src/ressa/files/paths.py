@@ -8,19 +8,19 @@ from pathlib import Path
 from ressa.errors import RessaError, shown
 
 
-def path_of(told: str | Path, what: str) -> Path:
-    """The path that `told` names, whether it exists or not; ~ is the home folder, also where no shell has seen it.
+def path_of(name: str | Path, what: str) -> Path:
+    """The path that `name` stands for, whether it exists or not; ~ is the home folder, also where no shell has seen it.
 
     Raises:
         RessaError: it is empty, or nothing that could be a path here: a NUL, a name too long, an unknown home, a folder
             above that may not be looked into. `what` says which path it is.
     """
-    return Path(expanded(told, what))
+    return Path(expanded(name, what))
 
 
-def expanded(told: str | Path, what: str) -> str:
+def expanded(name: str | Path, what: str) -> str:
     """As `path_of`, letter by letter but for ~: for what may also be a name on the hub, where ./a/b is not a/b."""
-    text = os.fspath(told)
+    text = os.fspath(name)
     if not text.strip():
         raise RessaError(f"{what} is empty; name a folder or file (. is the current folder)")
     if "\0" in text:

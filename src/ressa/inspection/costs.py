@@ -57,10 +57,10 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """How much runs through the model: `tokens` of a sample in the language model, `patches` in the vision tower.
 
-    `answers` of the tokens are to be answered; the decoder of a `crossing` model reads them alone.
+    `answers` of the tokens are to be answered; the decoder of an encoder-decoder reads them alone.
     """
 
     samples: int
@@ -68,13 +68,13 @@ class Load:
     tokens: int
     patches: int
     answers: int
-    crossing: bool = False
+    encoder_decoder: bool = False
 
     def length(self, shape: Shape, across: bool = False) -> int:
         """Tokens of one sample that a block (or what it reads from across) has."""
         if shape.part != "language":
             return self.patches
-        if self.crossing:
+        if self.encoder_decoder:
             return self.answers if shape.decoder and not across else self.tokens
         return self.patches if across else self.tokens
 
@@ -105,7 +105,7 @@ def _read(key: Any, members: list[tuple[str, Any]]) -> Read:
 # ---- floating point operations ---------------------------------------------------------------------------------------
 
 
-def forward_flop(shape: Shape, load: Load, samples: float) -> float:
+def forward_flop(shape: Shape, load: Workload, samples: float) -> float:
     """One pass of `samples` through a block: linears and attention (whole, where a model's has windows)."""
     length, total = load.length(shape), 0.0
     for read in shape.reads:
@@ -115,13 +115,13 @@ def forward_flop(shape: Shape, load: Load, samples: float) -> float:
     return total
 
 
-def gram_flop(shape: Shape, load: Load) -> float:
+def gram_flop(shape: Shape, load: Workload) -> float:
     """Of symmetric Grams, by panels that begin at the diagonal."""
     share = (PANELS + 1) / (2 * PANELS)
     return share * sum(2 * load.samples * load.length(shape, read.across) * read.inputs**2 for read in shape.reads)
 
 
-def prune_flop(method: Method, shapes: Iterable[Shape], load: Load) -> dict[str, float]:
+def prune_flop(method: Method, shapes: Iterable[Shape], load: Workload) -> dict[str, float]:
     """{"forwards", "Grams", "factors", "products"} of pruning all `shapes` in order.
 
     Every block runs twice, as it was and pruned (the last one need not go on). As it was, all but the first batch run
@@ -147,7 +147,7 @@ def _product_flop(cost: Cost, read: Read) -> float:
     return 2.0 * read.inputs**2 * (cost.products * read.outputs + cost.squares * read.inputs)
 
 
-def repair_flop(shapes: Iterable[Shape], load: Load, *, rank: int, head: int, teacher: bool) -> float:
+def repair_flop(shapes: Iterable[Shape], load: Workload, *, rank: int, head: int, teacher: bool) -> float:
     """One optimiser step: student forward and backward, teacher forward, the output head (`head` weights) on answers.
 
     SparseLoRA with W_eff made twice: 6 T W + 8 O I rank (docs/sparse_lora.md).
@@ -183,7 +183,7 @@ def work_bytes(method: Method, shape: Shape) -> float:
     return WIDE * most
 
 
-def block_bytes(shape: Shape, load: Load, width: int) -> float:
+def block_bytes(shape: Shape, load: Workload, width: int) -> float:
     """What one batch of `width` bytes a number holds in a block whose inputs are captured, one of them in float32."""
     tokens = load.batch_size * load.length(shape)
     return tokens * (
@@ -191,13 +191,13 @@ def block_bytes(shape: Shape, load: Load, width: int) -> float:
     )
 
 
-def waiting_bytes(shape: Shape, load: Load, width: int) -> float:
+def waiting_bytes(shape: Shape, load: Workload, width: int) -> float:
     """What all batches hold while they wait at a block: their stream, what goes in beside it, and a mask."""
     tokens = load.length(shape)
     return load.samples * tokens * (2 * width * shape.width + tokens)
 
 
-def prune_bytes(method: Method, shapes: Iterable[Shape], load: Load, width: int) -> tuple[float, float]:
+def prune_bytes(method: Method, shapes: Iterable[Shape], load: Workload, width: int) -> tuple[float, float]:
     """(the most that pruning needs beside the weights, what of it must stand where a block is pruned)."""
     there = resting = 0.0
     for shape in shapes:
@@ -207,7 +207,7 @@ def prune_bytes(method: Method, shapes: Iterable[Shape], load: Load, width: int)
     return there + resting, there
 
 
-def activation_bytes(shape: Shape, load: Load, heads: int) -> float:
+def activation_bytes(shape: Shape, load: Workload, heads: int) -> float:
     """What autograd keeps of one block for one batch, in float32: inputs and outputs of linears, norms, attention."""
     length = load.length(shape)
     kept = sum(read.inputs + read.outputs for read in shape.reads) + 6 * shape.width

@@ -17,8 +17,8 @@ from ressa.files.paths import path_of
 from ressa.files.text import format_bytes, to_bytes
 from ressa.inspection.costs import (
     WIDE,
-    Load,
     Shape,
+    Workload,
     activation_bytes,
     adapters,
     prune_bytes,
@@ -71,9 +71,9 @@ def plan(model: str | Path, sparsity: str = "2:4", *, settings: Plan) -> dict[st
     parts = structure(net)
     sizes = _sizes(net, parts, width)
     seen, read = _picture(net.config)
-    length, crossing = settings.tokens or read + WORDS, is_encoder_decoder(net.config)
+    length, encoder_decoder = settings.tokens or read + WORDS, is_encoder_decoder(net.config)
     batch, answers = settings.batch_size, min(settings.answers, length)
-    load = Load(settings.samples, batch or 8, length, settings.patches or seen, answers, crossing)
+    load = Workload(settings.samples, batch or 8, length, settings.patches or seen, answers, encoder_decoder)
     trains = replace(load, batch_size=batch or 16)
     rows = {"load": _fits(_row(sizes.parameters * sizes.width, 0.0), limit, ())}
     rows |= {f"prune: {name}": _prune(method, sizes, load, limit) for name, method in METHODS.items()}
@@ -86,7 +86,7 @@ def plan(model: str | Path, sparsity: str = "2:4", *, settings: Plan) -> dict[st
         "parameters": sizes.parameters,
         "parts": {part.name: _part(part, sizes) for part in parts.parts.values()},
         "disk": _disk(parts, sizes.parameters, pattern),
-        "assumed": vars(load)
+        "assumed": {name.replace("encoder_decoder", "crossing"): value for name, value in vars(load).items()}
         | {"repair_batch_size": trains.batch_size, "repair_steps": settings.steps, "rank": settings.rank},
         "memory": limit,
         "steps": rows,
@@ -180,21 +180,21 @@ def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
     return {"bytes": needed, "flop": flop, "fits": None, "change": None, **more}
 
 
-def _prune(method: Method, sizes: _Sizes, load: Load, limit: int | None) -> dict[str, Any]:
+def _prune(method: Method, sizes: _Sizes, load: Workload, limit: int | None) -> dict[str, Any]:
     weights = sizes.parameters * sizes.width
     largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
 
-    def needs(load: Load) -> tuple[float, float]:
+    def needs(load: Workload) -> tuple[float, float]:
         beside, there = prune_bytes(method, sizes.shapes, load, sizes.width)
         return weights + beside, there + largest
 
-    whole, apart = needs(load)
+    whole, device = needs(load)
     work = prune_flop(method, sizes.shapes, load)
     one = replace(load, batch_size=1)
     ways = (
         (
-            apart,
-            f"a block at a time, ressa.prune(..., device=): {format_bytes(apart)} there, {format_bytes(whole)} of RAM",
+            device,
+            f"a block at a time, ressa.prune(..., device=): {format_bytes(device)} there, {format_bytes(whole)} of RAM",
         ),
         (
             needs(one)[1],
@@ -203,14 +203,14 @@ def _prune(method: Method, sizes: _Sizes, load: Load, limit: int | None) -> dict
         ),
         (math.inf, f"not even a block at a time with --batch-size 1, which takes {format_bytes(needs(one)[1])}"),
     )
-    return _fits(_row(whole, sum(work.values()), device_bytes=apart, work=work), limit, ways)
+    return _fits(_row(whole, sum(work.values()), device_bytes=device, work=work), limit, ways)
 
 
-def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None) -> dict[str, Any]:
+def _repair(sizes: _Sizes, load: Workload, steps: int, rank: int, limit: int | None) -> dict[str, Any]:
     """Student, teacher, gradients and moments of what is trained, activations, the largest W_eff and all experts'."""
     trained = adapters(sizes.shapes, rank)
 
-    def needs(load: Load, teachers: int = 1) -> dict[str, float]:
+    def needs(load: Workload, teachers: int = 1) -> dict[str, float]:
         kept = sum(activation_bytes(shape, load, sizes.heads) for shape in sizes.shapes)
         kept += 2 * teachers * WIDE * sum(load.batch_size * load.length(shape) * shape.width for shape in sizes.shapes)
         kept += 4 * WIDE * load.batch_size * load.answers * sizes.words
@@ -223,7 +223,7 @@ def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None)
             "workspace": WIDE * (2 * largest + sum(shape.fused for shape in sizes.shapes)),
         }
 
-    told = needs(load)
+    memory = needs(load)
     flop = steps * repair_flop(sizes.shapes, load, rank=rank, head=sizes.head, teacher=True)
     ways = []
     for size in (8, 4, 2, 1):
@@ -233,7 +233,7 @@ def _repair(sizes: _Sizes, load: Load, steps: int, rank: int, limit: int | None)
     alone = sum(needs(replace(load, batch_size=1), 0).values())
     ways.append((alone, f"--batch-size 1 --kl-weight 0 --hidden-weight 0 (no teacher): {format_bytes(alone)}"))
     ways.append((math.inf, f"not even --batch-size 1 without a teacher, which takes {format_bytes(alone)}"))
-    return _fits(_row(sum(told.values()), flop, memory=told, trained=trained + sizes.trained), limit, ways)
+    return _fits(_row(sum(memory.values()), flop, memory=memory, trained=trained + sizes.trained), limit, ways)
 
 
 def _fits(row: dict[str, Any], limit: int | None, ways: Iterable[tuple[float, str]]) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
             except RessaError as error:
                 unfit[name] = str(error)
     parts = {name: _part(part) for name, part in plan.parts.items()}
-    told = {"model": str(model), "sparsity": sparsity, "parts": parts, "pictures": _pictures(net, processor)}
-    return told | {"kept": plan.kept, "unfit": unfit}
+    report = {"model": str(model), "sparsity": sparsity, "parts": parts, "pictures": _pictures(net, processor)}
+    return report | {"kept": plan.kept, "unfit": unfit}
 
 
 def _pictures(net: Any, processor: Any) -> str | None:

@@ -53,9 +53,9 @@ def check_generation(name: Any, source: str) -> None:
     if not file.is_file():
         return
     try:
-        told = GenerationConfig.from_pretrained(source)
+        generation = GenerationConfig.from_pretrained(source)
         for key in IDS:
-            _check_id(key, getattr(told, key, None))
+            _check_id(key, getattr(generation, key, None))
     except Exception as error:  # it holds whatever somebody wrote, and each field is used in its own way
         raise RessaError(
             f"{name}: generation_config.json cannot be used, mend or delete it: {one_line(error)}"

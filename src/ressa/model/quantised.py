@@ -17,7 +17,7 @@ from ressa.errors import RessaError, RessaWarning
 from ressa.packed.loading import METHOD, PackedConfig
 
 MADE_PLAIN = {"fp8": "8-bit floats in blocks", "mxfp4": "4-bit floats in blocks (MXFP4)"}
-TOLD = ("quantization_config", "compression_config")  # compressed-tensors had the second name once
+KEYS = ("quantization_config", "compression_config")  # compressed-tensors had the second name once
 DETAILS = ("format", "bits", "load_in_4bit", "load_in_8bit", "quant_type", "quant_algo", "weights")
 
 
@@ -29,17 +29,17 @@ def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype
     Raises:
         RessaError: quantised weights that would stay so, with what they are; a packed folder of a newer version.
     """
-    for where, told in _told(config):
+    for where, quantisation in _quantisations(config):
         if not where and is_packed(config):
-            PackedConfig(**told)  # checks it
+            PackedConfig(**quantisation)  # checks it
             continue
-        method = told.get("quant_method") if isinstance(told, Mapping) else None
-        if where or method not in MADE_PLAIN or not isinstance(told, dict):
+        method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+        if where or method not in MADE_PLAIN or not isinstance(quantisation, dict):
             raise RessaError(
-                f"{name}: its weights are quantised ({_described(told)}{where}); ressa works on plain weights: "
+                f"{name}: its weights are quantised ({_described(quantisation)}{where}); ressa works on plain weights: "
                 "name the model that it was made from, or one that its tool has dequantised"
             )
-        told["dequantize"] = True
+        quantisation["dequantize"] = True
         dtype = torch.bfloat16 if dtype == "auto" else dtype
         warnings.warn(
             f"{name}: its weights are {MADE_PLAIN[method]}; they are made {str(dtype).removeprefix('torch.')}, "
@@ -52,8 +52,8 @@ def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype
 
 def is_packed(config: Any) -> bool:
     """Whether the folder of a config is one that `ressa export` packed."""
-    told = getattr(config, TOLD[0], None)
-    return isinstance(told, Mapping) and told.get("quant_method") == METHOD
+    quantisation = getattr(config, KEYS[0], None)
+    return isinstance(quantisation, Mapping) and quantisation.get("quant_method") == METHOD
 
 
 def forget_quantised(model: Any, dtype: torch.dtype) -> None:
@@ -62,20 +62,20 @@ def forget_quantised(model: Any, dtype: torch.dtype) -> None:
     model._weight_conversions = None  # then those of the architecture alone are taken
 
 
-def _told(config: Any) -> Iterator[tuple[str, Any]]:
+def _quantisations(config: Any) -> Iterator[tuple[str, Any]]:
     """What a config and the configs in it say of quantisation, each with where."""
-    tree = config.to_dict() if not isinstance(getattr(config, TOLD[0], None), str) else vars(config)
-    for key in TOLD:
-        if (told := getattr(config, key, None)) is not None:
-            yield "", told
+    tree = config.to_dict() if not isinstance(getattr(config, KEYS[0], None), str) else vars(config)
+    for key in KEYS:
+        if (quantisation := getattr(config, key, None)) is not None:
+            yield "", quantisation
         for part, inner in tree.items():
             if isinstance(inner, Mapping) and inner.get(key) is not None:
                 yield f", in its {part}", inner[key]
 
 
-def _described(told: Any) -> str:
+def _described(quantisation: Any) -> str:
     """ "gptq, bits 4"."""
-    if not isinstance(told, Mapping):
-        return f"quantization_config is {str(told)[:80]!r}"
-    details = [f"{key} {told[key]}" for key in DETAILS if isinstance(told.get(key), str | int | float)]
-    return ", ".join([str(told.get("quant_method", "by a method that it does not name")), *details])
+    if not isinstance(quantisation, Mapping):
+        return f"quantization_config is {str(quantisation)[:80]!r}"
+    details = [f"{key} {quantisation[key]}" for key in DETAILS if isinstance(quantisation.get(key), str | int | float)]
+    return ", ".join([str(quantisation.get("quant_method", "by a method that it does not name")), *details])

@@ -145,10 +145,10 @@ def _loose_connectors(model: nn.Module, roots: list[Root], lists: list[str]) -> 
     """Projections: the highest modules named as connectors that hold linears, and neither a root nor a block list."""
     taken, found = list(lists), []
     for name, module in model.named_modules():
-        apart = not any(below(name, other) or below(other, name) for other in taken)
-        apart = apart and not any(below(root.name, name) for root in roots)
+        separate = not any(below(name, other) or below(other, name) for other in taken)
+        separate = separate and not any(below(root.name, name) for root in roots)
         root = home(name, roots)
-        if apart and root and root.part == "connector" and _linears(module):
+        if separate and root and root.part == "connector" and _linears(module):
             taken.append(name)
             found.append((name, module))
     return found
@@ -170,7 +170,7 @@ def _block(
     root = home(name, roots)
     assert root is not None  # structure() refuses the others
     linears: dict[str, nn.Linear | AsLinear] = {}
-    unheard = {id(inner.out_proj) for inner in module.modules() if isinstance(inner, nn.MultiheadAttention)}
+    uncalled = {id(inner.out_proj) for inner in module.modules() if isinstance(inner, nn.MultiheadAttention)}
     routers = _routers(module)
     for inner_name, inner in module.named_modules():
         full = f"{name}.{inner_name}" if inner_name else name
@@ -182,7 +182,7 @@ def _block(
             owner for key, owner in owners.get(id(inner._parameters.get("weight")), {}).items() if key != id(inner)
         ]:
             kept[full] = f"tied to {aliases[0]}"
-        elif id(inner) in unheard:
+        elif id(inner) in uncalled:
             kept[full] = "inside nn.MultiheadAttention, which reads its weight without calling it"
         elif id(inner) in routers:
             kept[full] = "chooses among experts"

@@ -147,9 +147,9 @@ def _check_scale(packed: Packed, counts_O: Tensor, unless: Any) -> None:
     unless(bool((scale.isfinite() & (scale >= 0)).all()), "a scale that is negative or no number")
 
 
-def check_config(told: Mapping[str, Any]) -> int:
+def check_config(config: Mapping[str, Any]) -> int:
     """The group size that a `quantization_config` names. Raises RessaError for a newer version, or what is none."""
-    version, group = told.get("version"), told.get("group_size", 64)
+    version, group = config.get("version"), config.get("group_size", 64)
     if type(version) is not int or version < 1:
         raise RessaError(f"config.json: version {shown(version)} of the packed format; ressa knows 1")
     if version > VERSION:

@@ -69,8 +69,8 @@ class PackedLinear(nn.Module):
         return op(x, values, bitmask, scale, self.bias, self.out_features, self.group)
 
     def extra_repr(self) -> str:
-        told = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        return f"{told}, values={self.packed.kind}"
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{text}, values={self.packed.kind}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         """Moves what is packed to another device, and leaves its dtypes."""

@@ -37,10 +37,10 @@ DTYPES = {
 class PackedConfig(QuantizationConfigMixin):
     """`quantization_config` of a packed folder. Raises RessaError as `check_config`."""
 
-    def __init__(self, **told: Any) -> None:
-        self.group_size = check_config(told)
+    def __init__(self, **config: Any) -> None:
+        self.group_size = check_config(config)
         self.quant_method: Any = METHOD
-        self.version = told["version"]
+        self.version = config["version"]
 
 
 @register_quantizer(METHOD)
@@ -103,10 +103,10 @@ def _stored(files: Iterable[str]) -> dict[str, dict[str, Tensor]]:
             for key in tensors.keys():  # noqa: SIM118  (no dict)
                 stem, _, part = key.rpartition(".")
                 if part in (VALUES, BITMASK, SCALE):
-                    told = tensors.get_slice(key)
-                    if told.get_dtype() not in DTYPES:
-                        raise RessaError(f"{key}: is stored in {told.get_dtype()}, which no packed tensor is")
-                    empty = torch.empty(told.get_shape(), dtype=DTYPES[told.get_dtype()], device="meta")
+                    view = tensors.get_slice(key)
+                    if view.get_dtype() not in DTYPES:
+                        raise RessaError(f"{key}: is stored in {view.get_dtype()}, which no packed tensor is")
+                    empty = torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
                     found.setdefault(stem, {})[part] = empty
     for file in files if found else ():
         with safe_open(file, framework="pt") as tensors, torch.device("cpu"):
@@ -129,9 +129,9 @@ def _replace(model: nn.Module, name: str, stored: dict[str, Tensor], config: Pac
     assert old is not None
     weight = old.get_parameter("weight")
     shape = tuple(weight.T.shape if isinstance(old, Conv1D) else weight.shape)
-    told = stored.get(SHAPE)
-    if told is None or told.dtype != torch.int64 or tuple(told.tolist()) != shape:
-        what = "does not say which shape it has" if told is None else f"is {told.tolist()} in the file"
+    recorded = stored.get(SHAPE)
+    if recorded is None or recorded.dtype != torch.int64 or tuple(recorded.tolist()) != shape:
+        what = "does not say which shape it has" if recorded is None else f"is {recorded.tolist()} in the file"
         raise RessaError(f"{name}: is stored packed and {what}; by its config it is {list(shape)}")
     if VALUES not in stored:
         raise RessaError(f"{name}: is stored packed without its values")

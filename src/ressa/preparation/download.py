@@ -28,7 +28,7 @@ def fetch(http: urllib3.PoolManager, url: str, *, timeout: float, retries: int) 
         try:
             return _once(http, url, timeout)
         except Unusable as error:
-            if not error.passing:
+            if not error.transient:
                 raise
         time.sleep(PAUSE * 2**attempt)
     return _once(http, url, timeout)
@@ -41,7 +41,7 @@ def _once(http: urllib3.PoolManager, url: str, timeout: float) -> bytes:
         answer = http.request("GET", url, preload_content=False, timeout=urllib3.Timeout(total=timeout), retries=limits)
         try:
             if answer.status != 200:
-                raise Unusable(DEAD, f"HTTP {answer.status}", passing=answer.status in AGAIN)
+                raise Unusable(DEAD, f"HTTP {answer.status}", transient=answer.status in AGAIN)
             return _body(answer, until, timeout)
         finally:
             answer.close()  # half-read connections are not used again
@@ -55,10 +55,10 @@ def _reason(error: Exception, timeout: float) -> Unusable:
     cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason else error
     refused = isinstance(cause, urllib3.exceptions.NewConnectionError)  # a TimeoutError by inheritance
     if not refused and isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError):
-        return Unusable(SLOW, f"no answer within {timeout:g} s", passing=True)
+        return Unusable(SLOW, f"no answer within {timeout:g} s", transient=True)
     if isinstance(cause, urllib3.exceptions.ProtocolError):
-        return Unusable(CUT, str(cause), passing=True)
-    return Unusable(DEAD, str(cause).partition("): ")[2] or str(cause), passing=True)
+        return Unusable(CUT, str(cause), transient=True)
+    return Unusable(DEAD, str(cause).partition("): ")[2] or str(cause), transient=True)
 
 
 def _body(answer: urllib3.BaseHTTPResponse, until: float, timeout: float) -> bytes:
@@ -69,5 +69,5 @@ def _body(answer: urllib3.BaseHTTPResponse, until: float, timeout: float) -> byt
         if size > MOST_BYTES:
             raise Unusable(HEAVY, f"more than {MOST_BYTES:,}")
         if time.monotonic() > until:
-            raise Unusable(SLOW, f"{size:,} bytes within {timeout:g} s", passing=True)
+            raise Unusable(SLOW, f"{size:,} bytes within {timeout:g} s", transient=True)
     return b"".join(parts)

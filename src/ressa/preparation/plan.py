@@ -51,7 +51,7 @@ class Outcome:
     changes: tuple[str, ...] = ()
     reason: str | None = None
     detail: str = ""
-    passing: bool = False
+    transient: bool = False
 
 
 def rank(*of: object) -> bytes:
@@ -128,7 +128,7 @@ def keep(db: sqlite3.Connection, outcomes: Iterable[Outcome]) -> None:
     db.execute("begin")
     db.executemany(
         "update pictures set file = ?, sha256 = ?, changes = ?, reason = ?, detail = ?, passing = ? where number = ?",
-        [(o.file, o.sha256, ", ".join(o.changes), o.reason, o.detail, o.passing, o.number) for o in outcomes],
+        [(o.file, o.sha256, ", ".join(o.changes), o.reason, o.detail, o.transient, o.number) for o in outcomes],
     )
     db.execute("commit")
 

@@ -18,6 +18,6 @@ MOST_BYTES = 256 << 20  # of the file of one picture
 class Unusable(Exception):  # noqa: N818 - not an error of the run
     """One picture that cannot be used: a reason from above, what was seen, and whether it may pass."""
 
-    def __init__(self, reason: str, detail: str, *, passing: bool = False) -> None:
+    def __init__(self, reason: str, detail: str, *, transient: bool = False) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail, self.passing = reason, " ".join(detail.split())[:200], passing
+        self.reason, self.detail, self.transient = reason, " ".join(detail.split())[:200], transient

@@ -86,7 +86,7 @@ def _make(picture: Planned, folder: Path, places: Places, max_side: int | None) 
         made = normalise(places.read(picture.place), max_side)
     except Unusable as error:
         _forget(folder, stem, "")
-        return Outcome(picture.number, None, None, (), error.reason, error.detail, error.passing)
+        return Outcome(picture.number, None, None, (), error.reason, error.detail, error.transient)
     _write(folder, stem + made.suffix, made.data)
     _forget(folder, stem, made.suffix)
     return Outcome(picture.number, stem + made.suffix, hashlib.sha256(made.data).hexdigest(), made.changes)

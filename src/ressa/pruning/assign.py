@@ -114,7 +114,7 @@ def _parts(request: Request, blocks: list[Block]) -> tuple[dict[str, int], dict[
         shares: dict[str, float] = {part: parse(request.sparsity_of(part)).sparsity for part in PARTS}
         counted = {part: n for part, n in sizes.items() if shares[part]}
         return {part: round(shares[part] * n) for part, n in counted.items()}, counted
-    fixed = {part: pattern.sparsity for part, pattern in request.told().items()}
+    fixed = {part: pattern.sparsity for part, pattern in request.own_patterns().items()}
     counted = {part: n for part, n in sizes.items() if part != "connector" or part in fixed}
     return by_modality(parse(request.asked.total).sparsity, fixed, counted), counted
 

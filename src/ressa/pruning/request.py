@@ -79,13 +79,13 @@ class Request:
         return not self.from_file and allocations.get(self.name).measure is not None
 
     def sparsity_of(self, part: PartName) -> str:
-        told = getattr(self.asked, part)
-        return told if told is not None else "0" if part == "connector" else self.asked.sparsity
+        own = getattr(self.asked, part)
+        return own if own is not None else "0" if part == "connector" else self.asked.sparsity
 
-    def told(self) -> dict[str, Pattern]:
-        """The parts whose sparsity was told apart; a connector counts only if it is to be pruned."""
-        said = {part: parse(getattr(self.asked, part)) for part in PARTS if getattr(self.asked, part) is not None}
-        return {part: pattern for part, pattern in said.items() if pattern.sparsity or part != "connector"}
+    def own_patterns(self) -> dict[str, Pattern]:
+        """The parts whose sparsity is set on its own; a connector counts only if it is to be pruned."""
+        own = {part: parse(getattr(self.asked, part)) for part in PARTS if getattr(self.asked, part) is not None}
+        return {part: pattern for part, pattern in own.items() if pattern.sparsity or part != "connector"}
 
     def group_in(self, part: PartName, *, exact: bool) -> Group:
         """What competes in a matrix. In vision towers rows differ in what they can spare; in decoders each row is
@@ -131,17 +131,17 @@ class Request:
     def _check_total(self) -> None:
         if self.asked.total is None:
             return
-        told = {"total": parse(self.asked.total)} | self.told()
-        for name, pattern in told.items():
+        patterns = {"total": parse(self.asked.total)} | self.own_patterns()
+        for name, pattern in patterns.items():
             if isinstance(pattern, NofM):
                 raise RessaError(f"with total every sparsity is a share (50%), not N:M: {name} is {pattern}")
-        if not told["total"].sparsity:
+        if not patterns["total"].sparsity:
             raise RessaError("total 0 leaves nothing to prune: say a share, as in 50%")
         if self.asked.sparsity != DEFAULT:
             raise RessaError("total already says how many zeros there are: leave sparsity out")
         if self.asked.vision is not None and self.asked.language is not None:
             raise RessaError("total needs a part that makes up for the others: leave vision or language out")
-        if self.pool == "model" and len(told) > 1:
+        if self.pool == "model" and len(patterns) > 1:
             raise RessaError("a budget of the whole model has no parts of their own: leave vision and the others out")
 
     def _check_shares(self) -> None:

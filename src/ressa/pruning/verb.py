@@ -113,9 +113,9 @@ def _identity(
 ) -> dict[str, Any]:
     """What a stopped run was about: only the same one goes on with its blocks."""
     data = digest_of(drawn(records, arguments["samples"], arguments["seed"]))
-    spelled = {name: repr(pattern) for name, pattern in patterns.items()}
+    as_text = {name: repr(pattern) for name, pattern in patterns.items()}
     about = {"arguments": arguments, "compute": str(chosen.compute), "model": stamp(arguments["model"])}
-    return about | {"data": data, "patterns": spelled}
+    return about | {"data": data, "patterns": as_text}
 
 
 def _check_parts(model: str | Path, settings: Prune) -> None:

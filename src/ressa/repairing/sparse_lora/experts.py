@@ -37,10 +37,10 @@ class MaskedSum(torch.autograd.Function):
     def backward(ctx, gradient):
         weight, left, right = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
-            told = gradient.to(left.dtype, copy=ctx.exact)
+            grad = gradient.to(left.dtype, copy=ctx.exact)
             if ctx.exact:
-                where_kept(told, weight.to(left.dtype))
-            dleft, dright = torch.bmm(told, right.mT).mul_(ctx.scale), torch.bmm(left.mT, told).mul_(ctx.scale)
+                where_kept(grad, weight.to(left.dtype))
+            dleft, dright = torch.bmm(grad, right.mT).mul_(ctx.scale), torch.bmm(left.mT, grad).mul_(ctx.scale)
         return gradient if ctx.needs_input_grad[0] else None, dleft, dright, None, None
 
 
@@ -73,7 +73,7 @@ class SparseLoraExperts(nn.Module, SparseLoraLayer):
             a[name] = nn.Parameter(new_a(experts, rank, inputs).to(weight_EOI))
             b[name] = nn.Parameter(weight_EOI.new_zeros(experts, outputs, rank))
         self.sparselora_A[adapter_name], self.sparselora_B[adapter_name] = a, b
-        self._told(adapter_name, config, rank, alpha)
+        self._register_adapter(adapter_name, config, rank, alpha)
 
     def _turned(self, weight: Tensor) -> Tensor:
         return weight.mT if self.transposed else weight

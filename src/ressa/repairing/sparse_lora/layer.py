@@ -75,8 +75,8 @@ class SparseLoraLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
 
-    def _told(self, adapter_name: str, config: SparseLoraConfig, rank: int, alpha: float) -> None:
-        """Note what an adapter, whose A and B are there, was told."""
+    def _register_adapter(self, adapter_name: str, config: SparseLoraConfig, rank: int, alpha: float) -> None:
+        """Notes the settings of an adapter whose A and B are there."""
         self.scaling[adapter_name] = alpha / rank
         self.dropout[adapter_name] = config.dropout
         self.straight_through[adapter_name] = config.straight_through

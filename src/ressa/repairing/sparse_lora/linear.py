@@ -40,7 +40,7 @@ class SparseLoraLinear(nn.Module, SparseLoraLayer):
         """Add one adapter: A (rank, I), B (O, rank)."""
         self.sparselora_A[adapter_name] = nn.Parameter(new_a(rank, self.in_features))
         self.sparselora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, rank))
-        self._told(adapter_name, config, rank, alpha)
+        self._register_adapter(adapter_name, config, rank, alpha)
 
     def share(self, twin: SparseLoraLinear) -> None:
         """Take the adapters of `twin`, whose weight this layer's is: one weight has one update."""

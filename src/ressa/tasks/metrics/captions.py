@@ -94,9 +94,9 @@ def _alike(
 
     Length is counted in pairs of words, as COCO's evaluation does, so one word and none are equally long.
     """
-    apart = counted[1].total() - other[1].total()
+    difference = counted[1].total() - other[1].total()
     total = 0.0
     for (vector, size), (reference, reference_size) in zip(mine, theirs, strict=True):
         common = sum(min(value, reference.get(gram, 0.0)) * reference.get(gram, 0.0) for gram, value in vector.items())
         total += common / (size * reference_size) if size and reference_size else common
-    return total / LONGEST * math.exp(-(apart**2) / (2 * SIGMA**2))
+    return total / LONGEST * math.exp(-(difference**2) / (2 * SIGMA**2))
