@@ -13,8 +13,7 @@ Shapes: O out, I in, R rank.
 """
 
 from ressa.repairing.sparse_lora.experts import SparseLoraExperts
-from ressa.repairing.sparse_lora.layer import SparseLoraConfig
-from ressa.repairing.sparse_lora.linear import SparseLoraLinear
+from ressa.repairing.sparse_lora.layer import SparseLoraConfig, SparseLoraLinear
 from ressa.repairing.sparse_lora.tuner import SparseLoraModel
 
 __all__ = ["SparseLoraConfig", "SparseLoraExperts", "SparseLoraLinear", "SparseLoraModel"]

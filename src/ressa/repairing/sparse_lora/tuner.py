@@ -15,8 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ressa.errors import RessaError
 from ressa.model.matrix import fused
 from ressa.repairing.sparse_lora.experts import SparseLoraExperts
-from ressa.repairing.sparse_lora.layer import NAME, SparseLoraConfig, SparseLoraLayer
-from ressa.repairing.sparse_lora.linear import SparseLoraLinear
+from ressa.repairing.sparse_lora.layer import NAME, SparseLoraConfig, SparseLoraLayer, SparseLoraLinear
 
 
 class SparseLoraModel(BaseTuner):
