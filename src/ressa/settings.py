@@ -63,13 +63,13 @@ def check(settings: Any, verb: str = "", rules: str = "") -> None:
     Raises:
         RessaError: one line that names `verb` and the field.
     """
-    kinds, verb = get_type_hints(type(settings)), f"{verb}: " if verb else ""
+    kinds, place = get_type_hints(type(settings)), f"{verb}: " if verb else ""
     for f in fields(settings):
-        value = as_kind(kinds[f.name], getattr(settings, f.name), f"{verb}{f.name}")
-        _check_limits(f.name, value, f.metadata, verb)
+        value = as_kind(kinds[f.name], getattr(settings, f.name), f"{place}{f.name}")
+        _check_limits(f.name, value, f.metadata, place)
         object.__setattr__(settings, f.name, value)
     if rules:
-        with naming(verb.removesuffix(": ")):
+        with naming(verb):
             import_module(rules).check(settings)
 
 

@@ -96,6 +96,23 @@ def test_a_stage_that_fails_leaves_no_note_of_itself(recipe, monkeypatch):
         assert notes(recipe) == ["prune"]
 
 
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, RessaError])
+def test_scores_that_stood_there_before_are_not_taken_for_those_of_a_stage_that_was_stopped(recipe, fault, monkeypatch):
+    recipe = replace(recipe, prune=None, repair=None, evaluate=Evaluate(limit=2, max_new_tokens=2))
+    folder = Path(recipe.out, "scores", "dense")
+    ressa.evaluate(recipe.model, data=recipe.data, limit=1, max_new_tokens=1, out=folder)
+
+    def stop(*_, **__):
+        raise fault("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "evaluate", stop)
+        with pytest.raises(fault):
+            run(recipe)
+    assert run(recipe)["scores"]["dense"]["n"] == 2
+    assert notes(recipe) == ["evaluate dense"]
+
+
 # ---- a second call in one process ------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -243,7 +243,7 @@ def run(
     runtime: Runtime,
 ) -> None:
     """Carry out a recipe: prune, repair, evaluate. Stages that are finished are not run again."""
-    _run(_placed(read_recipe(recipe), runtime))
+    _run(read_recipe(recipe).on(runtime))
 
 
 @app.command()
@@ -253,13 +253,7 @@ def demo(
     out: Annotated[str, typer.Option(help="Where everything goes.")] = "demo-out",
 ) -> None:
     """Everything on the embedded model, in minutes: dense, 2:4 by Wanda, repaired; with a table and a picture."""
-    _run(_placed(replace(read_recipe(Path(__file__).parents[1] / "recipes" / "demo.yaml"), out=out), runtime))
-
-
-def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
-    """The recipe, run where the command line says; what that leaves open is as the recipe says."""
-    given = {name: value for name, value in asdict(runtime).items() if value not in ("auto", None)}
-    return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **given)) if given else recipe
+    _run(replace(read_recipe(Path(__file__).parents[1] / "recipes" / "demo.yaml"), out=out).on(runtime))
 
 
 def _run(recipe: Recipe) -> None:

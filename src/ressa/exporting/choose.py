@@ -11,12 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
 from ressa.exporting.files import Weights
-from ressa.model.folder import module_names
+from ressa.model.folder import PRUNED_FROM, module_names
 from ressa.model.matrix import AsLinear
 from ressa.model.structure import structure
 from ressa.packed.format import LARGEST
-
-LEAST = 0.05  # of the weights are zero in a linear that counts as pruned, where no ressa.json says
 
 
 def chosen(
@@ -38,7 +36,7 @@ def chosen(
     for name, stem in stems.items():
         weight = source.tensor(f"{stem}.weight")
         zeros[name], bits[name] = float((weight == 0).double().mean()), 8 * weight.element_size()
-    pruned = list(matrices) or [name for name in stems if zeros[name] >= LEAST]
+    pruned = list(matrices) or [name for name in stems if zeros[name] >= PRUNED_FROM]
     if not pruned and values in LARGEST:
         pruned = list(stems)
     # of float values the bit of the mask must be worth it: else the linear would become larger

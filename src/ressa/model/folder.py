@@ -27,6 +27,7 @@ from ressa.model.sound import check_finite
 from ressa.model.structure import structure
 from ressa.patterns import Pattern, parse
 
+PRUNED_FROM = 0.05  # where no ressa.json says, a linear with at least this share of zeros counts as pruned
 MANIFEST = "ressa.json"
 
 

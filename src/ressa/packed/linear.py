@@ -106,15 +106,7 @@ def _packed_linear(
 
 
 @_packed_linear.register_fake
-def _(
-    x: Tensor,
-    values: Tensor,
-    bitmask: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    outputs: int,
-    group: int,
-) -> Tensor:
+def _(x: Tensor, values: Any, bitmask: Any, scale: Any, bias: Any, outputs: int, group: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 

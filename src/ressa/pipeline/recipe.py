@@ -42,6 +42,11 @@ class Recipe:
             if section:
                 object.__setattr__(self, name, replace(section, seed=self.seed))
 
+    def on(self, runtime: Runtime) -> Recipe:
+        """The recipe, run where `runtime` says; what that leaves open is as the recipe says."""
+        given = {name: value for name, value in asdict(runtime).items() if value not in ("auto", None)}
+        return replace(self, runtime=replace(self.runtime or Runtime(), **given)) if given else self
+
 
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a YAML file, checked to the last value.

@@ -185,13 +185,19 @@ def _noted(stage: Stage, out: Path) -> str | None:
 
 @contextmanager
 def _begun(stage: Stage, key: str, out: Path) -> Iterator[None]:
-    """The key stands before the verb begins, so that a kill loses nothing; a stage that fails leaves none."""
-    note = _note(stage, out)
+    """The key stands before the verb begins, so that a kill loses nothing; a stage that fails leaves none.
+
+    A proof that stands before is not this stage's: then the key comes only behind the verb.
+    """
+    note, text, stale = _note(stage, out), json.dumps({"key": key}) + "\n", stage.proof.is_file()
     with tidy_parents(note):
-        write_atomic(note, json.dumps({"key": key}) + "\n")
+        if not stale:
+            write_atomic(note, text)
         try:
             yield
         except BaseException:
             if not stage.proof.is_file():
                 note.unlink(missing_ok=True)
             raise
+        if stale:
+            write_atomic(note, text)

@@ -136,7 +136,7 @@ def _cells(
                 _replace(values, str(key), value)
         label = "_".join(name for name, _, _ in combination) or "cell"
         with naming(f"cell {label}"):
-            recipe = _placed(build(Recipe, values, "recipe"), runtime)
+            recipe = build(Recipe, values, "recipe").on(runtime)
         columns = {key: value for _, own, _ in combination for key, value in own.items()}
         whole = _with_cache(recipe, out) if cached else recipe
         name = f"{label[:LONGEST]}_{_hash(recipe, whole is not recipe)}"
@@ -154,11 +154,6 @@ def _replace(values: Any, key: str, value: Any) -> None:
         values.pop(last, None)
     else:
         values[last] = value
-
-
-def _placed(recipe: Recipe, runtime: Runtime) -> Recipe:
-    given = {name: value for name, value in vars(runtime).items() if value not in ("auto", None)}
-    return replace(recipe, runtime=replace(recipe.runtime or Runtime(), **given)) if given else recipe
 
 
 def _hash(recipe: Recipe, cached: bool) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ressa.errors import RessaError
 from ressa.families import QFORMER
-from ressa.model.folder import patterns_of
+from ressa.model.folder import PRUNED_FROM, patterns_of
 from ressa.model.matrix import Convolution, fused, holder, is_norm
 from ressa.model.precision import cast_back, dtypes_of, parameters_of
 from ressa.model.structure import Structure, structure
@@ -25,8 +25,6 @@ from ressa.patterns import NofM
 from ressa.repairing.masked_finetune import kept, put
 from ressa.repairing.settings import Repair
 from ressa.repairing.sparse_lora import SparseLoraConfig, SparseLoraModel
-
-PRUNED_FROM = 0.05  # without a manifest, a linear with at least this share of zeros counts as pruned
 
 
 @dataclass(frozen=True)
