@@ -227,13 +227,13 @@ def compare(
     from ressa.reporting.comparison import plot, table
 
     check_extra("report")
-    names, asked = split_methods(methods), Evaluate(limit=limit)
     with quiet(), bars() as bar:
-        where: dict[str, Any] = {"asked": asked, "runtime": runtime, "progress": bar}
-        result = verb(model, out, data=data, methods=names, settings=settings, **where)
+        where: dict[str, Any] = {"asked": Evaluate(limit=limit), "runtime": runtime, "progress": bar}
+        result = verb(model, out, data=data, methods=split_methods(methods), settings=settings, **where)
     show(result, as_json, table(result))
     if not as_json:
-        show({}, False, f"plot: {plot(result, path_of(out, 'out') / 'blocks.png')}", _page(path_of(out, "out")))
+        folder = path_of(out, "out")
+        show({}, False, f"plot: {plot(result, folder / 'blocks.png')}", _page(folder))
 
 
 @app.command()

@@ -67,8 +67,8 @@ class Stage:
 
 def _given(settings: Any) -> dict[str, Any]:
     """The settings that are not their defaults: a setting that is new leaves the keys of old runs as they were."""
-    values = {f.name: (getattr(settings, f.name), f.default) for f in fields(settings)} if settings else {}
-    return {name: value for name, (value, default) in values.items() if value != default}
+    known = fields(settings) if settings else ()
+    return {f.name: value for f in known if (value := getattr(settings, f.name)) != f.default}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def carry_out(
         RessaError: folders that other settings made or that stand in the way, before anything is done.
     """
     keys = keys_of(stages)
-    notes = {stage.name: _noted(stage, out) for stage in stages}
+    notes = {stage.name: read_json(_note(stage, out), {}).get("key") for stage in stages}
     changed = [s for s in stages if notes[s.name] not in (None, keys[s.name]) and s.folder.exists()]
     if changed:
         folders = ", ".join(str(stage.folder) for stage in changed)
@@ -175,12 +175,8 @@ def keys_of(stages: Sequence[Stage]) -> dict[str, str]:
 
 
 def _note(stage: Stage, out: Path) -> Path:
+    """The file that holds the key with which the stage was begun."""
     return out / "stages" / f"{stage.name}.json"
-
-
-def _noted(stage: Stage, out: Path) -> str | None:
-    """The key with which the stage was begun; None for one that never was."""
-    return read_json(_note(stage, out), {}).get("key")
 
 
 @contextmanager
