@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from ressa.errors import RessaError
+from ressa.errors import RessaError, RessaWarning
 from ressa.files.folders import partial
 from ressa.model.folder import check_output, patterns_of, read_manifest, verify, write_folder, zeros
 from ressa.model.load import load
@@ -204,3 +204,12 @@ def test_patterns_are_read_back_from_a_manifest():
     patterns = {"a": NofM(1, 4), "b": Unstructured(0.7, "matrix"), "c": Unstructured(0.123)}
     entries = {name: {"pattern": str(p), "group": getattr(p, "group", "row")} for name, p in patterns.items()}
     assert patterns_of(json.loads(json.dumps({"matrices": entries}))) == patterns
+
+
+def test_a_card_that_cannot_be_made_costs_no_weights(llava, tmp_path):
+    model, processor = llava
+    manifest = {"command": "repair", "arguments": {"teacher": "demo"}, "before": {"arguments": 5}}
+    with pytest.warns(RessaWarning, match="out: no model card is written"):
+        write_folder(tmp_path / "out", model, processor, manifest)
+    assert read_manifest(tmp_path / "out") == manifest
+    assert not (tmp_path / "out" / "README.md").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from ressa.errors import RessaError
+from ressa.errors import RessaError, RessaWarning
 from ressa.files.folders import appear, check_output, partial
 from ressa.files.folders import check_writable as check_writable  # verbs know it from here
 from ressa.files.text import read_json
@@ -73,9 +74,7 @@ def write_folder(
         if also:
             also(folder)
         if "arguments" in manifest:
-            from ressa.reporting.card import card_text
-
-            (folder / "README.md").write_text(card_text(manifest, folder, path.name), encoding="utf-8")
+            _write_card(folder, manifest, path.name)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         appear(folder, path, MANIFEST)
 
@@ -85,6 +84,16 @@ def refuse_packed(*names: str | Path) -> None:
     for name in names:
         if is_packed(read_config(name)):
             raise RessaError(f"{name}: is packed and stays as it is; unpack it: ressa export {name} OUT --format dense")
+
+
+def _write_card(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
+    """The model card. One that cannot be made, for what an earlier ressa.json says, costs no weights: it warns."""
+    from ressa.reporting.card import card_text
+
+    try:
+        (folder / "README.md").write_text(card_text(manifest, folder, name), encoding="utf-8")
+    except RessaError as error:
+        warnings.warn(f"{name}: no model card is written ({error})", RessaWarning, stacklevel=2)
 
 
 def refuse_adapter(name: str | Path) -> None:
