@@ -40,16 +40,19 @@ class Way:
         return " and ".join([*again, *([f"batches in {self.pieces} parts"] if self.pieces > 1 else [])])
 
 
-def repair_flop(shapes: Iterable[Shape], load: Workload, *, rank: int, head: int, teacher: bool) -> float:
+def repair_flop(
+    shapes: Iterable[Shape], load: Workload, *, rank: int, head: int, teacher: bool, recompute: bool = False
+) -> float:
     """One optimiser step: student forward and backward, teacher forward, the output head (`head` weights) on answers.
 
-    SparseLoRA with W_eff made twice: 6 T W + 8 O I rank (docs/sparse_lora.md).
+    SparseLoRA with W_eff made twice: 6 T W + 8 O I rank (docs/sparse_lora.md); with `recompute` blocks run, and W_eff
+    is made, once more.
     """
     batch, total = load.batch_size, 0.0
     for shape in shapes:
         forward = forward_flop(shape, load, batch)
-        total += forward * (4 if teacher else 3)
-        total += sum(8 * rank * read.weights for read in shape.reads)
+        total += forward * (3 + teacher + recompute)
+        total += sum((8 + 2 * recompute) * rank * read.weights for read in shape.reads)
     return total + 2 * batch * load.answers * head * (3 if teacher else 2)
 
 
@@ -83,7 +86,7 @@ def block_bytes(shape: Shape, load: Workload, way: Way, heads: tuple[int, int]) 
     what stands before, behind and beside the activation function.
     """
     length = load.length(shape)
-    numbers = WIDE * shape.width * (4 if shape.layer_norms else 6)
+    numbers: float = WIDE * shape.width * (4 if shape.layer_norms else 6)
     for read in shape.reads:
         inner = read.outputs * (1.5 if read.linears > 1 else 1) if read.outputs > read.inputs else read.inputs
         numbers += read.share * way.width * (3 * read.attends or inner)

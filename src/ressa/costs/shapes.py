@@ -161,7 +161,7 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
     blocks = [block for block in parts.blocks(BY_DEFAULT) if block.linears]
     vectors = sum(p.numel() for block in blocks for p in block.module.parameters() if p.ndim == 1)
     connector, head, text = parts.parts.get("connector"), net.get_output_embeddings(), net.config.get_text_config()
-    apart = matrices_of(net)
+    apart = matrices_of(net, WIDE if width < WIDE else 2)  # a model on no device is float32 whatever is stored
     return Sizes(
         tuple(shape_of(block) for block in blocks),
         sum(part.parameters for part in parts.parts.values()),
@@ -171,7 +171,7 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
         head.weight.numel() if head is not None else 0,
         head is not None and all(head.weight is not parameter for parameter in apart),
         text.vocab_size,
-        tuple(_heads(config) for config in (getattr(net.config, "vision_config", None), text)),
+        (_heads(getattr(net.config, "vision_config", None)), _heads(text)),
     )
 
 

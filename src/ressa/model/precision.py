@@ -31,13 +31,18 @@ def wide(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def matrices_of(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices of linears and of fused experts, each once; none that another module has too, as an embedding."""
+def matrices_of(model: nn.Module, width: int) -> list[nn.Parameter]:
+    """The matrices that lose nothing where products are computed in `width` bytes and what they give is float32.
+
+    Those of linears and of fused experts, and of plain embeddings, which are read and not multiplied, if they are
+    stored in so few; each once, and none that another kind of module has too.
+    """
     mine, others = dict[int, nn.Parameter](), set[int]()
     for module in model.modules():
-        multiplied = fused(module) or (["weight"] if isinstance(module, nn.Linear | Conv1D) else [])
+        read = type(module) is nn.Embedding and module.weight.dtype.itemsize <= width
+        narrow = fused(module) or ["weight"] * (read or isinstance(module, nn.Linear | Conv1D))
         for name, parameter in module.named_parameters(recurse=False):
-            if name in multiplied:
+            if name in narrow:
                 mine[id(parameter)] = parameter
             else:
                 others.add(id(parameter))
@@ -47,15 +52,15 @@ def matrices_of(model: nn.Module) -> list[nn.Parameter]:
 def widened(model: nn.Module, products: torch.dtype = torch.float32) -> list[nn.Parameter]:
     """Every tensor in float32 or wider; but where autocast computes `products` in less, matrices are no wider.
 
-    A matrix (of a linear, of fused experts) that is not trained is then as it is stored, or in that dtype. What such
-    products come to is the same to the bit: autocast casts a wider matrix anyway.
+    One that is not trained (`matrices_of`) is then as it is stored, or in that dtype. All bits of the results are the
+    same: autocast casts a wider matrix anyway, and rows of an embedding are made float32 when they are read.
 
     Returns:
         The matrices that are now narrower than they were.
     """
     stay = set[int]()
     if products.itemsize < torch.float32.itemsize:
-        stay = {id(parameter) for parameter in matrices_of(model) if not parameter.requires_grad}
+        stay = {id(parameter) for parameter in matrices_of(model, products.itemsize) if not parameter.requires_grad}
     rounded = []
     for parameter in model.parameters():
         if id(parameter) not in stay:
@@ -63,6 +68,9 @@ def widened(model: nn.Module, products: torch.dtype = torch.float32) -> list[nn.
         elif parameter.dtype.itemsize > products.itemsize:
             parameter.data = parameter.data.to(products)
             rounded.append(parameter)
+    for module in model.modules():
+        if type(module) is nn.Embedding and id(module.weight) in stay:
+            module.register_forward_hook(lambda module, args, output: output.to(wide(output)))
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.data = buffer.data.to(wide(buffer))

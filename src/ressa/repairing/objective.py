@@ -75,9 +75,9 @@ class Objective:
         if not self.kl_weight:
             return loss
         if len(dense) > 1:
-            kl = top_kl(student_NV, *dense, self.temperature, answers)
+            kl = top_kl(student_NV, dense[0], dense[1], self.temperature, answers)
         elif self.paper:
-            kl = paper_kl(student_NV, *dense, batch, self.temperature)
+            kl = paper_kl(student_NV, dense[0], batch, self.temperature)
         else:
-            kl = answer_kl(student_NV, *dense, self.temperature, answers)
+            kl = answer_kl(student_NV, dense[0], self.temperature, answers)
         return loss + self.kl_weight * kl

@@ -22,7 +22,7 @@ from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.resume import begin, digest_of, work_path
 from ressa.calibration.samples import samples as batches_of
 from ressa.costs.repairing import Way
-from ressa.costs.shapes import Sizes, sizes_of
+from ressa.costs.shapes import WIDE, Sizes, sizes_of
 from ressa.data.prompts import encode
 from ressa.data.records import Record
 from ressa.errors import RessaError
@@ -39,7 +39,7 @@ from ressa.repairing.reconstruct import Passes, reconstruct, reconstructed_block
 from ressa.repairing.settings import Repair
 from ressa.repairing.student import Student, wrap
 from ressa.repairing.teacher import Cache, Recorder, Teacher, model_hash, open_cache, write_cache
-from ressa.repairing.trainer import RECORDS, Adaptation, Report, arguments, last_checkpoint
+from ressa.repairing.trainer import RECORDS, Adaptation, Report, arguments, gathered, last_checkpoint, put_back
 from ressa.settings import Progress, Runtime
 
 RECONSTRUCTED = "reconstructed.safetensors"
@@ -162,6 +162,14 @@ class Run:
         found = self._fitted(student, sizes, processor, work, chosen, cached=cache is not None)
         return student, log | found.told | self.train(student, processor, cache, work, chosen, found.way)
 
+    def whole(self, student: Student, fresh: Student, processor: Any, work: Path, chosen: Machine) -> Student:
+        """A student that every process held a part of, whole: `fresh`, as it was loaded, with what was trained."""
+        trained = gathered(student.model)  # in which every process takes part
+        self.reconstructed(fresh, processor, work, chosen)
+        whole = wrap(fresh, self.settings, chosen.compute)
+        put_back({name: p for name, p in whole.model.named_parameters() if name in trained}, trained)
+        return whole
+
     def _fitted(
         self, student: Student, sizes: Sizes, processor: Any, work: Path, chosen: Machine, *, cached: bool
     ) -> Fitted:
@@ -215,10 +223,10 @@ class Run:
         if chosen.device.type == "cpu":
             student.model.set_attn_implementation("eager")  # the backward of fused attention takes far longer there
         args = arguments(work, self.settings, steps, chosen, way.pieces)
-        trainer = self._trainer(student, processor, cache, args, way.pieces)
+        trainer = self._trainer(student, processor, cache, args, way)
         checkpoint, blocks = last_checkpoint(work), student.structure.blocks()
         with recomputed(blocks if way.recompute else (), student.model):
-            if world > 1:
+            if world > 1 and not trainer.is_fsdp_enabled:
                 first: Any = list(enumerate(self.records[: args.per_device_train_batch_size]))
                 trainer.freeze_unreached(trainer.data_collator(first))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -230,14 +238,14 @@ class Run:
         return counts | {"history": history}
 
     def _trainer(
-        self, student: Student, processor: Any, cache: Cache | None, args: TrainingArguments, pieces: int
+        self, student: Student, processor: Any, cache: Cache | None, args: TrainingArguments, way: Way
     ) -> Adaptation:
         settings, config = self.settings, student.model.config
         objective = self.objective(student.model, student.structure)
         teacher: Teacher | Cache | None = cache
         if settings.needs_teacher and cache is None:
             dense, device = load(self.teacher)[0], settings.teacher_device or args.device
-            teacher = Teacher(dense, device, objective.blocks, bf16=args.bf16)
+            teacher = Teacher(dense, device, objective.blocks, bf16=way.width < WIDE)
 
         def collate(chosen: list[tuple[int, Record]]) -> dict[str, Any]:
             batch: dict[str, Any] = encode(processor, [record for _, record in chosen], config, answers=True)
@@ -248,7 +256,7 @@ class Run:
             teacher=teacher,
             objective=objective,
             settings=settings,
-            pieces=pieces,
+            way=way,
             args=args,
             train_dataset=list(enumerate(self.records)),
             data_collator=collate,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +16,15 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ressa.calibration.logits import logits_at
 from ressa.calibration.tokens import token_weights
+from ressa.costs.repairing import Way
+from ressa.costs.shapes import WIDE
 from ressa.errors import RessaError, unknown
 from ressa.files.folders import writing
 from ressa.machine import Machine
@@ -50,10 +53,12 @@ class Adaptation(Trainer):
     teacher: Teacher | Cache | None
 
     def __init__(
-        self, *, objective: Objective, teacher: Teacher | Cache | None, settings: Repair, pieces: int, **more: Any
+        self, *, objective: Objective, teacher: Teacher | Cache | None, settings: Repair, way: Way, **more: Any
     ) -> None:
         super().__init__(**more)
-        self.pieces, self.wholes = pieces, iter[list[Tensor]]([])
+        self.pieces = way.pieces
+        self.bf16 = way.width < WIDE  # by autocast of our own: accelerate's would have FSDP train in bfloat16
+        self.wholes: Iterator[list[Tensor]] = iter(())
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated batches are counted ...
         self._loss_shifts_labels = False  # ... all of them, in every architecture
         self.objective, self.teacher, self.settings = objective, teacher, settings
@@ -72,7 +77,8 @@ class Adaptation(Trainer):
         asked, positions_BT = self.objective.asking(batch)
         dense = self._dense(records, asked, positions_BT)
         weights = token_weights(batch, self.config)
-        with distances_taken(self.objective.blocks, dense.outputs, weights) as taken:
+        autocast = torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16)
+        with distances_taken(self.objective.blocks, dense.outputs, weights) as taken, autocast:
             student_NV = logits_at(model, asked, positions_BT)
         parts, count = getattr(self, "current_gradient_accumulation_steps", 1), None
         if num_items_in_batch is not None and not self.objective.paper:
@@ -136,22 +142,43 @@ class Adaptation(Trainer):
         with writing(Path(str(self.args.output_dir))):
             super()._save_checkpoint(model, trial)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().contiguous() for name, p in _trained(self.model).items()}, folder / WEIGHTS)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        weights = gathered(self.model)  # in which every process takes part
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved, own = load_file(Path(resume_from_checkpoint, WEIGHTS)), _trained(model or self.model)
         if saved.keys() != own.keys():
             raise RessaError(f"{resume_from_checkpoint} is of another model: remove its folder to begin anew")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(saved[name])
+        put_back(own, saved)
 
 
 def _trained(model: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def sharded(model: Any) -> bool:
+    """Whether each process holds a part of every parameter."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def gathered(model: Any) -> dict[str, Tensor]:
+    """What is trained, whole, in every process."""
+    wholes = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in _trained(model).items()}
+    return {name: whole.detach().contiguous() for name, whole in wholes.items()}
+
+
+@torch.no_grad()
+def put_back(parameters: Mapping[str, nn.Parameter], wholes: Mapping[str, Tensor]) -> None:
+    """Give parameters, which may be sharded, the values of `wholes`."""
+    for name, parameter in parameters.items():
+        whole = wholes[name]
+        if isinstance(parameter, DTensor):
+            whole = distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+        parameter.copy_(whole)
 
 
 class Report(TrainerCallback):
@@ -184,7 +211,9 @@ def arguments(folder: Path, settings: Repair, steps: int, chosen: Machine, piece
     assert settings.lr is not None
     assert settings.warmup is not None
     assert settings.clip is not None
+    named: dict[str, Any] = {} if settings.optim is None else {"optim": settings.optim}
     made = TrainingArguments(
+        **named,
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size // pieces,
@@ -196,7 +225,6 @@ def arguments(folder: Path, settings: Repair, steps: int, chosen: Machine, piece
         max_grad_norm=settings.clip,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=chosen.compute == torch.bfloat16,
         use_cpu=chosen.device.type == "cpu",
         ddp_find_unused_parameters=False,  # `freeze_unreached` leaves none, and DDP hears no blocks
         logging_steps=max(1, steps // 50),
@@ -208,7 +236,6 @@ def arguments(folder: Path, settings: Repair, steps: int, chosen: Machine, piece
         dataloader_pin_memory=False,
         disable_tqdm=True,
         report_to=check_reports(settings.report_to),
-        **({} if settings.optim is None else {"optim": settings.optim}),
     )
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would run the student where no hook hears it; several GPUs: accelerate launch

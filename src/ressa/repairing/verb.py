@@ -42,7 +42,7 @@ from ressa.patterns import Pattern
 from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run, Where
 from ressa.repairing.student import merged, student_of, unrounded
-from ressa.repairing.trainer import check_optim, check_reports, logs_beside
+from ressa.repairing.trainer import check_optim, check_reports, logs_beside, sharded
 from ressa.settings import Progress, Runtime, check_paths
 
 
@@ -89,6 +89,8 @@ def repair(
     identity |= {"data": digest_of(records)}  # a stopped run goes on if it was about the same
     with run.work_folder(out, identity) as work, logs_beside(out):
         student, log = run.carry_out(student, processor, cache, work, chosen)
+        if sharded(student.model):
+            student = run.whole(student, student_of(load(pruned)[0], before), processor, work, chosen)
     arguments = {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)}
     manifest = _manifest(arguments | asdict(settings) | asdict(runtime), student.matrices, log, before)
     manifest |= {"seconds": round(time.perf_counter() - started, 2)}

@@ -20,10 +20,12 @@ def tables(result: dict[str, Any]) -> list[Any]:
         steps.add_row(name, *_cells(row), *([] if limit is None else ["fits" if row["fits"] else "does not fit"]))
     assumed = (
         f"{a['samples']} samples of {a['tokens']} tokens and {a['patches']} patches calibrate, {a['batch_size']} at a "
-        f"time; repair takes {a['repair_steps']} steps of {a['repair_batch_size']} at rank {a['rank']}, in float32"
+        f"time; repair takes {a['repair_steps']} steps of {a['repair_batch_size']} at rank {a['rank']}"
     )
+    ways = result["steps"]["repair"]["ways"].items()
+    repair = "repair, which does by itself what memory needs: " + "; ".join(f"{w} {format_bytes(n)}" for w, n in ways)
     changes = [f"{name} does not fit: {row['change']}" for name, row in result["steps"].items() if row["change"]]
-    return [_parts(result), _disk(result), steps, assumed, *changes]
+    return [_parts(result), _disk(result), steps, assumed, repair, *changes]
 
 
 def _parts(result: dict[str, Any]) -> Any:
