@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneratio
 import ressa
 from ressa.data.emoji import write
 from ressa.demo import EMBEDDED
+from ressa.machine import peak_memory, processor
 
 SIDE, PATCH = 384, 16
 
@@ -42,20 +44,29 @@ def build(folder: Path, blocks: int) -> None:
     processor.save_pretrained(folder)
 
 
-def step(work: Path, name: str, settings: dict) -> dict:
-    """One step in this process: what it took."""
-    at: list[float] = []
-    told = ressa.repair(
-        work / "pruned",
-        work / name,
-        teacher=work / "dense",
-        data=work / "data",
-        steps=1,
-        progress=lambda done, total, what: at.append(time.process_time()) if what.startswith("repair") else None,
-        **settings,
-    )
-    losses = [entry["loss"] for entry in told["history"]]
-    return {"peak": told["peak_memory_bytes"], "step_seconds": at[1] - at[0], "loss": losses, **told["machine"]}
+class Done(BaseException):
+    """The step is over: nothing is written."""
+
+
+def step(work: Path, settings: dict) -> dict:
+    """One step in this process: what it took. Models are loaded before the seconds begin."""
+    found: dict = {}
+
+    def tell(done: int, total: int, what: str) -> None:
+        if not what.startswith("repair"):
+            return
+        found.setdefault("began", (time.process_time(), time.perf_counter()))
+        if done:
+            found["processor_seconds"] = time.process_time() - found["began"][0]
+            found["seconds"] = time.perf_counter() - found["began"][1]
+            found["peak"] = peak_memory()
+            raise Done
+
+    where = {"teacher": work / "dense", "data": work / "data", "steps": 1, "progress": tell}
+    with suppress(Done):
+        ressa.repair(work / "pruned", work / "out", **where, **settings)
+    del found["began"]
+    return {**found, "threads": torch.get_num_threads(), **processor()}
 
 
 def main() -> None:
@@ -63,12 +74,11 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--blocks", type=int, default=24, help="of the language model; half as many see")
     parser.add_argument("--settings", default='{"batch_size": 4}', help="of repair, as JSON")
-    parser.add_argument("--name", default="out")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     work: Path = asked.work
     if asked.child:
-        print(json.dumps(step(work, asked.name, json.loads(asked.settings))))
+        print(json.dumps(step(work, json.loads(asked.settings))))
         return
     if not (work / "data").exists():
         write(work / "data", train=8, validation=1, test=1)
@@ -76,7 +86,7 @@ def main() -> None:
         build(work / "dense", asked.blocks)
     if not (work / "pruned").exists():
         ressa.prune(work / "dense", work / "pruned", method="magnitude")
-    words = [sys.executable, __file__, str(work), "--child", "--settings", asked.settings, "--name", asked.name]
+    words = [sys.executable, __file__, str(work), "--child", "--settings", asked.settings]
     subprocess.run(words, check=True)
 
 

@@ -108,7 +108,7 @@ def test_a_batch_in_parts_takes_the_steps_of_the_whole_one(more, run, tmp_path, 
     [
         ({"micro_batch": 3}, "micro_batch 3 does not divide batch_size 4"),
         ({"micro_batch": 2, "objective": "paper"}, "the paper's KL counts padding"),
-        ({"optim": "adamw"}, "optim: 'adamw'"),
+        ({"optim": "adamw"}, "unknown optim 'adamw'"),
         ({"optim": "paged_adamw_8bit"}, "optim paged_adamw_8bit: bitsandbytes is not installed"),
     ],
 )

@@ -8,7 +8,7 @@ Letters: B records, T tokens, D width of the stream, N answer tokens, V words.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ressa.costs.shapes import WIDE, Shape, Sizes, Workload, forward_flop
@@ -107,12 +107,14 @@ def cache_bytes(shapes: Iterable[Shape], load: Workload, top_k: int) -> float:
     return sum(2 * load.length(shape) * shape.width for shape in shapes) + load.answers * top_k * 2 * WIDE
 
 
-def ways(load: Workload, start: Way) -> Iterator[Way]:
-    """In which ways a step can be carried out, the fastest first."""
-    yield start
-    for pieces in range(1, load.batch_size + 1):
-        if load.batch_size % pieces == 0:
-            yield replace(start, recompute=True, pieces=pieces)
+def ways(
+    load: Workload, start: Way, recompute: Sequence[bool] = (False, True), records: int | None = None
+) -> list[Way]:
+    """In which ways a step can be carried out, the fastest first; with so many `records` at a time, if that is told."""
+    sizes = [records] if records else [n for n in range(load.batch_size, 0, -1) if load.batch_size % n == 0]
+    first = replace(start, recompute=recompute[0], pieces=load.batch_size // sizes[0])
+    rest = [replace(start, recompute=recompute[-1], pieces=load.batch_size // size) for size in sizes]
+    return list(dict.fromkeys([first, *rest]))
 
 
 def adapters(shapes: Iterable[Shape], rank: int) -> int:

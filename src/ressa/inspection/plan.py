@@ -164,7 +164,8 @@ def _repair(sizes: Sizes, load: Workload, settings: Plan, limit: int | None) -> 
     own = [way for name, way, size in found if not name and (limit is None or size <= limit)]
     way = next((way for way in own if limit or way.recompute), replace(start, recompute=True, pieces=load.batch_size))
     memory, least = needs(way), min(size for *_, size in found)
-    flop = settings.steps * repair_flop(sizes.shapes, load, rank=settings.rank, head=sizes.head, teacher=True)
+    asked: dict[str, Any] = {"rank": settings.rank, "head": sizes.head, "teacher": True, "recompute": way.recompute}
+    flop = settings.steps * repair_flop(sizes.shapes, load, **asked)
     helps = [(size, f"{name}: {format_bytes(size)}{_by_itself(way)}") for name, way, size in found if name]
     helps.append((math.inf, f"not even with {options[-1][0]}, which takes {format_bytes(least)}"))
     row = _row(sum(memory.values()), flop, memory=memory, trained=new + sizes.trained, way=str(way))

@@ -62,29 +62,16 @@ class Fitted:
 
 def fit(sizes: Sizes, load: Workload, asked: Way, student: Student, settings: Repair, there: int | None) -> Fitted:
     """The fastest way that the settings leave open and that is reckoned to fit, else the one that holds least."""
-    parameters = [p for p in student.model.parameters() if p.requires_grad]
     new = max(0, sum(p.numel() for p in student.model.parameters()) - sizes.parameters)
-    own = max(0, sum(p.numel() for p in parameters) - new)
+    whole = settings.batch_size if settings.paper else settings.micro_batch  # its KL counts padding, the batch's own
+    again = settings.gradient_checkpointing
     found: list[Fitted] = []
-    for way in _open(load, asked, settings):
-        needed = int(sum(repair_bytes(sizes, load, way, new, own).values()))
+    for way in ways(load, asked, (False, True) if again is None else (again,), whole):
+        needed = int(sum(repair_bytes(sizes, load, way, new, max(0, student.trained - new)).values()))
         found.append(Fitted(way, needed, there, bool(found)))
-        if there is None or found[-1].bytes <= SHARE * there:
+        if there is None or needed <= SHARE * there:
             return found[-1]
     return min(found, key=lambda fitted: fitted.bytes)
-
-
-def _open(load: Workload, asked: Way, settings: Repair) -> list[Way]:
-    """The ways that the settings leave open, the fastest first."""
-    found = []
-    for way in ways(load, asked):
-        pieces = load.batch_size // (settings.micro_batch or load.batch_size)
-        if settings.gradient_checkpointing is not None and way.recompute != settings.gradient_checkpointing:
-            continue
-        if way.pieces != pieces and (settings.micro_batch is not None or settings.paper):
-            continue
-        found.append(way)
-    return found
 
 
 def asked_for(settings: Repair, chosen: Machine, *, cached: bool) -> Way:
@@ -102,15 +89,11 @@ def asked_for(settings: Repair, chosen: Machine, *, cached: bool) -> Way:
 def workload(settings: Repair, processor: Any, config: Any, records: Sequence[Record]) -> Workload:
     """The largest batch: that of the longest records."""
     order = shortest_first(processor, records, answers=True)[-settings.batch_size :]
-    return workload_of(encode(processor, [records[i] for i in order], config, answers=True), config)
-
-
-def workload_of(batch: dict[str, Tensor], config: Any) -> Workload:
-    """What one batch is, as its shapes say."""
-    labels_BT, count = batch["labels"], len(batch["labels"])
-    answers = -(-int((labels_BT != IGNORED).sum()) // count)
-    tokens = batch["input_ids"].shape[1] if "input_ids" in batch else labels_BT.shape[1]
-    return Workload(count, count, tokens, _patches(batch, config), answers, is_encoder_decoder(config))
+    batch: dict[str, Tensor] = encode(processor, [records[i] for i in order], config, answers=True)
+    labels_BT, size = batch["labels"], settings.batch_size
+    answers = -(-int((labels_BT != IGNORED).sum()) // len(order))
+    tokens = batch.get("input_ids", labels_BT).shape[1]
+    return Workload(size, size, tokens, _patches(batch, config), answers, is_encoder_decoder(config))
 
 
 def _patches(batch: dict[str, Tensor], config: Any) -> int:

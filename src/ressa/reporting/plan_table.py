@@ -22,8 +22,9 @@ def tables(result: dict[str, Any]) -> list[Any]:
         f"{a['samples']} samples of {a['tokens']} tokens and {a['patches']} patches calibrate, {a['batch_size']} at a "
         f"time; repair takes {a['repair_steps']} steps of {a['repair_batch_size']} at rank {a['rank']}"
     )
-    ways = result["steps"]["repair"]["ways"].items()
-    repair = "repair, which does by itself what memory needs: " + "; ".join(f"{w} {format_bytes(n)}" for w, n in ways)
+    first, *_, last = ways = [*result["steps"]["repair"]["ways"].items()]
+    shown = (f"{way} {format_bytes(size)}" for way, size in dict([first, ways[1], last]).items())
+    repair = f"repair does by itself what memory needs: {'; '.join(shown)}"
     changes = [f"{name} does not fit: {row['change']}" for name, row in result["steps"].items() if row["change"]]
     return [_parts(result), _disk(result), steps, assumed, repair, *changes]
 
