@@ -330,23 +330,33 @@ template <int T, int SCHEME> void int4_sparse(const Form& form, const uint8_t* w
 
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
-inline uint64_t bits64(const uint8_t* bits, int64_t word) { return load<uint64_t>(bits + 8 * word); }
+// Of a row with its bits before its values: what reading the values ahead of time leaves out.
+inline void ask_behind(const uint8_t* bits, int64_t words) {
+  for (int64_t at = 0; at < 8 * words; at += 64) ask(bits + at);
+}
+
+template <int T> inline void bf16_step(__m512 (&sums)[T][U<T>], int u, uint32_t own, const uint8_t*& v, const uint16_t* x, int64_t stride) {
+  const __m512i weight = expand16(own, v);
+  v += 2 * __builtin_popcount(own);
+  for (int t = 0; t < T; t++) sums[t][u] = dot2(sums[t][u], weight, load64(x + t * stride));
+}
 
 // The bits of a row begin at `at`; its values stand behind them, and `at` is moved behind those.
 template <int T> void bf16_row(const uint8_t*& at, int64_t words, const uint16_t* x, int64_t stride, float* y) {
   const uint8_t *bits = at, *v = at + 8 * words;
   __m512 sums[T][U<T>] = {};
-  for (int64_t j = 0; j < words; j++) {
-    const uint64_t both = bits64(bits, j);
-    ask(v), ask(v + 64);
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; h++) {
-      const uint32_t own = (uint32_t)(both >> (32 * h));
-      const __m512i weight = expand16(own, v);
-      v += 2 * __builtin_popcount(own);
-      const int u = U<T> == 4 ? (int)(2 * (j & 1) + h) : h % U<T>;
-      for (int t = 0; t < T; t++) sums[t][u] = dot2(sums[t][u], weight, load64(x + t * stride + 64 * j + 32 * h));
+  ask_behind(bits, words);
+  int64_t j = 0;
+  for (; j + 2 <= words; j += 2, bits += 16, x += 128) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      ask(v);
+      bf16_step<T>(sums, i % U<T>, load<uint32_t>(bits + 4 * i), v, x + 32 * i, stride);
     }
+  }
+  if (j < words) {
+    bf16_step<T>(sums, 0, load<uint32_t>(bits), v, x, stride);
+    bf16_step<T>(sums, 1 % U<T>, load<uint32_t>(bits + 4), v, x + 32, stride);
   }
   at = v;
   for (int t = 0; t < T; t++) {
@@ -356,24 +366,33 @@ template <int T> void bf16_row(const uint8_t*& at, int64_t words, const uint16_t
   }
 }
 
+template <int T> inline void int8_step(__m512i (&sums)[T][U<T>], int u, uint64_t own, const uint8_t*& v, const uint8_t* x, int64_t stride) {
+  const __m512i weight = expand8(_mm512_set1_epi8(-128), own, v);  // what is not kept: 0 plus 128
+  v += __builtin_popcountll(own);
+  for (int t = 0; t < T; t++) sums[t][u] = _mm512_dpbusd_epi32(sums[t][u], weight, load64(x + t * stride));
+}
+
 template <int T> void int8_row(const uint8_t*& at, int64_t words, const Work& work, int first, float* y) {
   const float scale = load<float>(at);
   const uint8_t *bits = at + 4, *v = at + 4 + 8 * words, *x = work.x + first * work.stride;
-  const __m512i rest = _mm512_set1_epi8(-128);  // what is not kept: 0 plus 128
   __m512 out[T] = {};
-  for (int64_t block = 0, j = 0; j < words; block++) {
-    __m512i sums[T];
+  ask_behind(bits, words);
+  for (int64_t block = 0, left = words; left > 0; block++, left -= 4, bits += 32, x += XBLOCK) {
+    __m512i sums[T][U<T>] = {};
     for (int t = 0; t < T; t++)
-      sums[t] = _mm512_zextsi128_si512(_mm_cvtsi32_si128(-128 * work.sums[(first + t) * work.blocks + block]));
-    for (int64_t last = j + XBLOCK / 64 < words ? j + XBLOCK / 64 : words; j < last; j++) {
-      const uint64_t own = bits64(bits, j);
-      ask(v);
-      const __m512i weight = expand8(rest, own, v);
-      v += __builtin_popcountll(own);
-      for (int t = 0; t < T; t++) sums[t] = _mm512_dpbusd_epi32(sums[t], weight, load64(x + t * work.stride + 64 * j));
+      sums[t][0] = _mm512_zextsi128_si512(_mm_cvtsi32_si128(-128 * work.sums[(first + t) * work.blocks + block]));
+    ask(v), ask(v + 64);
+    if (left >= 4) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) int8_step<T>(sums, i % U<T>, load<uint64_t>(bits + 8 * i), v, x + 64 * i, work.stride);
+    } else {
+      for (int i = 0; i < left; i++) int8_step<T>(sums, 0, load<uint64_t>(bits + 8 * i), v, x + 64 * i, work.stride);
     }
-    for (int t = 0; t < T; t++)
-      out[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), _mm512_set1_ps(work.scales[(first + t) * work.blocks + block]), out[t]);
+    for (int t = 0; t < T; t++) {
+      for (int u = 1; u < U<T>; u++) sums[t][0] = _mm512_add_epi32(sums[t][0], sums[t][u]);
+      const __m512 by = _mm512_set1_ps(work.scales[(first + t) * work.blocks + block]);
+      out[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t][0]), by, out[t]);
+    }
   }
   at = v;
   for (int t = 0; t < T; t++) y[16 * t] = _mm512_reduce_add_ps(out[t]) * scale;
