@@ -25,8 +25,8 @@ def compensated(
     """(int8 integers (N,), scales (S,)) of `kind` for the weights that are not zero, as `packed.format.nearest` gives.
 
     Inputs are rounded from left to right. What rounding input q changes, weights further right take over by the
-    optimal-brain update, -(w_q - round(w_q)) / [H^-1]_qq * [H^-1]_q: (GPTQ, equation 2), with H^-1 as its Cholesky factor
-    (its step 3). Where the weight is zero its integer is 0, and what it was to take over is handed on (SparseGPT, section
+    optimal-brain update, -(w_q - round(w_q)) / [H^-1]_qq * [H^-1]_q: (GPTQ, equation 2), by the Cholesky factor of H^-1
+    (step 3). Where the weight is zero its integer is 0, and what it was to take over is handed on (SparseGPT, section
     3.5). For that, `TURNS` of coordinate descent then set each integer to the best one beside the others (QuantEase).
     Scales are chosen before (`_scales`). A row that ends with a larger error (w - w') H (w - w')T than rounding to
     nearest has is rounded to nearest: no row ends worse.
