@@ -71,7 +71,7 @@ def test_logits_are_those_of_the_dense_folder_to_the_bit(packed, pruned, dtype):
 @pytest.mark.skipif(kernels.chosen() is None, reason="no kernels for this processor, or none were built")
 @pytest.mark.parametrize("values", ["bf16", "int8", "int4"])
 def test_what_has_kernels_is_prepared_for_them_and_answers_as_without(values, pruned, tmp_path, monkeypatch):
-    ressa.export(pruned, tmp_path / "packed", values=values)
+    ressa.export(pruned, tmp_path / "packed", values=values, rounding="nearest")
     found = []
     for name in (None, kernels.NONE):
         if name:
@@ -80,7 +80,7 @@ def test_what_has_kernels_is_prepared_for_them_and_answers_as_without(values, pr
         assert all((module._buffers["prepared"] is None) == bool(name) for module in layers(model).values())
         told = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
         found.append(model.generate(**asked(pruned), max_new_tokens=2, pad_token_id=0, **told).logits)
-    assert all(torch.allclose(one, other, atol=0.05 * float(other.std())) for one, other in zip(*found, strict=True))
+    assert all(torch.allclose(one, other, atol=0.1 * float(other.std())) for one, other in zip(*found, strict=True))
 
 
 def test_what_has_no_kernels_is_said_once(packed, monkeypatch, recwarn):
