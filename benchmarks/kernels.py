@@ -1,12 +1,12 @@
 """Products of packed weights with one token, streamed from memory: `python benchmarks/kernels.py`.
 
-Writes benchmarks/results/kernels.json and kernels.md: microseconds of each product, and how many times as fast it is as
+Writes results/kernels.json and results/kernels.md: microseconds of each product, and how many times as fast it is as
 torch eager in its faster dtype, and as our dense kernel of the same kind of values. Each matrix lies in memory many
-times (300 MB and more), and every call reads another copy, as decoding reads a model's layers; the contenders take turns
-in every repetition, so that what else the machine does hits all of them. Medians, of ratios within a repetition too.
+times (300 MB and more), and every call reads another copy, as decoding reads a model's layers. The contenders take
+turns, so that what else the machine does hits all of them. Medians, of ratios within a turn of all too.
 
-`--ggml FOLDER` adds llama.cpp, from a folder with its libggml-base.so and libggml-cpu.so: weights in the layout to which
-it repacks them on x86 (it has none for Q8_0), all copies in one graph. `--only 2048x8192 --kinds int8` renews a part.
+`--ggml FOLDER` adds llama.cpp, from a folder with its libggml-base.so and libggml-cpu.so: weights in the layout that
+it repacks them to on x86 (it has none for Q8_0), all copies in one graph. `--only 2048x8192 --kinds int8` renews one.
 """
 
 from __future__ import annotations
