@@ -19,13 +19,14 @@ from ressa.errors import RessaError
 from ressa.exporting.calibrate import Rounded, calibrated
 from ressa.exporting.choose import chosen
 from ressa.exporting.files import Weights, carry_over, weights_of, write_index, write_weights
+from ressa.exporting.legacy import LegacyJob
 from ressa.exporting.settings import Export
 from ressa.files.folders import appear, check_output, partial
 from ressa.files.text import read_json
 from ressa.machine import plain, versions
 from ressa.model.folder import MANIFEST, empty_model, module_names, read_manifest, refuse_adapter
 from ressa.model.load import read_config, resolve
-from ressa.model.quantised import is_packed
+from ressa.model.quantised import is_packed, legacy
 from ressa.packed.format import (
     FLOATS,
     METHOD,
@@ -78,7 +79,7 @@ def export(
     _check_data(settings, data)
     job = _job(model, folder, settings, before)
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
-    if settings.calibrates:
+    if settings.calibrates and isinstance(job, _Job):
         records = read_records(data, settings.split)
         linears = list(job.linears.values())
         job.made.update(calibrated(model, records, linears, job.runs, settings, runtime, progress))
@@ -101,10 +102,14 @@ def _check_data(settings: Export, data: Any) -> None:
         raise RessaError("export: data has no effect: only int8 and int4 with rounding compensated look at it")
 
 
-def _job(model: str | Path, folder: Path, settings: Export, manifest: dict[str, Any]) -> _Job:
+def _job(model: str | Path, folder: Path, settings: Export, manifest: dict[str, Any]) -> _Job | LegacyJob:
     """What is to be done. Raises RessaError if nothing is, or it cannot be."""
     config = read_config(model)
-    packed = is_packed(config)
+    packed, old = is_packed(config), legacy(config)
+    if old and settings.format != "dense":
+        raise RessaError(f"{model}: is in the format {old}; write it as a dense folder first: --format dense")
+    if old:
+        return LegacyJob(weights_of(folder), empty_model(folder))
     if not packed and hasattr(config, "quantization_config"):
         raise RessaError(f"{model}: its weights are quantised by another tool; name the model that it was made from")
     if packed == (settings.format == "packed"):
