@@ -34,7 +34,7 @@ from transformers.utils import logging
 import ressa
 from ressa.data.emoji import write
 from ressa.data.records import read_records
-from ressa.exporting.calibrate import calibrated
+from ressa.exporting.calibrate import Grid, calibrated
 from ressa.exporting.settings import Export
 from ressa.machine import processor, versions
 from ressa.model.structure import structure
@@ -144,14 +144,13 @@ def in_three_bits(net: Any, work: Path) -> int:
     """The linears of the blocks rounded to integers from -3 to 3, in place; returns the bytes these would take."""
     format.LARGEST["int3"], format.SCALES["int3"] = 3, torch.bfloat16
     settings = Export(values="int4", samples=ROUNDED_WITH)
-    object.__setattr__(settings, "values", "int3")  # which no user can ask for
     linears = {name: linear for block in structure(net).blocks() for name, linear in block.linears.items()}
 
     def runs(keep_OI: torch.Tensor) -> torch.Tensor:
         return format.runs(keep_OI.sum(1), "int4", GROUP)
 
     records = read_records(work / "data", "train")
-    made = calibrated(work / "dense", records, linears, runs, settings, Runtime())
+    made = calibrated(work / "dense", records, linears, Grid("int3", runs), settings, Runtime())
     for name, (integers_N, scale_S) in made.items():
         weight_OI = linears[name].weight.data
         keep_OI = weight_OI != 0

@@ -6,7 +6,6 @@ eight neighbours to a byte, the first lowest. (`X.row_offsets`, where each row b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ressa.errors import RessaError
-from ressa.exporting.files import Weights, write_index, write_weights
-from ressa.files.text import read_json
+from ressa.exporting.files import Weights, same_bytes, write_all
 from ressa.model.folder import module_names
-from ressa.model.quantised import KEYS
 from ressa.settings import Progress
 
 SHAPE, KEPT, BITS, OFFSETS = PARTS = "shape", "compressed", "bitmask", "row_offsets"
@@ -48,20 +45,11 @@ class LegacyJob:
         """
         names = module_names(self.model, [f"{stem}.weight" for stem in self.stems])
         entries: dict[str, Any] = {}
-        files = self.source.files
-        for done, file in enumerate(files):
-            if progress:
-                progress(done, len(files), file)
-            write_weights(file, out, self._tensors(file, names, entries))
-        written = write_index(out, files)
-        config = read_json(self.source.folder / "config.json")
-        for key in KEYS:
-            config.pop(key, None)
-        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        written = write_all(self.source, out, lambda file: self._tensors(file, names, entries), None, progress)
         for key in written.where:
             stem = key.removesuffix(".weight")
             was = self._dense(stem) if stem in self.stems and key != stem else self.source.tensor(key)
-            if not was.reshape(-1).view(torch.uint8).equal(written.tensor(key).reshape(-1).view(torch.uint8)):
+            if not same_bytes(was, written.tensor(key)):
                 raise RessaError(f"{out.name}: {key} on disk is not what was read; is the disk full?")
         sizes = {"read": self.source.bytes, "written": written.bytes}
         return {"format": "dense", "linears": entries, "left_dense": [], "bytes": sizes}
