@@ -60,11 +60,12 @@ def calibrated(
     chosen = machine_for(net, runtime.device, runtime.dtype)
     if chosen.working != chosen.stored:
         net.float()
-    blocks = [block for block in structure(net).blocks() if block.linears.keys() & set(linears)]
+    wanted = set(linears)
+    blocks = [block for block in structure(net).blocks() if block.linears.keys() & wanted]
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
     data = CalibrationData(net, processor, records, settings.samples, settings.batch_size, settings.seed, **where)
     made: dict[str, Rounded] = {}
-    for turn in sweep(data.over(blocks), Gram, changed=linears):
+    for turn in sweep(data.over(blocks), Gram, changed=wanted):
         for name in turn.linears:
             weight_OI = turn.block.linears[name].weight
             keep_OI = weight_OI != 0
