@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 ROWS, PAGE, PICTURE = HERE / "results/studies", HERE.parent / "docs/results.md", HERE.parent / "docs/results.png"
 MODELS = ("demo", "emoji-instructblip")
 LINES = {"sum 100%": 9, "sum 120%": 7, "total 50%": 7, "total 60%": 6}  # of allocation: their points
-PAPER = {  # BLIP-2 pruned by Wanda, zero-shot VQAv2: figures 1 and 2 of arXiv 2404.02424
+PAPER = {  # average score of BLIP-2 pruned by Wanda, read from the figures of arXiv 2404.02424 (2.7: 2.6 to 2.8)
     "sum 100%": (0.0, 2.7, 16.5, 41.6, 45.0, 40.2, 30.7, 28.6, 28.3),
     "sum 120%": (0.0, 3.4, 14.7, 34.2, 28.2, 27.8, 27.3),
     "vision and language": (45.0, 40.8, 37.2, 28.7, 4.6),

@@ -15,6 +15,7 @@ from test_page_in_browser import AXE, filtered
 
 import ressa
 import ressa.demo
+from ressa.pipeline.recipe import read_yaml
 
 PROGRAM = browser.found()
 STUDY = Path(ressa.__file__).parent / "studies" / "performance.yaml"
@@ -37,7 +38,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """What `ressa demo` writes, and the performance study with few of everything: {name: its folder}."""
     root = tmp_path_factory.mktemp("real")
     called("demo", "--out", "demo", "--threads", "1", cwd=root)
-    values = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
+    values = read_yaml(STUDY, "the study")
     values |= {"out": "performance", "seeds": [0], "grid": values["grid"] | {"model": ["demo"]}}
     values["recipe"]["repair"]["samples"], values["recipe"]["evaluate"]["limit"] = 64, 100
     (root / "study.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")

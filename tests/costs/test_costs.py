@@ -8,6 +8,16 @@ from itertools import product
 
 import pytest
 import torch
+from ressa.inspection.costs import (
+    Workload,
+    activation_bytes,
+    prune_bytes,
+    prune_flop,
+    repair_flop,
+    shape_of,
+    statistic_bytes,
+    work_bytes,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,16 +30,6 @@ from ressa.calibration.tokens import token_weights
 from ressa.calibration.walk import walk
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
-from ressa.inspection.costs import (
-    Workload,
-    activation_bytes,
-    prune_bytes,
-    prune_flop,
-    repair_flop,
-    shape_of,
-    statistic_bytes,
-    work_bytes,
-)
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import parse
