@@ -17,14 +17,14 @@ EVEN = 1.05  # a ratio nearer to 1 is no difference
 
 
 def table(result: dict[str, Any]) -> Table:
-    """One row a model: bytes, seconds, tokens per second (as often as the dense one's), and the bound."""
+    """One row a model: bytes, seconds, tokens per second (below, how many times those of the dense one), the bound."""
     machine = result["machine"]
     first = next(iter(result["models"].values()))
     batches = list(first["tokens_per_second"])
     shown = plain(f"{machine['processor']}, {machine['device']}, {machine['compute']}, {machine['threads']} threads")
     shown.add_column("model", no_wrap=True)
-    headers = ["on\ndisk", "in\nRAM", "peak", "load\ns", f"prefill s\n{first['prompt_tokens']} tokens"]
-    for header in (*headers, *(f"tokens/s\nbatch {batch}" for batch in batches), "bound"):
+    headers = ["on\ndisk", "in\nRAM", "peak\nmemory", "load\ns", f"prefill\ns, {first['prompt_tokens']}"]
+    for header in (*headers, *(f"tok/s\nbatch {batch}" for batch in batches), "bound"):
         shown.add_column(header, justify="right")
     dense = result["models"].get(result["against"])
     for name, model in result["models"].items():
@@ -41,7 +41,7 @@ def _rate(model: dict[str, Any], dense: dict[str, Any] | None, batch: str) -> st
     rate = model["tokens_per_second"][batch]["median"]
     if dense is None or dense is model:
         return f"{rate:.3g}"
-    return f"{rate:.3g} ({rate / dense['tokens_per_second'][batch]['median']:.2f} x)"
+    return f"{rate:.3g}\n{rate / dense['tokens_per_second'][batch]['median']:.2f} x"
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
@@ -50,10 +50,10 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for name in result["models"] if against else ():
         if name == against:
             continue
-        kinds: dict[str, list[str]] = {"pays": [], "is even": [], "does not pay": []}
+        kinds: dict[str, list[str]] = {"pays": [], "no clear difference": [], "does not pay": []}
         for what, gain, clear in gains(result["models"][name], result["models"][against]):
-            kind = "is even" if not clear or 1 / EVEN <= gain <= EVEN else "pays" if gain > 1 else "does not pay"
-            kinds[kind].append(f"{what} ({gain:.2f} x)")
+            judged = "pays" if gain > EVEN else "does not pay" if gain < 1 / EVEN else "no clear difference"
+            kinds[judged if clear else "no clear difference"].append(f"{what} ({gain:.2f} x)")
         found = "; ".join(f"{kind} in {', '.join(entries)}" for kind, entries in kinds.items() if entries)
         yield f"{name}, beside {against}: {found}"
 
