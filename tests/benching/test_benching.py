@@ -167,7 +167,7 @@ def test_wrong_uses_are_one_line_before_any_model_is_loaded(
 
 
 def test_the_prompt_is_the_first_record_with_a_picture(tiny_data):
-    assert prompt(str(tiny_data), "test").open_image().size == (40, 40)
+    assert prompt(str(tiny_data), "test").open_image().size == (48, 40)
     assert prompt(None, "test").open_image().size == (384, 384)
 
 

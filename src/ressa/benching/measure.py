@@ -115,7 +115,7 @@ def _bytes(net: nn.Module, decoding: set[nn.Module], dtype: torch.dtype) -> dict
         read += own
         dense += own
         if isinstance(module, PackedLinear):
-            bias = 0 if module.bias is None else module.bias.nbytes
+            bias = sum(tensor.nbytes for tensor in module.parameters(False))
             dense += module.out_features * module.in_features * dtype.itemsize + bias - own
     return {"parameter_bytes": sum(size for _, size in held), "read_bytes": read, "dense_bytes": dense}
 
