@@ -8,6 +8,7 @@
 
 #if defined(__x86_64__)
 #define RESSA_HAS_AVX512
+#define RESSA_HAS_AVX2
 #endif
 
 namespace ressa {
