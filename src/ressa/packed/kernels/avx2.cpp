@@ -23,30 +23,19 @@
 namespace ressa {
 namespace {
 
-using panels::Block;
-using panels::Extra;
 
 bool runs() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
 }
 
-// What `activations` leaves in `work`; behind it, one row a token, what the kernels of the layout read.
-struct Work {
-  const float* x;      // (tokens, stride), as given
-  int64_t stride;
-  int64_t row;         // bytes of a token's row behind this
-  float scale[TOKENS]; // of 8-bit activations
-  const uint8_t* of(int token) const { return (const uint8_t*)(this + 1) + token * row; }
-};
-static_assert(sizeof(Work) % 8 == 0, "rows behind it are aligned enough");
+using panels::Work;
 
 bool wide(const Form& form) { return form.kind == RESSA_BF16 && form.layout == panels::HALF16; }
-bool in8bits(const Form& form) { return form.kind != RESSA_BF16 && form.layout != rows::LAYOUT; }
 
 int64_t row_bytes(const Form& form) {
   const int64_t stride = up(form.cols, PAD);
-  return wide(form) ? stride / 16 * 24 * 4 : in8bits(form) ? stride : 0;
+  return wide(form) ? stride / 16 * 24 * 4 : panels::in8bits(form) ? stride : 0;
 }
 
 int64_t work(const Form& form, int tokens, bool) { return (int64_t)sizeof(Work) + tokens * row_bytes(form) + SLACK; }
@@ -77,11 +66,11 @@ float quantise(const float* x, int64_t count, unsigned char bias, uint8_t* out) 
 
 void activations(const Form& form, const float* x, int64_t stride, int tokens, bool, uint8_t* at) {
   Work& work = *(Work*)at;
-  work.x = x, work.stride = stride, work.row = row_bytes(form);
+  work.x = x, work.stride = stride, work.row = row_bytes(form), work.bias = form.kind == RESSA_INT4 ? 128 : 0;
   for (int t = 0; t < tokens; t++) {
     uint8_t* out = const_cast<uint8_t*>(work.of(t));
     const float* from = x + t * stride;
-    if (in8bits(form)) work.scale[t] = quantise(from, stride, form.kind == RESSA_INT4 ? 128 : 0, out);
+    if (panels::in8bits(form)) work.scale[t] = quantise(from, stride, (unsigned char)work.bias, out);
     if (wide(form))  // 24 for 16: so that windows across the end of a group are read at once
       for (int64_t c = 0; c < stride; c += 16, out += 96) memcpy(out, from + c, 64), memcpy(out + 64, from + c, 32);
   }
@@ -292,24 +281,6 @@ template <int T> void fixed_stride(const Form& form, const uint8_t* at, const Wo
   }
 }
 
-// Weights that have no slot.
-void listed(const Form& form, const uint8_t* body, const Work& work, int tokens, int64_t panel, float* y) {
-  const uint8_t* at = panels::panel(form, body, panel);
-  const Extra* last = panels::extras(form, body, panel + 1);
-  for (const Extra* extra = panels::extras(form, body, panel); extra != last; extra++)
-    for (int t = 0; t < tokens; t++) {
-      float& sum = y[t * panels::ROWS + extra->row()];
-      if (form.kind == RESSA_BF16) {
-        sum += from_bf16((uint16_t)extra->value) * work.x[t * work.stride + extra->col()];
-        continue;
-      }
-      const uint8_t stored = work.of(t)[extra->col()];
-      const int x = form.kind == RESSA_INT4 ? stored - 128 : (int8_t)stored;
-      const float scale = form.kind == RESSA_INT4 ? from_bf16(extra->scale) : load<float>(at + 4 * extra->row());
-      sum += (float)(x * extra->value) * scale * work.scale[t];
-    }
-}
-
 // Four, two or one token at once: as many as there are registers for.
 template <class Four, class Two, class One> INLINE void by_tokens(int tokens, const Four& four, const Two& two, const One& one) {
   int t = 0;
@@ -360,7 +331,7 @@ template <int T> NOINLINE void bf16_row(const Form& form, const rows::View& view
 
 // Adds the products of the weights that `word` keeps of 64 columns; the first is value `number`.
 template <int T, bool NIBBLES>
-INLINE void integers(uint64_t word, const uint8_t* values, int64_t number, const float* x, int64_t stride, __m256 (*sum)[CHAINS<T>]) {
+INLINE void integers(uint64_t word, const uint8_t* values, uint64_t number, const float* x, int64_t stride, __m256 (*sum)[CHAINS<T>]) {
   const __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8), plus128 = _mm_set1_epi8((char)0x80);
   UNROLL for (int i = 0; i < 8; i++) {
     const uint64_t mask = part_of<8>(word, i);
@@ -378,39 +349,54 @@ INLINE void integers(uint64_t word, const uint8_t* values, int64_t number, const
   }
 }
 
-template <int T, bool NIBBLES>
-NOINLINE void integers_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
+// Adds the sums times their scale to the totals, and begins anew.
+template <int T> INLINE void finish(__m256* total, __m256 (*sum)[CHAINS<T>], float scale) {
+  UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_fmadd_ps(total_of<CHAINS<T>>(sum[t]), _mm256_set1_ps(scale), total[t]);
+  clear<T>(sum);
+}
+
+template <int T> NOINLINE void int8_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
   __m256 total[T], sum[T][CHAINS<T>];
   clear<T>(sum);
   UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
-  const int64_t length = NIBBLES ? form.group : form.cols;
-  int64_t number = 0, left = length;  // left: of the kept weights that have this scale
-  const uint8_t* scales = view.scales;
-  const auto finish = [&]() {
-    const __m256 scale = _mm256_set1_ps(NIBBLES ? from_bf16(load<uint16_t>(scales)) : load<float>(scales));
-    UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_fmadd_ps(total_of<CHAINS<T>>(sum[t]), scale, total[t]);
-    clear<T>(sum);
-    scales += 2, left = length;
-  };
+  int64_t number = 0;
   for (int64_t c = 0; c < form.cols; c += 64) {
-    ahead<64>(view.values + (NIBBLES ? number / 2 : number));
+    ahead<64>(view.values + number);
+    const uint64_t word = word_of(form, view, c);
+    integers<T, false>(word, view.values, number, x + c, stride, sum);
+    number += __builtin_popcountll(word);
+  }
+  finish<T>(total, sum, load<float>(view.scales));
+  UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total[t]);
+}
+
+template <int T> NOINLINE void int4_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
+  __m256 total[T], sum[T][CHAINS<T>];
+  clear<T>(sum);
+  UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
+  int64_t number = 0, left = form.group;  // left: of the kept weights that have this scale
+  const uint8_t* scales = view.scales;
+  for (int64_t c = 0; c < form.cols; c += 64) {
+    ahead<64>(view.values + number / 2);
     for (uint64_t word = word_of(form, view, c); word;) {
       const int64_t here = __builtin_popcountll(word), take = here < left ? here : left;
       const uint64_t part = take == here ? word : _pdep_u64((UINT64_C(1) << take) - 1, word);
-      integers<T, NIBBLES>(part, view.values, number, x + c, stride, sum);
+      integers<T, true>(part, view.values, number, x + c, stride, sum);
       number += take, left -= take, word &= ~part;
-      if (!left) finish();
+      if (left) continue;
+      finish<T>(total, sum, from_bf16(load<uint16_t>(scales)));
+      scales += 2, left = form.group;
     }
   }
-  if (left != length) finish();
+  if (left != form.group) finish<T>(total, sum, from_bf16(load<uint16_t>(scales)));
   UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total[t]);
 }
 
 template <int T> void one_row(const Form& form, const rows::View& view, const Work& work, int first, float* y) {
   const float* x = work.x + first * work.stride;
   if (form.kind == RESSA_BF16) bf16_row<T>(form, view, x, work.stride, y);
-  else if (form.kind == RESSA_INT8) integers_row<T, false>(form, view, x, work.stride, y);
-  else integers_row<T, true>(form, view, x, work.stride, y);
+  else if (form.kind == RESSA_INT8) int8_row<T>(form, view, x, work.stride, y);
+  else int4_row<T>(form, view, x, work.stride, y);
 }
 
 void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens, bool, int64_t number, float* y) {
@@ -420,7 +406,7 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
     by_tokens(tokens, [&](int t) { fixed_stride<4>(form, from, work, t, y + t * panels::ROWS); },
               [&](int t) { fixed_stride<2>(form, from, work, t, y + t * panels::ROWS); },
               [&](int t) { fixed_stride<1>(form, from, work, t, y + t * panels::ROWS); });
-    return listed(form, body, work, tokens, number, y);
+    return panels::add_listed(form, body, work, tokens, number, y);
   }
   const uint8_t* from = rows::panel(body, number);
   for (int64_t i = 0; i < rows::PANEL && number * rows::PANEL + i < form.rows; i++, y++) {

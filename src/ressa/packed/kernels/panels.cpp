@@ -342,6 +342,23 @@ int16_t value_at(const Shape& s, const uint8_t* at, int slot) {
 
 }  // namespace
 
+void add_listed(const Form& form, const uint8_t* body, const Work& work, int tokens, int64_t number, float* y) {
+  const uint8_t* at = panel(form, body, number);
+  const Extra* last = extras(form, body, number + 1);
+  for (const Extra* extra = extras(form, body, number); extra != last; extra++)
+    for (int t = 0; t < tokens; t++) {
+      float& sum = y[t * ROWS + extra->row()];
+      if (form.kind == RESSA_BF16) {
+        sum += from_bf16((uint16_t)extra->value) * work.x[t * work.stride + extra->col()];
+        continue;
+      }
+      const uint8_t byte = work.of(t)[extra->col()];
+      const int x = work.bias ? byte - (int)work.bias : (int8_t)byte;
+      const float scale = form.kind == RESSA_INT4 ? from_bf16(extra->scale) : load<float>(at + 4 * extra->row());
+      sum += (float)(x * extra->value) * scale * work.scale[t];
+    }
+}
+
 void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
   if (form.layout == rows::LAYOUT) return rows::row(form, body, row, out);
   const Shape s{form, block(form.kind, form.layout)};

@@ -30,7 +30,7 @@ struct Block {
   Slot slot[64];
 };
 
-// Where the list of one panel begins: entries of weights that have no slot.
+// A weight that has no slot.
 struct Extra { uint32_t col_row; uint16_t scale; int16_t value;
   int64_t col() const { return col_row >> 3; }
   int row() const { return col_row & 7; } };
@@ -49,6 +49,20 @@ inline const uint8_t* panel(const Form& form, const uint8_t* body, int64_t panel
 inline const Extra* extras(const Form& form, const uint8_t* body, int64_t panel) {
   return (const Extra*)(body + form.own[1]) + load<uint32_t>(body + form.own[0] + 4 * panel);
 }
+
+// What `activations` leaves in `work`; behind it, one row a token, what the kernels of the layout read.
+struct Work {
+  const float* x;       // (tokens, stride), as given
+  int64_t stride;
+  int64_t row;          // bytes of a token's row behind this
+  int64_t bias;         // what was added to 8-bit activations
+  float scale[TOKENS];  // of 8-bit activations
+  const uint8_t* of(int token) const { return (const uint8_t*)(this + 1) + token * row; }
+};
+inline bool in8bits(const Form& form) { return form.kind != RESSA_BF16 && form.layout != rows::LAYOUT; }
+
+// Adds the products of the weights that have no slot to y (tokens, ROWS).
+void add_listed(const Form&, const uint8_t* body, const Work&, int tokens, int64_t panel, float* y);
 
 // The plan of this layout, or of rows one after the other where no fixed stride fits or it would cost too many bytes.
 int64_t plan(const Stored&, Form&);
