@@ -1,7 +1,7 @@
-// AVX2 with FMA: panels of fixed stride (panels.h) with permuted activations, and rows with bits expanded by a table.
+// AVX2 with FMA: panels of fixed stride (panels8.h) with permuted activations, and rows with bits expanded by a table.
 // In panels, products of int8 and int4 take activations in 8 bits, one scale for each token; in rows they are float32.
 #include "expand.h"
-#include "panels.h"
+#include "panels8.h"
 
 #ifdef RESSA_HAS_AVX2
 #include <immintrin.h>
@@ -29,13 +29,13 @@ bool runs() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
 }
 
-using panels::Work;
+using panels8::Work;
 
-bool wide(const Form& form) { return form.kind == RESSA_BF16 && form.layout == panels::HALF16; }
+bool wide(const Form& form) { return form.kind == RESSA_BF16 && form.layout == panels8::HALF16; }
 
 int64_t row_bytes(const Form& form) {
   const int64_t stride = up(form.cols, PAD);
-  return wide(form) ? stride / 16 * 24 * 4 : panels::in8bits(form) ? stride : 0;
+  return wide(form) ? stride / 16 * 24 * 4 : panels8::in8bits(form) ? stride : 0;
 }
 
 int64_t work(const Form& form, int tokens, bool) { return (int64_t)sizeof(Work) + tokens * row_bytes(form) + SLACK; }
@@ -70,7 +70,7 @@ void activations(const Form& form, const float* x, int64_t stride, int tokens, b
   for (int t = 0; t < tokens; t++) {
     uint8_t* out = const_cast<uint8_t*>(work.of(t));
     const float* from = x + t * stride;
-    if (panels::in8bits(form)) work.scale[t] = quantise(from, stride, (unsigned char)work.bias, out);
+    if (panels8::in8bits(form)) work.scale[t] = quantise(from, stride, (unsigned char)work.bias, out);
     if (wide(form))  // 24 for 16: so that windows across the end of a group are read at once
       for (int64_t c = 0; c < stride; c += 16, out += 96) memcpy(out, from + c, 64), memcpy(out + 64, from + c, 32);
   }
@@ -95,19 +95,19 @@ template <int N> INLINE __m256 total_of(__m256* sum) {
 // ---- bfloat16: a dword has two weights of a row
 
 struct Bf16Dense {
-  static constexpr int LAYOUT = panels::DENSE, COLS = 8, SLOTS = 8, INDEX = 0, WIDTH = 8;
+  static constexpr int LAYOUT = panels8::DENSE, COLS = 8, SLOTS = 8, INDEX = 0, WIDTH = 8;
   INLINE void read(const uint8_t*, __m256i*) {}
   INLINE __m256 x(const float* x, const __m256i*, int s) { return _mm256_broadcast_ss(x + s); }
 };
 struct Bf16Of4 {
-  static constexpr int LAYOUT = panels::OF4, COLS = 32, SLOTS = 16, INDEX = 32, WIDTH = 32;
+  static constexpr int LAYOUT = panels8::OF4, COLS = 32, SLOTS = 16, INDEX = 32, WIDTH = 32;
   INLINE void read(const uint8_t* at, __m256i* index) { index[0] = bytes32(at); }
   INLINE __m256 x(const float* x, const __m256i* index, int s) {
     return _mm256_permutevar_ps(_mm256_broadcast_ps((const __m128*)(x + s / 2 * 4)), _mm256_srli_epi32(index[0], 2 * s));
   }
 };
 struct Bf16Half16 {
-  static constexpr int LAYOUT = panels::HALF16, COLS = 64, SLOTS = 32, INDEX = 96, WIDTH = 96;
+  static constexpr int LAYOUT = panels8::HALF16, COLS = 64, SLOTS = 32, INDEX = 96, WIDTH = 96;
   INLINE void read(const uint8_t* at, __m256i* index) { UNROLL for (int i = 0; i < 3; i++) index[i] = bytes32(at + 32 * i); }
   INLINE __m256i index_of(const __m256i* index, int s) {  // the permutation reads three bits of each
     if (s < 30) return _mm256_srli_epi32(index[s / 10], s % 10 * 3);
@@ -115,11 +115,11 @@ struct Bf16Half16 {
     return _mm256_or_si256(_mm256_srli_epi32(index[1], 31), _mm256_slli_epi32(_mm256_srli_epi32(index[2], 30), 1));
   }
   INLINE __m256 x(const float* x, const __m256i* index, int s) {
-    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + s / 8 * 24 + s % 8 * panels::WINDOW), index_of(index, s));
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + s / 8 * 24 + s % 8 * panels8::WINDOW), index_of(index, s));
   }
 };
 struct Bf16Quarter16 {
-  static constexpr int LAYOUT = panels::QUARTER16, COLS = 32, SLOTS = 8, INDEX = 32, WIDTH = 32;
+  static constexpr int LAYOUT = panels8::QUARTER16, COLS = 32, SLOTS = 8, INDEX = 32, WIDTH = 32;
   INLINE void read(const uint8_t* at, __m256i* index) { index[0] = bytes32(at); }
   INLINE __m256 x(const float* x, const __m256i* index, int s) {
     const float* group = x + s / 4 * 16;
@@ -150,20 +150,20 @@ template <class L, int T> void bf16(const Form& form, const uint8_t* at, const W
       }
     }
   }
-  UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(y + t * panels::ROWS, total_of<SUMS>(sum[t]));
+  UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(y + t * panels8::ROWS, total_of<SUMS>(sum[t]));
 }
 
 // ---- integers: a dword has four weights of a row (int4: two steps of four)
 
 struct Dense {
-  static constexpr int LAYOUT = panels::DENSE;
+  static constexpr int LAYOUT = panels8::DENSE;
   INLINE __m256i index(const uint8_t*, int) { return _mm256_setzero_si256(); }
   INLINE __m256i x(const uint8_t* x, __m256i, int s) { return _mm256_set1_epi32(load<int>(x + 4 * s)); }
   static constexpr int cols(int steps) { return 4 * steps; }
   static constexpr int index_bytes(int) { return 0; }
 };
 struct Of4 {
-  static constexpr int LAYOUT = panels::OF4;
+  static constexpr int LAYOUT = panels8::OF4;
   INLINE __m256i index(const uint8_t* at, int s) {
     const __m256i two = _mm256_and_si256(small(3), _mm256_srli_epi16(bytes32(at + s / 4 * 32), s % 4 * 2));
     return _mm256_or_si256(_mm256_set1_epi32(0x0c080400), two);
@@ -173,7 +173,7 @@ struct Of4 {
   static constexpr int index_bytes(int steps) { return 8 * steps; }
 };
 struct Half16 {
-  static constexpr int LAYOUT = panels::HALF16;
+  static constexpr int LAYOUT = panels8::HALF16;
   INLINE __m256i three(const uint8_t* at, int s) {
     if (s < 6) return _mm256_and_si256(small(7), _mm256_srli_epi16(bytes32(at + s / 2 * 32), s % 2 * 3));
     const __m256i low = _mm256_and_si256(small(3), _mm256_srli_epi16(bytes32(at + (s - 6) * 32), 6));
@@ -187,7 +187,7 @@ struct Half16 {
   static constexpr int index_bytes(int steps) { return 12 * steps; }
 };
 struct Quarter16 {
-  static constexpr int LAYOUT = panels::QUARTER16;
+  static constexpr int LAYOUT = panels8::QUARTER16;
   INLINE __m256i index(const uint8_t* at, int s) {
     return _mm256_and_si256(small(15), _mm256_srli_epi16(bytes32(at + s / 2 * 32), s % 2 * 4));
   }
@@ -218,7 +218,7 @@ template <class L, int STEPS, int T> void int8(const Form& form, const uint8_t* 
   }
   UNROLL for (int t = 0; t < T; t++) {
     const __m256 all = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[t][0], sum[t][1]));
-    _mm256_storeu_ps(y + t * panels::ROWS, _mm256_mul_ps(all, _mm256_mul_ps(scale, _mm256_set1_ps(work.scale[first + t]))));
+    _mm256_storeu_ps(y + t * panels8::ROWS, _mm256_mul_ps(all, _mm256_mul_ps(scale, _mm256_set1_ps(work.scale[first + t]))));
   }
 }
 
@@ -238,7 +238,7 @@ template <class L, int T> INLINE void int4_block(const uint8_t* at, const uint8_
 
 template <class L, int T> void int4(const Form& form, const uint8_t* at, const Work& work, int first, float* y) {
   constexpr int BYTES = L::index_bytes(8) + 128, COLS = L::cols(8);
-  const bool pairs = panels::unit(form) == 2;
+  const bool pairs = panels8::unit(form) == 2;
   const uint8_t* x[T];
   __m256 total[T];  // begins with what activations plus 128 count too much
   UNROLL for (int t = 0; t < T; t++) x[t] = work.of(first + t), total[t] = _mm256_loadu_ps((const float*)at);
@@ -260,24 +260,24 @@ template <class L, int T> void int4(const Form& form, const uint8_t* at, const W
     UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), scale, total[t]);
   }
   UNROLL for (int t = 0; t < T; t++)
-    _mm256_storeu_ps(y + t * panels::ROWS, _mm256_mul_ps(total[t], _mm256_set1_ps(work.scale[first + t])));
+    _mm256_storeu_ps(y + t * panels8::ROWS, _mm256_mul_ps(total[t], _mm256_set1_ps(work.scale[first + t])));
 }
 
 template <int T> void fixed_stride(const Form& form, const uint8_t* at, const Work& work, int first, float* y) {
   const int which = form.kind * 8 + form.layout;
   switch (which) {
-    case RESSA_BF16 * 8 + panels::DENSE: return bf16<Bf16Dense, T>(form, at, work, first, y);
-    case RESSA_BF16 * 8 + panels::OF4: return bf16<Bf16Of4, T>(form, at, work, first, y);
-    case RESSA_BF16 * 8 + panels::HALF16: return bf16<Bf16Half16, T>(form, at, work, first, y);
-    case RESSA_BF16 * 8 + panels::QUARTER16: return bf16<Bf16Quarter16, T>(form, at, work, first, y);
-    case RESSA_INT8 * 8 + panels::DENSE: return int8<Dense, 4, T>(form, at, work, first, y);
-    case RESSA_INT8 * 8 + panels::OF4: return int8<Of4, 4, T>(form, at, work, first, y);
-    case RESSA_INT8 * 8 + panels::HALF16: return int8<Half16, 8, T>(form, at, work, first, y);
-    case RESSA_INT8 * 8 + panels::QUARTER16: return int8<Quarter16, 2, T>(form, at, work, first, y);
-    case RESSA_INT4 * 8 + panels::DENSE: return int4<Dense, T>(form, at, work, first, y);
-    case RESSA_INT4 * 8 + panels::OF4: return int4<Of4, T>(form, at, work, first, y);
-    case RESSA_INT4 * 8 + panels::HALF16: return int4<Half16, T>(form, at, work, first, y);
-    case RESSA_INT4 * 8 + panels::QUARTER16: return int4<Quarter16, T>(form, at, work, first, y);
+    case RESSA_BF16 * 8 + panels8::DENSE: return bf16<Bf16Dense, T>(form, at, work, first, y);
+    case RESSA_BF16 * 8 + panels8::OF4: return bf16<Bf16Of4, T>(form, at, work, first, y);
+    case RESSA_BF16 * 8 + panels8::HALF16: return bf16<Bf16Half16, T>(form, at, work, first, y);
+    case RESSA_BF16 * 8 + panels8::QUARTER16: return bf16<Bf16Quarter16, T>(form, at, work, first, y);
+    case RESSA_INT8 * 8 + panels8::DENSE: return int8<Dense, 4, T>(form, at, work, first, y);
+    case RESSA_INT8 * 8 + panels8::OF4: return int8<Of4, 4, T>(form, at, work, first, y);
+    case RESSA_INT8 * 8 + panels8::HALF16: return int8<Half16, 8, T>(form, at, work, first, y);
+    case RESSA_INT8 * 8 + panels8::QUARTER16: return int8<Quarter16, 2, T>(form, at, work, first, y);
+    case RESSA_INT4 * 8 + panels8::DENSE: return int4<Dense, T>(form, at, work, first, y);
+    case RESSA_INT4 * 8 + panels8::OF4: return int4<Of4, T>(form, at, work, first, y);
+    case RESSA_INT4 * 8 + panels8::HALF16: return int4<Half16, T>(form, at, work, first, y);
+    case RESSA_INT4 * 8 + panels8::QUARTER16: return int4<Quarter16, T>(form, at, work, first, y);
   }
 }
 
@@ -402,11 +402,11 @@ template <int T> void one_row(const Form& form, const rows::View& view, const Wo
 void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens, bool, int64_t number, float* y) {
   const Work& work = *(const Work*)at;
   if (form.layout != rows::LAYOUT) {
-    const uint8_t* from = panels::panel(form, body, number);
-    by_tokens(tokens, [&](int t) { fixed_stride<4>(form, from, work, t, y + t * panels::ROWS); },
-              [&](int t) { fixed_stride<2>(form, from, work, t, y + t * panels::ROWS); },
-              [&](int t) { fixed_stride<1>(form, from, work, t, y + t * panels::ROWS); });
-    return panels::add_listed(form, body, work, tokens, number, y);
+    const uint8_t* from = panels8::panel(form, body, number);
+    by_tokens(tokens, [&](int t) { fixed_stride<4>(form, from, work, t, y + t * panels8::ROWS); },
+              [&](int t) { fixed_stride<2>(form, from, work, t, y + t * panels8::ROWS); },
+              [&](int t) { fixed_stride<1>(form, from, work, t, y + t * panels8::ROWS); });
+    return panels8::add_listed(form, body, work, tokens, number, y);
   }
   const uint8_t* from = rows::panel(body, number);
   for (int64_t i = 0; i < rows::PANEL && number * rows::PANEL + i < form.rows; i++, y++) {
@@ -419,7 +419,7 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
 
 }  // namespace
 
-const Isa avx2_isa = {"avx2", runs, panels::plan, panels::pack, panels::row, work, activations, panel};
+const Isa avx2_isa = {"avx2", runs, panels8::plan, panels8::pack, panels8::row, work, activations, panel};
 
 }  // namespace ressa
 

@@ -1,7 +1,7 @@
-// NEON of ARMv8: panels of fixed stride (panels.h) with permuted activations, and rows with bits expanded by a table.
+// NEON of ARMv8: panels of fixed stride (panels8.h) with permuted activations, and rows with bits expanded by a table.
 // In panels, products of int8 and int4 take activations in 8 bits, one scale for each token; in rows they are float32.
 #include "expand.h"
-#include "panels.h"
+#include "panels8.h"
 
 #ifdef RESSA_HAS_NEON
 #include <arm_neon.h>
@@ -12,11 +12,11 @@
 namespace ressa {
 namespace {
 
-using panels::Work;
+using panels8::Work;
 
 bool runs() { return true; }
 
-int64_t row_bytes(const Form& form) { return panels::in8bits(form) ? up(form.cols, PAD) : 0; }
+int64_t row_bytes(const Form& form) { return panels8::in8bits(form) ? up(form.cols, PAD) : 0; }
 
 int64_t work(const Form& form, int tokens, bool) { return (int64_t)sizeof(Work) + tokens * row_bytes(form) + SLACK; }
 
@@ -38,7 +38,7 @@ float quantise(const float* x, int64_t count, uint8_t* out) {
 void activations(const Form& form, const float* x, int64_t stride, int tokens, bool, uint8_t* at) {
   Work& work = *(Work*)at;
   work.x = x, work.stride = stride, work.row = row_bytes(form), work.bias = 0;
-  for (int t = 0; panels::in8bits(form) && t < tokens; t++)
+  for (int t = 0; panels8::in8bits(form) && t < tokens; t++)
     work.scale[t] = quantise(x + t * stride, stride, const_cast<uint8_t*>(work.of(t)));
 }
 
@@ -58,19 +58,19 @@ uint32x4_t shifted(uint32x4_t v, int right) { return vshlq_u32(v, vdupq_n_s32(-r
 
 // The columns, in their group of 16, of weight `slot` of a block of bfloat16.
 uint32x4_t bf16_index(int32_t layout, const uint8_t* at, int slot) {
-  if (layout == panels::OF4) {
+  if (layout == panels8::OF4) {
     const uint32x4_t two = vandq_u32(shifted(dwords(at), 2 * slot), vdupq_n_u32(3));
     return vaddq_u32(two, vdupq_n_u32((unsigned)(slot / 2 % 4 * 4)));
   }
-  if (layout == panels::QUARTER16) return vandq_u32(shifted(dwords(at), 4 * slot), vdupq_n_u32(15));
+  if (layout == panels8::QUARTER16) return vandq_u32(shifted(dwords(at), 4 * slot), vdupq_n_u32(15));
   uint32x4_t three;
   if (slot < 30) three = vandq_u32(shifted(dwords(at + slot / 10 * 32), slot % 10 * 3), vdupq_n_u32(7));
   else if (slot == 30) three = vorrq_u32(shifted(dwords(at), 30), vshlq_n_u32(vandq_u32(shifted(dwords(at + 32), 30), vdupq_n_u32(1)), 2));
   else three = vorrq_u32(shifted(dwords(at + 32), 31), vshlq_n_u32(shifted(dwords(at + 64), 30), 1));
-  return vandq_u32(vaddq_u32(three, vdupq_n_u32((unsigned)(panels::WINDOW * (slot % 8)))), vdupq_n_u32(15));
+  return vandq_u32(vaddq_u32(three, vdupq_n_u32((unsigned)(panels8::WINDOW * (slot % 8)))), vdupq_n_u32(15));
 }
 
-void bf16(const Form& form, const panels::Block& b, const uint8_t* panel, const Work& work, int tokens, int half, float* y) {
+void bf16(const Form& form, const panels8::Block& b, const uint8_t* panel, const Work& work, int tokens, int half, float* y) {
   float32x4_t sum[TOKENS];
   for (int t = 0; t < tokens; t++) sum[t] = vdupq_n_f32(0);
   const uint8_t* at = panel + 16 * half;
@@ -79,8 +79,8 @@ void bf16(const Form& form, const panels::Block& b, const uint8_t* panel, const 
       const uint32x4_t both = dwords(at + b.slot[s].value);
       const float32x4_t low = vreinterpretq_f32_u32(vshlq_n_u32(both, 16));
       const float32x4_t high = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000)));
-      const int64_t group = c + (form.layout == panels::OF4 ? s / 8 : s / b.kept) * 16;
-      const bool dense = form.layout == panels::DENSE;
+      const int64_t group = c + (form.layout == panels8::OF4 ? s / 8 : s / b.kept) * 16;
+      const bool dense = form.layout == panels8::DENSE;
       const uint32x4_t first = dense ? vdupq_n_u32(0) : bf16_index(form.layout, at, s);
       const uint32x4_t second = dense ? first : bf16_index(form.layout, at, s + 1);
       for (int t = 0; t < tokens; t++) {
@@ -89,7 +89,7 @@ void bf16(const Form& form, const panels::Block& b, const uint8_t* panel, const 
         sum[t] = vfmaq_f32(sum[t], high, dense ? vdupq_n_f32(x[c + s + 1]) : pick(x + group, second));
       }
     }
-  for (int t = 0; t < tokens; t++) vst1q_f32(y + t * panels::ROWS + 4 * half, sum[t]);
+  for (int t = 0; t < tokens; t++) vst1q_f32(y + t * panels8::ROWS + 4 * half, sum[t]);
 }
 
 uint8x16_t bits_at(const uint8_t* at, int shift, int mask) {
@@ -98,9 +98,9 @@ uint8x16_t bits_at(const uint8_t* at, int shift, int mask) {
 
 // The columns of the four weights of step `s`, in the 16 that they lie in.
 uint8x16_t int_index(int32_t layout, const uint8_t* at, int s) {
-  if (layout == panels::OF4)
+  if (layout == panels8::OF4)
     return vorrq_u8(bits_at(at + s / 4 * 32, s % 4 * 2, 3), vreinterpretq_u8_u32(vdupq_n_u32(0x0c080400)));
-  if (layout == panels::QUARTER16) return bits_at(at + s / 2 * 32, s % 2 * 4, 15);
+  if (layout == panels8::QUARTER16) return bits_at(at + s / 2 * 32, s % 2 * 4, 15);
   uint8x16_t three = bits_at(at + s / 2 * 32, s % 2 * 3, 7);
   if (s >= 6) three = vorrq_u8(bits_at(at + (s - 6) * 32, 6, 3), bits_at(at + 64, s - 2, 4));
   const uint8x16_t begin = vreinterpretq_u8_u32(vdupq_n_u32(s % 2 ? 0x0e0c0a08 : 0x06040200));
@@ -109,8 +109,8 @@ uint8x16_t int_index(int32_t layout, const uint8_t* at, int s) {
 
 // The activations of step `s`.
 int8x16_t int_x(int32_t layout, const uint8_t* x, uint8x16_t index, int s) {
-  if (layout == panels::DENSE) return vreinterpretq_s8_u32(vdupq_n_u32(load<uint32_t>(x + 4 * s)));
-  return vreinterpretq_s8_u8(vqtbl1q_u8(bytes16(x + (layout == panels::QUARTER16 ? s : s / 2) * 16), index));
+  if (layout == panels8::DENSE) return vreinterpretq_s8_u32(vdupq_n_u32(load<uint32_t>(x + 4 * s)));
+  return vreinterpretq_s8_u8(vqtbl1q_u8(bytes16(x + (layout == panels8::QUARTER16 ? s : s / 2) * 16), index));
 }
 
 // Two products of at most 127 * 127 fit 16 bits.
@@ -124,15 +124,15 @@ int8x16_t int_weight(const Form& form, const uint8_t* values, int s) {
   return vsubq_s8(vreinterpretq_s8_u8(bits_at(values + s / 2 * 32, s % 2 * 4, 15)), vdupq_n_s8(8));
 }
 
-void block_of_integers(const Form& form, const panels::Block& b, const uint8_t* at, const Work& work, int64_t c, int tokens, int32x4_t* sum) {
+void block_of_integers(const Form& form, const panels8::Block& b, const uint8_t* at, const Work& work, int64_t c, int tokens, int32x4_t* sum) {
   for (int s = 0; s < b.slots / 4; s++) {
-    const uint8x16_t index = form.layout == panels::DENSE ? vdupq_n_u8(0) : int_index(form.layout, at, s);
+    const uint8x16_t index = form.layout == panels8::DENSE ? vdupq_n_u8(0) : int_index(form.layout, at, s);
     const int8x16_t weight = int_weight(form, at + b.index_bytes, s);
     for (int t = 0; t < tokens; t++) sum[t] = dot(sum[t], int_x(form.layout, work.of(t) + c, index, s), weight);
   }
 }
 
-void integers(const Form& form, const panels::Block& b, const uint8_t* panel, const Work& work, int tokens, int half, float* y) {
+void integers(const Form& form, const panels8::Block& b, const uint8_t* panel, const Work& work, int tokens, int half, float* y) {
   const bool grouped = form.kind == RESSA_INT4;
   int32x4_t sum[TOKENS];
   float32x4_t total[TOKENS];
@@ -140,7 +140,7 @@ void integers(const Form& form, const panels::Block& b, const uint8_t* panel, co
   float32x4_t scale = vld1q_f32((const float*)(panel + 16 * half));
   const uint8_t* at = panel + 32 + 16 * half;
   for (int64_t c = 0, number = 0; c < form.cols; c += b.cols, number++, at += b.bytes) {
-    if (grouped && number % panels::unit(form) == 0) {
+    if (grouped && number % panels8::unit(form) == 0) {
       scale = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t*)(at - 16 * half + 8 * half)), 16));
       at += 16;
     }
@@ -150,7 +150,7 @@ void integers(const Form& form, const panels::Block& b, const uint8_t* panel, co
   }
   for (int t = 0; t < tokens; t++) {
     if (!grouped) total[t] = vmulq_f32(vcvtq_f32_s32(sum[t]), scale);
-    vst1q_f32(y + t * panels::ROWS + 4 * half, vmulq_n_f32(total[t], work.scale[t]));
+    vst1q_f32(y + t * panels8::ROWS + 4 * half, vmulq_n_f32(total[t], work.scale[t]));
   }
 }
 
@@ -220,11 +220,11 @@ void one_row(const Form& form, const rows::View& view, const Work& work, int tok
 void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens, bool, int64_t number, float* y) {
   const Work& work = *(const Work*)at;
   if (form.layout != rows::LAYOUT) {
-    const panels::Block& b = panels::block(form.kind, form.layout);
-    const uint8_t* from = panels::panel(form, body, number);
+    const panels8::Block& b = panels8::block(form.kind, form.layout);
+    const uint8_t* from = panels8::panel(form, body, number);
     for (int half = 0; half < 2; half++)
       (form.kind == RESSA_BF16 ? bf16 : integers)(form, b, from, work, tokens, half, y);
-    return panels::add_listed(form, body, work, tokens, number, y);
+    return panels8::add_listed(form, body, work, tokens, number, y);
   }
   const uint8_t* from = rows::panel(body, number);
   for (int64_t i = 0; i < rows::PANEL && number * rows::PANEL + i < form.rows; i++)
@@ -233,7 +233,7 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
 
 }  // namespace
 
-const Isa neon_isa = {"neon", runs, panels::plan, panels::pack, panels::row, work, activations, panel};
+const Isa neon_isa = {"neon", runs, panels8::plan, panels8::pack, panels8::row, work, activations, panel};
 
 }  // namespace ressa
 #endif

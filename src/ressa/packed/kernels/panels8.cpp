@@ -1,6 +1,6 @@
-#include "panels.h"
+#include "panels8.h"
 
-namespace ressa::panels {
+namespace ressa::panels8 {
 namespace {
 
 constexpr int FEW = 64;          // one weight of so many may stand in the list
@@ -380,4 +380,4 @@ void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
     out.scales16[g] = load<uint16_t>(at_block(s, from, g * form.group / 32 / unit(form) * unit(form)) - 16 + 2 * lane);
 }
 
-}  // namespace ressa::panels
+}  // namespace ressa::panels8

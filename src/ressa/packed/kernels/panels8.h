@@ -12,7 +12,7 @@
 #pragma once
 #include "internal.h"
 
-namespace ressa::panels {
+namespace ressa::panels8 {
 
 constexpr int ROWS = 8;
 enum Layout : int32_t { DENSE = 1, OF4 = 2, HALF16 = 3, QUARTER16 = 4 };  // Form::layout; rows::LAYOUT is 0
@@ -69,4 +69,4 @@ int64_t plan(const Stored&, Form&);
 void pack(const Stored&, const Form&, uint8_t* body);
 void row(const Form&, const uint8_t* body, int64_t row, Row& out);
 
-}  // namespace ressa::panels
+}  // namespace ressa::panels8
