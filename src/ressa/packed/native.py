@@ -127,10 +127,12 @@ def chosen() -> str | None:
 
 
 def why_none() -> str:
-    """Why `chosen` is None, for people."""
+    """Why there are none, for people."""
     if os.environ.get(VARIABLE) == NONE:
         return f"{VARIABLE} is {NONE}"
-    return "there are none for this processor" if library() else "none were built; install ressa where a compiler is"
+    if library() is None:
+        return "none were built: install ressa where a C++ compiler is"
+    return f"the set {name} takes bf16, int8 and int4" if (name := chosen()) else "none for this processor"
 
 
 def prepare(packed: Packed) -> Tensor | None:
