@@ -141,7 +141,8 @@ def one(shape: str, threads: int, asked: argparse.Namespace) -> None:
             size = contenders[name][2]
             print(
                 f"{shape} {threads}t {kind} {name:10} {statistics.median(us):8.1f} us {size / statistics.median(us) / 1e3:6.1f} GB/s "
-                f"{ratio:5.2f} x dense (bytes {contenders['dense'][2] / size:.2f}), {ratio_torch:5.2f} x torch", flush=True
+                f"{ratio:5.2f} x dense (bytes {contenders['dense'][2] / size:.2f}), {ratio_torch:5.2f} x torch",
+                flush=True,
             )
 
 

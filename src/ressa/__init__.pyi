@@ -76,9 +76,18 @@ def export(
     model: str | Path,
     out: str | Path,
     *,
+    data: Any = None,
     format: str = "packed",
     values: str = "same",
     group_size: int = 64,
+    rounding: str = "compensated",
+    split: str = "train",
+    samples: int = 128,
+    batch_size: int = 8,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]: ...
 def plan(

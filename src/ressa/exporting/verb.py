@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ressa.data.records import read_records
 from ressa.errors import RessaError
+from ressa.exporting.calibrate import Rounded, calibrated
 from ressa.exporting.choose import chosen
 from ressa.exporting.files import Weights, carry_over, weights_of, write_index, write_weights
 from ressa.exporting.settings import Export
@@ -24,17 +26,39 @@ from ressa.machine import plain, versions
 from ressa.model.folder import MANIFEST, empty_model, module_names, read_manifest, refuse_adapter
 from ressa.model.load import read_config, resolve
 from ressa.model.quantised import is_packed
-from ressa.packed.format import FLOATS, METHOD, PARTS, SHAPE, VALUES, VERSION, Packed, check_config, pack, unpack
-from ressa.settings import Progress, check_paths
+from ressa.packed.format import (
+    FLOATS,
+    METHOD,
+    PARTS,
+    SHAPE,
+    VALUES,
+    VERSION,
+    Packed,
+    check_config,
+    from_integers,
+    pack,
+    runs,
+    unpack,
+)
+from ressa.settings import Progress, Runtime, check_paths
 
 
-def export(model: str | Path, out: str | Path, *, settings: Export, progress: Progress | None = None) -> dict[str, Any]:
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    data: Any = None,
+    settings: Export,
+    runtime: Runtime,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Writes the folder `model` to `out` in another format; what was written is read again and compared.
 
     Args:
         model: a model folder, or `demo`.
         out: folder to write; must not exist or be empty.
-        progress: called with (files done, files in all, name of the next).
+        data: what `read_records` reads, for integers whose rounding is compensated.
+        progress: called with (blocks or files done, all of them, name of the next).
 
     Returns:
         {"export": {"linears": {name: {"shape", "kept", "bytes"}}, "left_dense": pruned linears that were not packed,
@@ -51,14 +75,30 @@ def export(model: str | Path, out: str | Path, *, settings: Export, progress: Pr
     path = check_output(out, folder).absolute()
     refuse_adapter(model)
     before = read_manifest(folder) or {"command": "export"}
+    _check_data(settings, data)
     job = _job(model, folder, settings, before)
+    arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
+    if settings.calibrates:
+        records = read_records(data, settings.split)
+        linears = list(job.linears.values())
+        job.made.update(calibrated(model, records, linears, job.runs, settings, runtime, progress))
     with partial(path) as made:
-        entry = {"arguments": {"model": plain(model)} | asdict(settings)} | job.write(made, progress)
+        entry = {"arguments": arguments} | job.write(made, progress)
         entry |= {"before": before["export"]} if "export" in before else {}
         entry |= {"versions": versions(), "seconds": round(time.perf_counter() - started, 2)}
         carry_over(folder, made, before | {"export": entry}, path.name)
         appear(made, path, MANIFEST)
     return before | {"export": entry}
+
+
+def _check_data(settings: Export, data: Any) -> None:
+    if settings.calibrates and data is None:
+        raise RessaError(
+            f"export: values {settings.values} are rounded so that weights make up for one another, by the inputs that "
+            "records bring: name --data; or go without: --rounding nearest"
+        )
+    if data is not None and not settings.calibrates:
+        raise RessaError("export: data has no effect: only int8 and int4 with rounding compensated look at it")
 
 
 def _job(model: str | Path, folder: Path, settings: Export, manifest: dict[str, Any]) -> _Job:
@@ -100,6 +140,11 @@ class _Job:
     turned: frozenset[str]
     left: list[str]
     dtype: torch.dtype  # that integers are unpacked to
+    made: dict[str, Rounded] = field(default_factory=dict)  # {linear: what calibration made of it}
+
+    def runs(self, keep_OI: Tensor) -> Tensor:
+        """How many kept weights each scale is for."""
+        return runs(keep_OI.sum(1), self.settings.values, self.group)
 
     def write(self, out: Path, progress: Progress | None) -> dict[str, Any]:
         """Weights, their index and config.json; verified. Returns what ressa.json says of it."""
@@ -151,6 +196,8 @@ class _Job:
     def _packed(self, stem: str, weight_OI: Tensor) -> Packed:
         if self.settings.format == "dense":
             return self.source.packed(stem, self.group)
+        if self.linears[stem] in self.made:
+            return from_integers(*self.made[self.linears[stem]], weight_OI != 0, self.settings.values, self.group)
         try:
             return pack(weight_OI, self.settings.values, self.group)
         except RessaError as error:

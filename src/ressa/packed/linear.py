@@ -192,9 +192,7 @@ def _packed_linear(
     return _multiplied(x, shape, bias, lambda weight_OI: unpack(packed, weight_OI))
 
 
-def _multiplied(
-    x: Tensor, shape: tuple[int, int], bias: Tensor | None, unpacked: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _multiplied(x: Tensor, shape: tuple[int, int], bias: Tensor | None, unpacked: Callable[[Tensor], Tensor]) -> Tensor:
     dtype = x.dtype if x.dtype in native_dtypes(x.device.type, found()) else torch.float32
     weight_OI = unpacked(_scratch(shape, dtype, x.device))
     return functional.linear(x.to(dtype), weight_OI, None if bias is None else bias.to(dtype)).to(x.dtype)

@@ -80,9 +80,9 @@ class PackedQuantizer(HfQuantizer):
         layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
         for name, module in layers.items():
             check(module.packed, name)
-        without = sorted({module.kind for module in layers.values() if not module.prepare()})
-        if without and not next(iter(layers.values())).like.is_meta:
-            _say_once(f"values of {', '.join(without)} have no kernels here ({native.why_none()})")
+        without = {module.kind for module in layers.values() if not module.prepare()}
+        if without and native.wanted():
+            _say_once(f"values of {', '.join(sorted(without))} have no kernels here ({native.why_none()})")
 
 
 @cache

@@ -126,10 +126,13 @@ def chosen() -> str | None:
     return next((name for name in known if name != SCALAR), None)
 
 
+def wanted() -> bool:
+    """Whether nobody said that there should be none."""
+    return os.environ.get(VARIABLE) != NONE
+
+
 def why_none() -> str:
-    """Why there are none, for people."""
-    if os.environ.get(VARIABLE) == NONE:
-        return f"{VARIABLE} is {NONE}"
+    """Why there are none for some values, for people."""
     if library() is None:
         return "none were built: install ressa where a C++ compiler is"
     return f"the set {name} takes bf16, int8 and int4" if (name := chosen()) else "none for this processor"
@@ -179,7 +182,7 @@ def restore(prepared: Tensor) -> Packed:
 
 
 def unpack(prepared: Tensor, out_OI: Tensor) -> Tensor:
-    """Writes the dense weight into `out_OI` (float32 or bfloat16), which is returned too. Raises RessaError as `told`."""
+    """Writes the dense weight into `out_OI`, float32 or bfloat16, and returns it. Raises RessaError as `told`."""
     threads = torch.get_num_threads()
     code = _library().ressa_unpack(*_bytes(prepared), out_OI.data_ptr(), DTYPES[out_OI.dtype], threads)
     _unless_refused(code)
