@@ -18,6 +18,7 @@
 #endif
 #define UNROLL _Pragma("GCC unroll 32")
 #define NOINLINE __attribute__((noinline))
+#define INLINE_MEMBER __attribute__((always_inline)) inline
 #define INLINE static inline __attribute__((always_inline))
 
 namespace ressa {
@@ -329,67 +330,97 @@ template <int T> NOINLINE void bf16_row(const Form& form, const rows::View& view
   UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total_of<CHAINS<T>>(sum[t]));
 }
 
-// Adds the products of the weights that `word` keeps of 64 columns; the first is value `number`.
-template <int T, bool NIBBLES>
-INLINE void integers(uint64_t word, const uint8_t* values, uint64_t number, const float* x, int64_t stride, __m256 (*sum)[CHAINS<T>]) {
-  const __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8), plus128 = _mm_set1_epi8((char)0x80);
-  UNROLL for (int i = 0; i < 8; i++) {
-    const uint64_t mask = part_of<8>(word, i);
-    const uint8_t* to = &EXPAND.to_bytes[NIBBLES ? number % 2 : 0][0][0] + mask;
-    __m128i kept = _mm_loadl_epi64((const __m128i*)(values + (NIBBLES ? number / 2 : number)));
-    if (NIBBLES) kept = _mm_unpacklo_epi8(_mm_and_si128(kept, low), _mm_and_si128(_mm_srli_epi16(kept, 4), low));
-    kept = NIBBLES ? _mm_sub_epi8(_mm_xor_si128(kept, eight), eight) : _mm_xor_si128(kept, plus128);
-    const __m128i each = _mm_shuffle_epi8(kept, _mm_loadl_epi64((const __m128i*)to));
-    const __m256 weight = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(each));
-    number += __builtin_popcountll(mask);
-    UNROLL for (int t = 0; t < T; t++) {
-      __m256& s = sum[t][i % CHAINS<T>];
-      s = _mm256_fmadd_ps(weight, _mm256_loadu_ps(x + t * stride + 8 * i), s);
+template <int T> NOINLINE void int8_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
+  __m256 sum[T][CHAINS<T>];
+  clear<T>(sum);
+  const uint8_t *at = view.values, *table = &EXPAND.to_bytes[0][0];
+  for (int64_t c = 0; c < form.cols; c += 64) {
+    const uint64_t word = word_of(form, view, c);
+    ahead<64>(at);
+    UNROLL for (int i = 0; i < 8; i++) {
+      const uint64_t mask = part_of<8>(word, i);
+      const __m128i kept = _mm_xor_si128(_mm_loadl_epi64((const __m128i*)at), _mm_set1_epi8((char)0x80));
+      const __m128i each = _mm_shuffle_epi8(kept, _mm_loadl_epi64((const __m128i*)(table + mask)));
+      const __m256 weight = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(each));
+      at += __builtin_popcountll(mask);
+      UNROLL for (int t = 0; t < T; t++) {
+        __m256& s = sum[t][i % CHAINS<T>];
+        s = _mm256_fmadd_ps(weight, _mm256_loadu_ps(x + t * stride + c + 8 * i), s);
+      }
     }
   }
+  UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total_of<CHAINS<T>>(sum[t])) * load<float>(view.scales);
 }
 
-// Adds the sums times their scale to the totals, and begins anew.
-template <int T> INLINE void finish(__m256* total, __m256 (*sum)[CHAINS<T>], float scale) {
-  UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_fmadd_ps(total_of<CHAINS<T>>(sum[t]), _mm256_set1_ps(scale), total[t]);
-  clear<T>(sum);
-}
-
-template <int T> NOINLINE void int8_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
-  __m256 total[T], sum[T][CHAINS<T>];
-  clear<T>(sum);
-  UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
-  int64_t number = 0;
-  for (int64_t c = 0; c < form.cols; c += 64) {
-    ahead<64>(view.values + number);
-    const uint64_t word = word_of(form, view, c);
-    integers<T, false>(word, view.values, number, x + c, stride, sum);
-    number += __builtin_popcountll(word);
+// Kept weights of int4 in their order, times their scales: groups end at any column, so that rows are scaled before bits
+// are looked at.
+struct Int4Stream {
+  const uint8_t *values, *scales;
+  int64_t group, number = 0, left;  // left: of the weights that have this scale
+  // The next `count` of them; up to 7 floats behind are written too.
+  INLINE_MEMBER void read(int64_t count, float* out) {
+    const __m256i shifts = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+    for (int64_t done = 0; done < count;) {
+      const int64_t run = count - done < left ? count - done : left;
+      const __m256 scale = _mm256_set1_ps(from_bf16(load<uint16_t>(scales)));
+      for (int64_t i = 0; i < run; i += 8) {
+        const uint64_t at = (uint64_t)(number + i);
+        const uint32_t eight = (uint32_t)(load<uint64_t>(values + at / 2) >> (at % 2 * 4));
+        const __m256i each = _mm256_srai_epi32(_mm256_sllv_epi32(_mm256_set1_epi32((int)eight), shifts), 28);
+        _mm256_storeu_ps(out + done + i, _mm256_mul_ps(_mm256_cvtepi32_ps(each), scale));
+      }
+      done += run, number += run, left -= run;
+      if (!left) scales += 2, left = group;
+    }
   }
-  finish<T>(total, sum, load<float>(view.scales));
-  UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total[t]);
-}
+};
 
 template <int T> NOINLINE void int4_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
-  __m256 total[T], sum[T][CHAINS<T>];
+  constexpr int WORDS = 8;
+  __m256 sum[T][CHAINS<T>];
   clear<T>(sum);
-  UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
-  int64_t number = 0, left = form.group;  // left: of the kept weights that have this scale
-  const uint8_t* scales = view.scales;
-  for (int64_t c = 0; c < form.cols; c += 64) {
-    ahead<64>(view.values + number / 2);
-    for (uint64_t word = word_of(form, view, c); word;) {
-      const int64_t here = __builtin_popcountll(word), take = here < left ? here : left;
-      const uint64_t part = take == here ? word : _pdep_u64((UINT64_C(1) << take) - 1, word);
-      integers<T, true>(part, view.values, number, x + c, stride, sum);
-      number += take, left -= take, word &= ~part;
-      if (left) continue;
-      finish<T>(total, sum, from_bf16(load<uint16_t>(scales)));
-      scales += 2, left = form.group;
+  Int4Stream stream{view.values, view.scales, form.group, 0, form.group};
+  alignas(32) float kept[64 * WORDS + 8];
+  for (int64_t c = 0; c < form.cols; c += 64 * WORDS) {
+    uint64_t words[WORDS];
+    int64_t count = 0;
+    UNROLL for (int w = 0; w < WORDS; w++) {
+      words[w] = c + 64 * w < form.cols ? word_of(form, view, c + 64 * w) : 0;
+      count += __builtin_popcountll(words[w]);
     }
+    ahead<256>(stream.values + stream.number / 2);
+    stream.read(count, kept);
+    const float* at = kept;
+    for (int w = 0; w < WORDS; w++)
+      UNROLL for (int i = 0; i < 8; i++) {
+        const uint64_t mask = part_of<8>(words[w], i);
+        const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(&EXPAND.to_bytes[0][0] + mask)));
+        // negative where nothing is kept
+        const __m256 weight = _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(at), index), _mm256_setzero_ps(), floats(index));
+        at += __builtin_popcountll(mask);
+        UNROLL for (int t = 0; t < T; t++) {
+          __m256& s = sum[t][i % CHAINS<T>];
+          s = _mm256_fmadd_ps(weight, _mm256_loadu_ps(x + t * stride + c + 64 * w + 8 * i), s);
+        }
+      }
   }
-  if (left != form.group) finish<T>(total, sum, from_bf16(load<uint16_t>(scales)));
-  UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total[t]);
+  UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total_of<CHAINS<T>>(sum[t]));
+}
+
+// As rows::next, with this processor's count of bits.
+rows::View next(const Form& form, const uint8_t*& at) {
+  rows::View view{at, nullptr, nullptr, form.cols, 0};
+  at += form.kind == RESSA_INT8 ? 4 : 0;
+  if (form.bits) {
+    view.bits = at, view.count = 0;
+    for (int64_t c = 0; c < form.cols; c += 64, at += 8) view.count += __builtin_popcountll(load<uint64_t>(at));
+  }
+  view.values = at;
+  at += form.kind == RESSA_BF16 ? 2 * view.count : form.kind == RESSA_INT8 ? view.count : (view.count + 1) / 2;
+  if (form.kind != RESSA_INT4) return view;
+  view.scales = at, view.groups = row_groups(view.count, form.group);
+  at += 2 * view.groups;
+  return view;
 }
 
 template <int T> void one_row(const Form& form, const rows::View& view, const Work& work, int first, float* y) {
@@ -410,7 +441,7 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
   }
   const uint8_t* from = rows::panel(body, number);
   for (int64_t i = 0; i < rows::PANEL && number * rows::PANEL + i < form.rows; i++, y++) {
-    const rows::View view = rows::next(form, from);
+    const rows::View view = next(form, from);
     by_tokens(tokens, [&](int t) { one_row<4>(form, view, work, t, y + t * rows::PANEL); },
               [&](int t) { one_row<2>(form, view, work, t, y + t * rows::PANEL); },
               [&](int t) { one_row<1>(form, view, work, t, y + t * rows::PANEL); });

@@ -169,11 +169,11 @@ void expand(const Form& form, const rows::View& view, int64_t number, unsigned m
     const uint8x16_t low = vandq_u8(kept, vdupq_n_u8(15)), high = vshrq_n_u8(kept, 4);
     const int8x16_t eight = vdupq_n_s8(8);
     kept = vreinterpretq_u8_s8(vsubq_s8(veorq_s8(vreinterpretq_s8_u8(vzip1q_u8(low, high)), eight), eight));
+    if (number % 2) kept = vextq_u8(kept, kept, 1);
   } else {
     kept = veorq_u8(kept, vdupq_n_u8(0x80));
   }
-  const int odd = form.kind == RESSA_INT4 ? number % 2 : 0;
-  const int16x8_t each = vmovl_s8(vreinterpret_s8_u8(vqtbl1_u8(kept, vld1_u8(EXPAND.to_bytes[odd][mask]))));
+  const int16x8_t each = vmovl_s8(vreinterpret_s8_u8(vqtbl1_u8(kept, vld1_u8(EXPAND.to_bytes[mask]))));
   weight[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(each)));
   weight[1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(each)));
 }
