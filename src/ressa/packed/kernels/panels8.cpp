@@ -73,11 +73,12 @@ unsigned get(const uint8_t* at, int offset, int shift, int bits) {
   return load<uint32_t>(at + offset) >> shift & ((1u << bits) - 1);
 }
 
-// Of HALF16: for each set of 16 columns which of them stands in slot i (four bits each), and which slots are taken.
+// Of HALF16: for each set of at most 8 of 16 columns, the slot of each in their order (four bits each, 15: it has none),
+// and which slots are taken.
 struct Places {
-  struct Place { uint32_t cols; uint8_t taken; } of[1 << 16];
+  struct Place { uint32_t slots; uint8_t taken; } of[1 << 16];
   Places() {
-    for (unsigned set = 0; set < 1 << 16; set++) of[set] = __builtin_popcount(set) > 8 ? Place{0, 255} : match(set);
+    for (unsigned set = 0; set < 1 << 16; set++) of[set] = __builtin_popcount(set) > 8 ? Place{UINT32_MAX, 255} : match(set);
   }
   static bool in_window(int slot, int col) { return ((col - WINDOW * slot) & 15) < 8; }
   // Augmenting path from `col`: moves columns that have a slot to others until one is free.
@@ -92,24 +93,17 @@ struct Places {
   static Place match(unsigned set) {
     int at[8] = {-1, -1, -1, -1, -1, -1, -1, -1};
     for (unsigned left = set, tried; left; left &= left - 1) seat(__builtin_ctz(left), at, tried = 0);
-    Place place{0, 0};
-    for (int slot = 0; slot < 8; slot++)
-      if (at[slot] >= 0) place.cols |= (uint32_t)at[slot] << (4 * slot), place.taken |= (uint8_t)(1 << slot);
+    Place place{UINT32_MAX, 0};
+    for (int slot = 0; slot < 8; slot++) {
+      if (at[slot] < 0) continue;
+      const int rank = __builtin_popcount(set & ((1u << at[slot]) - 1));
+      place.slots &= ~(15u << (4 * rank)) | (unsigned)slot << (4 * rank);
+      place.taken |= (uint8_t)(1 << slot);
+    }
     return place;
   }
 };
 const Places& places() { static const Places all; return all; }
-
-// The column of each slot of a group that keeps `set`, or -1.
-void seats(const Block& b, int32_t layout, unsigned set, int* col_of) {
-  for (int i = 0; i < b.kept; i++) col_of[i] = -1;
-  if (layout == HALF16) {
-    const Places::Place place = places().of[set];
-    for (int i = 0; i < 8; i++) if (place.taken >> i & 1) col_of[i] = (int)(place.cols >> (4 * i) & 15);
-  } else {
-    for (int i = 0; set && i < b.kept; i++, set &= set - 1) col_of[i] = __builtin_ctz(set);
-  }
-}
 
 unsigned group_bits(const uint8_t* bits, int64_t cols, int64_t col, int group) {
   const int64_t left = cols - col;
@@ -117,45 +111,58 @@ unsigned group_bits(const uint8_t* bits, int64_t cols, int64_t col, int group) {
   return set >> (col % 8) & ((1u << group) - 1);
 }
 
-struct Shape { const Form& form; const Block& b; };
+struct Shape {
+  const Form& form;
+  const Block& b;
+  const Places* places;
+  int unit;
+  Shape(const Form& form, const Block& b) : form(form), b(b), places(form.layout == HALF16 ? &ressa::panels8::places() : nullptr), unit(panels8::unit(form)) {}
+  // The slot, in its group, of the weight that comes as number `rank` of those that `set` keeps; or -1.
+  int slot(unsigned set, int rank) const {
+    if (!places) return rank < b.kept ? rank : -1;
+    const unsigned slot = rank < 8 ? places->of[set].slots >> (4 * rank) & 15 : 15;
+    return slot == 15 ? -1 : (int)slot;
+  }
+};
 
-// Calls one(number of the kept weight, column, block, slot or -1) for all kept weights of a row in their order. Those of
-// int4 whose scale is not that of their block have -1 too.
+// Calls one(number of the kept weight, column, block, slot, fits) for all kept weights of a row in their order. The slot
+// is -1 where there is none; a weight of int4 whose scale is not that of its block does not fit either.
 template <class One> void walk_sparse(const Shape& s, const uint8_t* bits, const One& one) {
   const int per = s.b.cols / s.b.group;
-  int64_t number = 0;
-  for (int64_t col = 0, group = 0; col < s.form.cols; col += s.b.group, group++) {
+  const bool grouped = s.form.kind == RESSA_INT4;
+  int64_t number = 0, at = 0, own = 0, of_block = 0, left = s.form.group;  // own, of_block: numbers of scales
+  int in_block = 0;
+  for (int64_t col = 0; col < s.form.cols; col += s.b.group) {
     const unsigned set = group_bits(bits, s.form.cols, col, s.b.group);
-    int col_of[16], slot_of[16];
-    seats(s.b, s.form.layout, set, col_of);
-    for (int i = 0; i < 16; i++) slot_of[i] = -1;
-    for (int i = 0; i < s.b.kept; i++) if (col_of[i] >= 0) slot_of[col_of[i]] = i;
-    const int64_t at = group / per;
-    for (unsigned left = set; left; left &= left - 1, number++) {
-      const int c = __builtin_ctz(left);
-      bool fits = slot_of[c] >= 0;
-      if (s.form.kind == RESSA_INT4) fits = fits && number / s.form.group == at * 32 / s.form.group;
-      one(number, col + c, at, fits ? (int)(group % per) * s.b.kept + slot_of[c] : -1);
+    int rank = 0;
+    for (unsigned rest = set; rest; rest &= rest - 1, rank++, number++) {
+      const int slot = s.slot(set, rank);
+      one(number, col + __builtin_ctz(rest), at, slot < 0 ? -1 : in_block * s.b.kept + slot, slot >= 0 && own == of_block);
+      if (grouped && --left == 0) own++, left = s.form.group;
     }
+    if (++in_block < per) continue;
+    in_block = 0, at++;
+    if (grouped) of_block = at * 32 / s.form.group;
   }
 }
 
 template <class One> void walk(const Shape& s, const uint8_t* bits, const One& one) {
   if (s.form.bits) return walk_sparse(s, bits, one);
-  for (int64_t col = 0; col < s.form.cols; col++) one(col, col, col / s.b.cols, (int)(col % s.b.cols));
+  for (int64_t col = 0, at = 0; col < s.form.cols; col += s.b.cols, at++)
+    for (int i = 0; i < s.b.cols && col + i < s.form.cols; i++) one(col + i, col + i, at, i, true);
 }
 
-// Whether the positions alone tell which weights a row keeps.
-bool tells(const Shape& s, const uint8_t* bits) {
-  for (int64_t col = 0; s.form.bits && col < s.form.cols; col += s.b.group) {
-    const unsigned set = group_bits(bits, s.form.cols, col, s.b.group);
-    if (s.form.layout == HALF16 ? __builtin_popcount(set) != 8 : set == 0) return false;
-  }
-  return true;
+// Whether the row keeps as many as it has room for, or at least its positions alone tell which.
+bool full(const Shape& s, int64_t kept) { return s.form.cols % s.b.group == 0 && kept == s.form.cols / s.b.group * s.b.kept; }
+bool tells(const Shape& s, const uint8_t* bits, int64_t kept) {
+  if (full(s, kept)) return true;
+  for (int64_t col = 0; s.form.layout != HALF16 && col < s.form.cols; col += s.b.group)
+    if (!group_bits(bits, s.form.cols, col, s.b.group)) return false;
+  return s.form.layout != HALF16;
 }
 
 uint8_t* at_block(const Shape& s, uint8_t* panel, int64_t number) {
-  const int64_t scales = s.form.kind == RESSA_INT4 ? (number / unit(s.form) + 1) * 16 : 0;
+  const int64_t scales = s.form.kind == RESSA_INT4 ? (number / s.unit + 1) * 16 : 0;
   return panel + (s.form.kind == RESSA_BF16 ? 0 : 32) + scales + number * s.b.bytes;
 }
 const uint8_t* at_block(const Shape& s, const uint8_t* panel, int64_t number) { return at_block(s, const_cast<uint8_t*>(panel), number); }
@@ -177,17 +184,13 @@ int get_index(const Shape& s, const uint8_t* at, int slot) {
   return (int)(s.form.layout == HALF16 ? (index + WINDOW * (slot % 8)) & 15 : index);
 }
 
-// Positions of one row: free slots repeat a column that is kept, so that they tell nothing wrong.
-void pack_index(const Shape& s, const uint8_t* bits, uint8_t* panel, int r) {
+// Free slots repeat a column that is kept, so that they tell nothing wrong. (Of HALF16, rows that have some keep their bits.)
+void fill_free(const Shape& s, const uint8_t* bits, uint8_t* panel, int r) {
   const int per = s.b.cols / s.b.group;
-  for (int64_t col = 0, group = 0; col < s.form.cols; col += s.b.group, group++) {
+  for (int64_t col = 0, group = 0; s.form.layout != HALF16 && col < s.form.cols; col += s.b.group, group++) {
     const unsigned set = group_bits(bits, s.form.cols, col, s.b.group);
-    int col_of[16];
-    seats(s.b, s.form.layout, set, col_of);
-    for (int i = 0; i < s.b.kept; i++) {
-      const int free = s.form.layout == HALF16 ? WINDOW * i : set ? __builtin_ctz(set) : 0;
-      set_index(s, at_block(s, panel, group / per) + 4 * r, (int)(group % per) * s.b.kept + i, col_of[i] < 0 ? free : col_of[i]);
-    }
+    for (int i = __builtin_popcount(set); set && i < s.b.kept; i++)
+      set_index(s, at_block(s, panel, group / per) + 4 * r, (int)(group % per) * s.b.kept + i, __builtin_ctz(set));
   }
 }
 
@@ -204,7 +207,7 @@ void bits_of(const Shape& s, const uint8_t* panel, int r, const Extra* extra, co
       for (int i = 0; i < 8; i++) {
         unsigned others = listed;
         for (int j = 0; j < 8; j++) others |= j == i ? 0 : each[j];
-        if (!(places().of[others & 0xffff].taken >> i & 1)) { set = others; break; }
+        if (!(s.places->of[others].taken >> i & 1)) { set = others; break; }
       }
     for (int i = 0; i < s.b.group && col + i < s.form.cols; i++)
       if (set >> i & 1) bits[(col + i) / 8] |= (uint8_t)(1 << ((col + i) % 8));
@@ -217,8 +220,9 @@ Room room_of(const Stored& stored, const Shape& s) {
   Room room;
   if (!s.form.bits) return room;
   for (int64_t r = 0; r < stored.rows; r++) {
-    walk(s, stored.bits(r), [&](int64_t, int64_t, int64_t, int slot) { room.extras += slot < 0; });
-    room.told += !tells(s, stored.bits(r));
+    if (s.form.layout == HALF16 || (s.form.kind == RESSA_INT4 && !full(s, stored.kept(r))))
+      walk(s, stored.bits(r), [&](int64_t, int64_t, int64_t, int, bool fits) { room.extras += !fits; });
+    room.told += !tells(s, stored.bits(r), stored.kept(r));
   }
   return room;
 }
@@ -255,7 +259,7 @@ int64_t plan(const Stored& stored, Form& form) {
   // products of -128 do not fit; ressa writes none
   if (form.kind == RESSA_INT8 && form.kept && memchr(stored.values, 0x80, form.kept)) return plain;
   const Block& b = block(form.kind, other.layout);
-  const Room room = room_of(stored, {other, b});
+  const Room room = room_of(stored, Shape(other, b));
   const int64_t bytes = lay_out(other, b, room);
   if (room.extras * FEW > form.kept || (double)bytes > DEARER * (double)plain + SMALL) return plain;
   form = other;
@@ -275,25 +279,28 @@ struct Packing {
   void row(int64_t r, uint8_t* panel) {
     const int lane = (int)(r % ROWS);
     const uint8_t* bits = s.form.bits ? stored.bits(r) : nullptr;
-    if (bits) pack_index(s, bits, panel, lane);
+    const int64_t first = stored.first[r];
     double sum = 0;
-    walk(s, bits, [&](int64_t number, int64_t col, int64_t at, int slot) {
-      const int16_t value = stored.value(stored.first[r] + number);
+    walk(s, bits, [&](int64_t number, int64_t col, int64_t block, int slot, bool fits) {
+      uint8_t* at = at_block(s, panel, block) + 4 * lane;
+      const int16_t value = stored.value(first + number);
       const uint16_t scale = s.form.kind == RESSA_INT4 ? scale_of(r, number / s.form.group) : (uint16_t)0;
-      if (slot < 0) return add({(uint32_t)(col << 3 | lane), scale, value});
-      const Slot& where = s.b.slot[slot];
-      put(at_block(s, panel, at) + 4 * lane, where.value, where.value_shift, s.b.value_bits, (unsigned)(value + bias(s)));
-      sum += from_bf16(scale) * (double)value;
+      if (bits && slot >= 0) set_index(s, at, slot, (int)(col & (s.b.group - 1)));
+      if (!fits) return add({(uint32_t)(col << 3 | lane), scale, value});
+      put(at, s.b.slot[slot].value, s.b.slot[slot].value_shift, s.b.value_bits, (unsigned)(value + bias(s)));
+      if (s.form.kind == RESSA_INT4) sum += from_bf16(scale) * (double)value;
     });
     if (s.form.kind == RESSA_INT8) store<float>(panel + 4 * lane, load<float>(stored.scale + 4 * r));
     if (s.form.kind == RESSA_INT4) { store<float>(panel + 4 * lane, (float)(-128 * sum)); scales(r, panel); }
-    if (bits && !tells(s, bits)) keep_bits(r, bits);
+    if (!bits || full(s, stored.kept(r))) return;
+    fill_free(s, bits, panel, lane);
+    if (!tells(s, bits, stored.kept(r))) keep_bits(r, bits);
   }
   uint16_t scale_of(int64_t r, int64_t group) const { return load<uint16_t>(stored.scale + 2 * (stored.scale_first[r] + group)); }
   void add(Extra extra) { store<Extra>(body + s.form.own[1] + sizeof(Extra) * extras++, extra); }
   void scales(int64_t r, uint8_t* panel) {
     const int64_t count = blocks(s.form, s.b), groups = row_groups(stored.kept(r), s.form.group);
-    for (int64_t at = 0; at < count; at += unit(s.form))
+    for (int64_t at = 0; at < count; at += s.unit)
       if (at * 32 / s.form.group < groups) store<uint16_t>(at_block(s, panel, at) - 16 + 2 * (r % ROWS), scale_of(r, at * 32 / s.form.group));
   }
   void keep_bits(int64_t r, const uint8_t* bits) {
@@ -308,7 +315,7 @@ struct Packing {
 void pack(const Stored& stored, const Form& form, uint8_t* body) {
   if (form.layout == rows::LAYOUT) return rows::pack(stored, form, body);
   const Block& b = block(form.kind, form.layout);
-  Packing packing{stored, {form, b}, body};
+  Packing packing{stored, Shape(form, b), body};
   const int64_t bytes = panel_bytes(form, b);
   // free slots of int4 hold 0, which is stored as 8
   for (int64_t p = 0; p < form.panels; p++) {
@@ -361,7 +368,7 @@ void add_listed(const Form& form, const uint8_t* body, const Work& work, int tok
 
 void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
   if (form.layout == rows::LAYOUT) return rows::row(form, body, row, out);
-  const Shape s{form, block(form.kind, form.layout)};
+  const Shape s(form, block(form.kind, form.layout));
   const int lane = (int)(row % ROWS);
   const uint8_t* from = panel(form, body, row / ROWS);
   const Extra* extra = extras(form, body, row / ROWS);
@@ -370,14 +377,14 @@ void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
     for (const Extra* last = extras(form, body, row / ROWS + 1); extra != last && extra->row() != lane;) extra++;
   }
   out.count = 0;
-  walk(s, out.bits, [&](int64_t number, int64_t, int64_t at, int slot) {
-    out.values[number] = slot < 0 ? (extra++)->value : value_at(s, at_block(s, from, at) + 4 * lane, slot);
+  walk(s, out.bits, [&](int64_t number, int64_t, int64_t at, int slot, bool fits) {
+    out.values[number] = !fits ? (extra++)->value : value_at(s, at_block(s, from, at) + 4 * lane, slot);
     out.count = number + 1;
   });
   if (form.kind == RESSA_INT8) out.scale = load<float>(from + 4 * lane);
   out.groups = form.kind == RESSA_INT4 ? row_groups(out.count, form.group) : 0;
   for (int64_t g = 0; g < out.groups; g++)
-    out.scales16[g] = load<uint16_t>(at_block(s, from, g * form.group / 32 / unit(form) * unit(form)) - 16 + 2 * lane);
+    out.scales16[g] = load<uint16_t>(at_block(s, from, g * form.group / 32 / s.unit * s.unit) - 16 + 2 * lane);
 }
 
 }  // namespace ressa::panels8
