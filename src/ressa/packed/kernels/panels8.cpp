@@ -181,7 +181,15 @@ int get_index(const Shape& s, const uint8_t* at, int slot) {
   unsigned index = get(at, where.index, where.index_shift, where.low_bits);
   if (where.low_bits < s.b.index_bits)
     index |= get(at, where.index2, where.index2_shift, s.b.index_bits - where.low_bits) << where.low_bits;
-  return (int)(s.form.layout == HALF16 ? (index + WINDOW * (slot % 8)) & 15 : index);
+  return (int)(s.places ? (index + WINDOW * (slot % 8)) & 15 : index);
+}
+
+int bias(const Shape& s) { return s.form.kind == RESSA_INT4 ? 8 : 0; }  // int4 is kept plus 8
+
+int16_t value_at(const Shape& s, const uint8_t* at, int slot) {
+  const unsigned value = get(at, s.b.slot[slot].value, s.b.slot[slot].value_shift, s.b.value_bits);
+  if (s.form.kind == RESSA_BF16) return (int16_t)value;
+  return (int16_t)(s.form.kind == RESSA_INT8 ? (int8_t)value : (int)value - bias(s));
 }
 
 // Free slots repeat a column that is kept, so that they tell nothing wrong. (Of HALF16, rows that have some keep their bits.)
@@ -268,8 +276,6 @@ int64_t plan(const Stored& stored, Form& form) {
 
 namespace {
 
-int bias(const Shape& s) { return s.form.kind == RESSA_INT4 ? 8 : 0; }  // int4 is kept plus 8
-
 struct Packing {
   const Stored& stored;
   Shape s;
@@ -341,10 +347,23 @@ void find_bits(const Shape& s, const uint8_t* body, int64_t row, uint8_t* bits) 
   else bits_of(s, panel(s.form, body, p), (int)(row % ROWS), extras(s.form, body, p), extras(s.form, body, p + 1), bits);
 }
 
-int16_t value_at(const Shape& s, const uint8_t* at, int slot) {
-  const unsigned value = get(at, s.b.slot[slot].value, s.b.slot[slot].value_shift, s.b.value_bits);
-  if (s.form.kind == RESSA_BF16) return (int16_t)value;
-  return (int16_t)(s.form.kind == RESSA_INT8 ? (int8_t)value : (int)value - bias(s));
+// A row whose positions tell everything, and that has no weight in the list: in one pass.
+void read_told(const Shape& s, const uint8_t* panel, int lane, Row& out) {
+  const int per = s.b.cols / s.b.group;
+  for (int64_t col = 0, block = 0; col < s.form.cols; block++) {
+    const uint8_t* at = at_block(s, panel, block) + 4 * lane;
+    for (int group = 0; group < per && col < s.form.cols; group++, col += s.b.group) {
+      int16_t value[16];
+      unsigned set = 0;
+      for (int i = 0, slot = group * s.b.kept; i < s.b.kept; i++, slot++) {
+        const int where = get_index(s, at, slot);
+        if (!(set >> where & 1)) value[where] = value_at(s, at, slot), set |= 1u << where;  // a free slot repeats another
+      }
+      out.bits[col / 8] |= (uint8_t)(set << (col % 8));
+      if (set >> 8) out.bits[col / 8 + 1] |= (uint8_t)(set >> 8);
+      for (; set; set &= set - 1) out.values[out.count++] = value[__builtin_ctz(set)];
+    }
+  }
 }
 
 }  // namespace
@@ -371,16 +390,18 @@ void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
   const Shape s(form, block(form.kind, form.layout));
   const int lane = (int)(row % ROWS);
   const uint8_t* from = panel(form, body, row / ROWS);
-  const Extra* extra = extras(form, body, row / ROWS);
-  if (form.bits) {
-    find_bits(s, body, row, out.bits);
-    for (const Extra* last = extras(form, body, row / ROWS + 1); extra != last && extra->row() != lane;) extra++;
-  }
+  const Extra *extra = extras(form, body, row / ROWS), *last = extras(form, body, row / ROWS + 1);
+  while (extra != last && extra->row() != lane) extra++;
   out.count = 0;
-  walk(s, out.bits, [&](int64_t number, int64_t, int64_t at, int slot, bool fits) {
-    out.values[number] = !fits ? (extra++)->value : value_at(s, at_block(s, from, at) + 4 * lane, slot);
-    out.count = number + 1;
-  });
+  if (form.bits && extra == last && !own_bits(form, body, row)) {
+    read_told(s, from, lane, out);
+  } else {
+    if (form.bits) find_bits(s, body, row, out.bits);
+    walk(s, out.bits, [&](int64_t number, int64_t, int64_t at, int slot, bool fits) {
+      out.values[number] = !fits ? (extra++)->value : value_at(s, at_block(s, from, at) + 4 * lane, slot);
+      out.count = number + 1;
+    });
+  }
   if (form.kind == RESSA_INT8) out.scale = load<float>(from + 4 * lane);
   out.groups = form.kind == RESSA_INT4 ? row_groups(out.count, form.group) : 0;
   for (int64_t g = 0; g < out.groups; g++)
