@@ -13,7 +13,7 @@ import ressa.packed
 
 SOURCES = sorted((Path(ressa.packed.__file__).parent / "kernels").glob("*.cpp"))
 CHECK = Path(__file__).with_name("kernels_check.cpp")
-SANITIZERS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 CANNOT_RUN = 77
 
 
