@@ -208,7 +208,11 @@ def report(lines: list[dict[str, Any]]) -> list[str]:
     for place in dict.fromkeys(tuple(line[key] for key in keys) for line in lines):
         told = [line for line in lines if tuple(line[key] for key in keys) == place]
         where = f"{told[0]['set']} kernels, torch {told[0]['torch']} with {told[0].get('torch_has', 'all')}, {told[0]['date']}"
-        text += ["", f"## {place[2].replace('x', ' x ')}, {place[3]} thread{'s'[: place[3] > 1]}, {place[0]}, {place[1]}", ""]
+        text += [
+            "",
+            f"## {place[2].replace('x', ' x ')}, {place[3]} thread{'s'[: place[3] > 1]}, {place[0]}, {place[1]}",
+            "",
+        ]
         text += [
             where,
             "",
@@ -246,7 +250,10 @@ def main() -> None:
                 new = [place | line for line in measured(made, threads, asked.repetitions)]
                 same = ("processor", "set", "shape", "kind", "threads")
                 lines = [line for line in lines if any(line[key] != new[0][key] for key in same)] + new
-    lines.sort(key=lambda line: (line["processor"], line["set"], SHAPES.index(line["shape"]), line["threads"]))
+    order = [*KINDS]
+    lines.sort(
+        key=lambda at: (at["processor"], at["set"], SHAPES.index(at["shape"]), at["threads"], order.index(at["kind"]))
+    )
     path.write_text(json.dumps(lines, indent=1) + "\n")
     title = ["# Products of packed weights with one token", "", *(__doc__ or "").split("\n\n")[1].splitlines()]
     (RESULTS / "kernels.md").write_text("\n".join([*title, *report(lines)]) + "\n")

@@ -19,7 +19,16 @@ CANNOT_RUN = 77
 
 def built(compiler: str, folder: Path, *flags: str) -> Path:
     """The program of `CHECK` with all sets that the compiler builds; its files are compiled side by side."""
-    common = [compiler, "-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *flags, f"-I{SOURCES[0].parent}"]
+    common = [
+        compiler,
+        "-std=c++17",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *flags,
+        f"-I{SOURCES[0].parent}",
+    ]
     outputs = {source: folder / f"{source.stem}.o" for source in (*SOURCES, CHECK)}
     jobs = [subprocess.Popen([*common, "-c", source, "-o", output]) for source, output in outputs.items()]
     assert [job.wait() for job in jobs] == [0] * len(jobs)
