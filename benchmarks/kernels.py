@@ -1,12 +1,12 @@
 """Products of packed weights with one token, streamed from memory: `python benchmarks/kernels.py`.
 
-Writes benchmarks/results/kernels.json and kernels.md: microseconds of each product, and how many times as fast it is as
+Writes results/kernels.json and results/kernels.md: microseconds of each product, and how many times as fast it is as
 torch eager in its faster dtype, and as our dense kernel of the same kind of values. Each matrix lies in memory many
-times (300 MB and more), and every call reads another copy, as decoding reads a model's layers; the contenders take turns
-in every repetition, so that what else the machine does hits all of them. Medians, of ratios within a repetition too.
+times (300 MB and more), and every call reads another copy, as decoding reads a model's layers. The contenders take
+turns, so that what else the machine does hits all of them. Medians, of ratios within a turn of all too.
 
-`--ggml FOLDER` adds llama.cpp, from a folder with its libggml-base.so and libggml-cpu.so: weights in the layout to which
-it repacks them on x86 (it has none for Q8_0), all copies in one graph. `--only 2048x8192 --kinds int8` renews a part.
+`--ggml FOLDER` adds llama.cpp, from a folder with its libggml-base.so and libggml-cpu.so: weights in the layout that
+it repacks them to on x86 (it has none for Q8_0), all copies in one graph. `--only 2048x8192 --kinds int8` renews one.
 As on a processor without AVX-512: `RESSA_KERNELS=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2` before it.
 """
 
@@ -207,19 +207,18 @@ def report(lines: list[dict[str, Any]]) -> list[str]:
     text, keys = [], ("processor", "set", "shape", "threads")
     for place in dict.fromkeys(tuple(line[key] for key in keys) for line in lines):
         told = [line for line in lines if tuple(line[key] for key in keys) == place]
-        where = f"{told[0]['set']} kernels, torch {told[0]['torch']} with {told[0].get('torch_has', 'all')}, {told[0]['date']}"
-        text += [
-            "",
-            f"## {place[2].replace('x', ' x ')}, {place[3]} thread{'s'[: place[3] > 1]}, {place[0]}, {place[1]}",
-            "",
-        ]
+        processor_, set_, shape, threads = place
+        where = (
+            f"{set_} kernels, torch {told[0]['torch']} ({told[0].get('torch_has', 'all it knows')}), {told[0]['date']}"
+        )
+        text += ["", f"## {shape.replace('x', ' x ')}, {threads} thread{'s'[: threads > 1]}, {processor_}, {set_}", ""]
         text += [
             where,
             "",
             "| values | | bits a weight | us | GB/s | x dense | x torch |",
             "|---|---|---:|---:|---:|---:|---:|",
         ]
-        outputs, inputs = map(int, place[2].split("x"))
+        outputs, inputs = map(int, shape.split("x"))
         for line in told:
             bits, speed = line["bytes"] * 8 / outputs / inputs, line["bytes"] / line["us"] / 1e3
             cells = f"{bits:.2f} | {line['us']:.0f} | {speed:.1f} | {line['x_dense']:.2f} | {line['x_torch']:.2f}"
@@ -250,7 +249,7 @@ def main() -> None:
                 new = [place | line for line in measured(made, threads, asked.repetitions)]
                 same = ("processor", "set", "shape", "kind", "threads")
                 lines = [line for line in lines if any(line[key] != new[0][key] for key in same)] + new
-    order = [*KINDS]
+    order = [*KINDS]  # what was renewed comes at its place
     lines.sort(
         key=lambda at: (at["processor"], at["set"], SHAPES.index(at["shape"]), at["threads"], order.index(at["kind"]))
     )

@@ -1,4 +1,4 @@
-"""AVX2 and NEON, held to the plain kernels weight by weight (`kernels_check.cpp`): under sanitizers, and in an emulator."""
+"""AVX2 and NEON held to the plain kernels, weight by weight (`kernels_check.cpp`): under sanitizers, and emulated."""
 
 from __future__ import annotations
 
