@@ -7,6 +7,7 @@ turns, so that what else the machine does hits all of them. Medians, of ratios w
 
 `--ggml FOLDER` adds llama.cpp, from a folder with its libggml-base.so and libggml-cpu.so: weights in the layout that
 it repacks them to on x86 (it has none for Q8_0), all copies in one graph. `--only 2048x8192 --kinds int8` renews one.
+As on a processor without AVX-512: `RESSA_KERNELS=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2` before it.
 """
 
 from __future__ import annotations
@@ -202,19 +203,22 @@ def measured(made: dict[str, Contender], threads: int, repetitions: int) -> list
 
 
 def report(lines: list[dict[str, Any]]) -> list[str]:
-    """Tables, one for each processor, shape and number of threads."""
-    text, keys = [], ("processor", "shape", "threads")
+    """Tables, one for each processor, set of kernels, shape and number of threads."""
+    text, keys = [], ("processor", "set", "shape", "threads")
     for place in dict.fromkeys(tuple(line[key] for key in keys) for line in lines):
         told = [line for line in lines if tuple(line[key] for key in keys) == place]
-        where = f"{told[0]['set']} kernels, torch {told[0]['torch']}, {told[0]['date']}"
-        text += ["", f"## {place[1].replace('x', ' x ')}, {place[2]} thread{'s'[: place[2] > 1]}, {place[0]}", ""]
+        processor_, set_, shape, threads = place
+        where = (
+            f"{set_} kernels, torch {told[0]['torch']} ({told[0].get('torch_has', 'all it knows')}), {told[0]['date']}"
+        )
+        text += ["", f"## {shape.replace('x', ' x ')}, {threads} thread{'s'[: threads > 1]}, {processor_}, {set_}", ""]
         text += [
             where,
             "",
             "| values | | bits a weight | us | GB/s | x dense | x torch |",
             "|---|---|---:|---:|---:|---:|---:|",
         ]
-        outputs, inputs = map(int, place[1].split("x"))
+        outputs, inputs = map(int, shape.split("x"))
         for line in told:
             bits, speed = line["bytes"] * 8 / outputs / inputs, line["bytes"] / line["us"] / 1e3
             cells = f"{bits:.2f} | {line['us']:.0f} | {speed:.1f} | {line['x_dense']:.2f} | {line['x_torch']:.2f}"
@@ -234,7 +238,8 @@ def main() -> None:
     path, ggml = RESULTS / "kernels.json", Ggml(asked.ggml) if asked.ggml else None
     lines = json.loads(path.read_text()) if path.exists() else []
     machine = {"processor": processor()["processor"], "set": native.chosen()}
-    machine |= {"torch": versions()["torch"], "date": str(datetime.date.today())}
+    machine |= {"torch": versions()["torch"], "torch_has": torch.backends.cpu.get_cpu_capability()}
+    machine |= {"date": str(datetime.date.today())}
     for shape in asked.only:
         outputs, inputs = map(int, shape.split("x"))
         for kind in asked.kinds:
@@ -244,7 +249,10 @@ def main() -> None:
                 new = [place | line for line in measured(made, threads, asked.repetitions)]
                 same = ("processor", "set", "shape", "kind", "threads")
                 lines = [line for line in lines if any(line[key] != new[0][key] for key in same)] + new
-    lines.sort(key=lambda line: (line["processor"], line["set"], SHAPES.index(line["shape"]), line["threads"]))
+    order = [*KINDS]  # what was renewed comes at its place
+    lines.sort(
+        key=lambda at: (at["processor"], at["set"], SHAPES.index(at["shape"]), at["threads"], order.index(at["kind"]))
+    )
     path.write_text(json.dumps(lines, indent=1) + "\n")
     title = ["# Products of packed weights with one token", "", *(__doc__ or "").split("\n\n")[1].splitlines()]
     (RESULTS / "kernels.md").write_text("\n".join([*title, *report(lines)]) + "\n")

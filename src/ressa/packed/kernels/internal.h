@@ -8,6 +8,9 @@
 
 #if defined(__x86_64__)
 #define RESSA_HAS_AVX512
+#define RESSA_HAS_AVX2
+#elif defined(__aarch64__)
+#define RESSA_HAS_NEON
 #endif
 
 namespace ressa {
