@@ -59,16 +59,16 @@ struct Fullness {
 
   // 64 columns: counts of each 2 bits, then of 4, then of 16, side by side in one number.
   void see64(uint64_t bits) {
-    const uint64_t ones = UINT64_C(0x1111111111111111), twos = bits - ((bits >> 1) & 5 * ones);
+    const uint64_t ones = UINT64_C(0x1111111111111111), halves = UINT64_C(0x0f0f0f0f0f0f0f0f);
+    const uint64_t bytes = UINT64_C(0x00ff00ff00ff00ff), twos = bits - ((bits >> 1) & 5 * ones);
     const uint64_t fours = (twos & 3 * ones) + ((twos >> 2) & 3 * ones);
     if (fours & 4 * ones) see4(4);
     if (fours & fours >> 1 & ones) see4(3);
     if (~fours & fours >> 1 & ones) see4(2);
     if (fours & ~(fours >> 1) & ones) see4(1);
     if (~(fours | fours >> 1 | fours >> 2) & ones) see4(0);
-    const uint64_t eights = (fours & 15 * (ones & UINT64_C(0x0101010101010101))) + (fours >> 4 & UINT64_C(0x0f0f0f0f0f0f0f0f));
-    for (uint64_t sixteens = (eights & UINT64_C(0x00ff00ff00ff00ff)) + (eights >> 8 & UINT64_C(0x00ff00ff00ff00ff)), i = 0; i < 4; i++)
-      see16((int)(sixteens >> (16 * i) & 255));
+    const uint64_t eights = (fours & halves) + (fours >> 4 & halves), sixteens = (eights & bytes) + (eights >> 8 & bytes);
+    for (int i = 0; i < 64; i += 16) see16((int)(sixteens >> i & 255));
   }
 };
 
