@@ -1,6 +1,6 @@
-"""Products of packed weights with one token, streamed from memory: `python benchmarks/kernels.py`.
+"""Products of packed weights with one token, streamed from memory: `python benchmarks/packed_products.py`.
 
-Writes results/kernels.json and results/kernels.md: microseconds of each product, and how many times as fast it is as
+Writes results/packed_products.json and results/packed_products.md: microseconds of each product, and how many times as fast it is as
 torch eager in its faster dtype, and as our dense kernel of the same kind of values. Each matrix lies in memory many
 times (300 MB and more), and every call reads another copy, as decoding reads a model's layers. The contenders take
 turns, so that what else the machine does hits all of them. Medians, of ratios within a turn of all too.
@@ -42,7 +42,7 @@ HUGE_PAGES = 14  # MADV_HUGEPAGE
 
 INTRODUCTION = """# Products of packed weights with one token
 
-`python benchmarks/kernels.py`: microseconds of a product, and how many times as fast it is as torch eager in its faster
+`python benchmarks/packed_products.py`: microseconds of a product, and how many times as fast it is as torch eager in its faster
 dtype (x torch), and as our dense kernel of the same kind of values (x dense). Gaussian weights, random patterns, every
 call reads another copy of the matrix from memory; contenders take turns; medians, of ratios within a turn too. int8 and
 int4 round the activations to 8 bits, in our kernels and in llama.cpp's (llama-cpp-python 0.3.36, built here with
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--ggml", type=Path)
     asked = parser.parse_args()
     torch.manual_seed(0)
-    path, ggml = RESULTS / "kernels.json", Ggml(asked.ggml) if asked.ggml else None
+    path, ggml = RESULTS / "packed_products.json", Ggml(asked.ggml) if asked.ggml else None
     lines = json.loads(path.read_text()) if path.exists() else []
     machine = {"processor": processor()["processor"], "set": native.chosen()}
     machine |= {"torch": versions()["torch"], "torch_has": torch.backends.cpu.get_cpu_capability()}
@@ -263,7 +263,7 @@ def main() -> None:
         key=lambda at: (at["processor"], at["set"], SHAPES.index(at["shape"]), at["threads"], order.index(at["kind"]))
     )
     path.write_text(json.dumps(lines, indent=1) + "\n")
-    (RESULTS / "kernels.md").write_text("\n".join([INTRODUCTION, *report(lines)]) + "\n")
+    (RESULTS / "packed_products.md").write_text("\n".join([INTRODUCTION, *report(lines)]) + "\n")
 
 
 if __name__ == "__main__":
