@@ -37,7 +37,7 @@ clean:
 	rm -rf $(VENV)
 
 # torch comes first and alone: its constraint decides which build the others must live with.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard src/ressa/packed/kernels/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch

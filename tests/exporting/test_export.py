@@ -65,7 +65,7 @@ def test_shards_stay_shards(pruned, tmp_path):
 
 @pytest.mark.parametrize("values", ["bf16", "fp16", "int8", "int4"])
 def test_other_values_keep_every_zero_and_come_near(values, pruned, tmp_path):
-    told = ressa.export(pruned, tmp_path / "packed", values=values, group_size=16)["export"]
+    told = ressa.export(pruned, tmp_path / "packed", values=values, group_size=16, rounding="nearest")["export"]
     ressa.export(tmp_path / "packed", tmp_path / "dense", format="dense")
     was, found = tensors(pruned), tensors(tmp_path / "dense")
     stored = [key.removesuffix("_values") for key in tensors(tmp_path / "packed") if key.endswith("weight_values")]
@@ -78,7 +78,7 @@ def test_other_values_keep_every_zero_and_come_near(values, pruned, tmp_path):
 
 
 def test_a_dense_model_is_packed_whole_in_integers_without_a_bitmask(llava_folder, tmp_path):
-    told = ressa.export(llava_folder, tmp_path / "packed", values="int8")["export"]
+    told = ressa.export(llava_folder, tmp_path / "packed", values="int8", rounding="nearest")["export"]
     assert not any(key.endswith("weight_bitmask") for key in tensors(tmp_path / "packed"))
     assert len(told["linears"]) == sum(part["linears"] for part in ressa.inspect(llava_folder)["parts"].values())
     model, _ = ressa.load(tmp_path / "packed")
@@ -101,7 +101,7 @@ def test_demo_packed_answers_to_the_bit_as_it_does_dense(sparsity, tmp_path):
 def test_the_bytes_of_demo_are_those_the_format_says(tmp_path):
     ressa.prune("demo", tmp_path / "pruned", method="magnitude", sparsity="2:4")
     for values, share in (("same", 9 / 16), ("int8", 5 / 16), ("int4", 3 / 16)):
-        told = ressa.export(tmp_path / "pruned", tmp_path / values, values=values)["export"]
+        told = ressa.export(tmp_path / "pruned", tmp_path / values, values=values, rounding="nearest")["export"]
         weights = sum(linear["shape"][0] * linear["shape"][1] for linear in told["linears"].values())
         dense = told["bytes"]["read"] - 2 * weights
         scales = {"same": 0, "int8": 4 / 288, "int4": 2 / 64}[values] * weights  # rows of at least 144, groups
@@ -115,7 +115,7 @@ def test_the_card_says_that_loading_needs_ressa(packed, pruned):
 
 
 def test_the_cards_say_of_rounded_weights_that_they_were_rounded(pruned, tmp_path):
-    ressa.export(pruned, tmp_path / "packed", values="int4")
+    ressa.export(pruned, tmp_path / "packed", values="int4", rounding="nearest")
     ressa.export(tmp_path / "packed", tmp_path / "dense", format="dense")
     for name, first in (("packed", "import ressa.packed"), ("dense", "loads without ressa")):
         card = (tmp_path / name / "README.md").read_text()
@@ -124,14 +124,14 @@ def test_the_cards_say_of_rounded_weights_that_they_were_rounded(pruned, tmp_pat
 
 
 def test_the_command_line_says_what_it_wrote(pruned, ressa, tmp_path):
-    code, out, _ = ressa("export", pruned, tmp_path / "packed", "--values", "int8")
+    code, out, _ = ressa("export", pruned, tmp_path / "packed", "--values", "int8", "--rounding", "nearest")
     assert code == 0
     assert "linears packed" in out
     assert "% of" in out
 
 
 def test_a_disk_that_lies_is_found_out(pruned, tmp_path, monkeypatch):
-    from ressa.exporting import verb
+    from ressa.exporting import files
 
     def changed(file, out, pairs):
         first = True
@@ -142,8 +142,8 @@ def test_a_disk_that_lies_is_found_out(pruned, tmp_path, monkeypatch):
             kept.append((key, tensor))
         write(file, out, kept)
 
-    write = verb.write_weights
-    monkeypatch.setattr(verb, "write_weights", changed)
+    write = files.write_weights
+    monkeypatch.setattr(files, "write_weights", changed)
     with pytest.raises(ressa.RessaError, match="on disk is not what was read"):
         ressa.export(pruned, tmp_path / "packed")
     assert not any(tmp_path.iterdir())

@@ -18,6 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import pico
 import ressa
 from ressa.machine import found, native
+from ressa.packed import loading
+from ressa.packed import native as kernels
 from ressa.packed.linear import PackedLinear
 
 
@@ -64,6 +66,30 @@ def test_logits_are_those_of_the_dense_folder_to_the_bit(packed, pruned, dtype):
     inputs = asked(pruned).to(dtype)
     with torch.no_grad():
         assert sparse(**inputs).logits.equal(dense(**inputs).logits)
+
+
+@pytest.mark.skipif(kernels.chosen() is None, reason="no kernels for this processor, or none were built")
+@pytest.mark.parametrize("values", ["bf16", "int8", "int4"])
+def test_what_has_kernels_is_prepared_for_them_and_answers_as_without(values, pruned, tmp_path, monkeypatch):
+    ressa.export(pruned, tmp_path / "packed", values=values, rounding="nearest")
+    found = []
+    for name in (None, kernels.NONE):
+        if name:
+            monkeypatch.setenv(kernels.VARIABLE, name)
+        model, _ = ressa.load(tmp_path / "packed")
+        assert all((module._buffers["prepared"] is None) == bool(name) for module in layers(model).values())
+        told = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
+        found.append(model.generate(**asked(pruned), max_new_tokens=2, pad_token_id=0, **told).logits)
+    assert all(torch.allclose(one, other, atol=0.1 * float(other.std())) for one, other in zip(*found, strict=True))
+
+
+def test_what_has_no_kernels_is_said_once(packed, monkeypatch, recwarn):
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    loading._say_once.cache_clear()
+    with pytest.warns(ressa.errors.RessaWarning, match="unpacked at every call: values of fp32 have no kernels here"):
+        ressa.load(packed)
+    ressa.load(packed)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}])

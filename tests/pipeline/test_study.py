@@ -28,6 +28,7 @@ from ressa.pipeline.study import Study, read_study
 SHIPPED = sorted((Path(ressa.__file__).parent / "studies").glob("*.yaml"))
 VARYING = ("seconds", "evaluation_seconds", "peak_memory_bytes")  # from call to call
 GRID = {"prune.sparsity": ["50%", "2:4"]}
+TWELVE = {"seeds": list(range(6))}  # cells, with this grid
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ def test_a_study_killed_twice_repeats_no_finished_cell(file, told):
 def test_two_shards_two_workers_and_one_process_give_the_same_table(file, told, tmp_path):
     tables = []
     for name in ("one", "shards", "workers"):
-        path = file(out=str(tmp_path / name))
+        path = file(out=str(tmp_path / name), **TWELVE)
         if name == "one":
             make(read_study(path))
         elif name == "shards":
@@ -372,7 +373,7 @@ def test_two_shards_two_workers_and_one_process_give_the_same_table(file, told, 
             assert ended(process) == 0
         tables.append(table(tmp_path / name))
     assert tables[0] == tables[1] == tables[2]
-    assert len({row["cell"] for row in tables[0]}) == 4
+    assert len({row["cell"] for row in tables[0]}) == 12
 
 
 def test_two_processes_that_take_the_same_cells_share_them(file, told):
@@ -386,13 +387,13 @@ def test_two_processes_that_take_the_same_cells_share_them(file, told):
 
 @pytest.mark.slow  # each process spends seconds on imports
 def test_the_cells_of_a_worker_that_is_killed_are_made_by_the_others(file, told):
-    path, out = file(seeds=[0, 1, 2]), Path(told["out"])
+    path, out = file(**TWELVE), Path(told["out"])
     parent = start(path, "--workers", 2)
     wait_for(lambda: len(finished(out)) >= 1)
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent.pid)], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     assert ended(parent) == 0
-    assert len(finished(out)) == 6
+    assert len(finished(out)) == 12
     assert {row["status"] for row in table(out)} == {"finished"}
 
 
@@ -428,9 +429,9 @@ def test_without_ray_its_option_says_how_to_get_it(file, refused, monkeypatch):
 @pytest.mark.slow
 def test_a_local_ray_cluster_of_two_workers_gives_the_same_table(file, told, tmp_path):
     pytest.importorskip("ray")
-    process = start(file(out=str(tmp_path / "ray")), "--ray", "local", "--workers", 2, "--threads", 1)
+    process = start(file(out=str(tmp_path / "ray"), **TWELVE), "--ray", "local", "--workers", 2, "--threads", 1)
     assert ended(process) == 0
-    make(read_study(file(out=str(tmp_path / "one"))))
+    make(read_study(file(out=str(tmp_path / "one"), **TWELVE)))
     for ours, theirs in zip(table(tmp_path / "ray"), table(tmp_path / "one"), strict=True):
         numbers = [[float(row.pop(name) or 0) for name in ("value", "low", "high")] for row in (ours, theirs)]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)  # the memory of its processes lies otherwise

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import typer
 
-from ressa.cli.options import Json, Model, Out, with_settings
+from ressa.cli.options import Json, MaybeData, Model, Out, with_settings
 from ressa.cli.terminal import bars, quiet, show
 from ressa.exporting.settings import Export
 from ressa.files.text import format_bytes
+from ressa.settings import Runtime
 
 
 def register(app: typer.Typer) -> None:
@@ -17,15 +18,23 @@ def register(app: typer.Typer) -> None:
     app.command()(with_settings(export))
 
 
-def export(model: Model, out: Out, settings: Export, as_json: Json = False) -> None:
+def export(
+    model: Model,
+    out: Out,
+    settings: Export,
+    runtime: Runtime,
+    data: MaybeData = None,
+    as_json: Json = False,
+) -> None:
     """Write MODEL packed (kept weights and a bitmask, for ressa to load) or dense again; verified from the files.
 
-    **Example:** `ressa export pruned/ packed/`; `ressa export packed/ dense/ --format dense`
+    **Example:** `ressa export pruned/ packed/`; `ressa export pruned/ int4/ --values int4 --data data/`; `ressa export
+    packed/ dense/ --format dense`
     """
     from ressa.exporting.verb import export as verb
 
     with quiet(), bars() as bar:
-        result = verb(model, out, settings=settings, progress=bar("exporting"))
+        result = verb(model, out, data=data, settings=settings, runtime=runtime, progress=bar("exporting"))
     done = result["export"]
     read, written = (done["bytes"][key] for key in ("read", "written"))
     sizes = f"{format_bytes(written)}, {written / read:.1%} of {format_bytes(read)}"

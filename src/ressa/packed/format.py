@@ -73,16 +73,25 @@ def pack(weight_OI: Tensor, kind: str = "same", group: int = 64) -> Packed:
     mask_OI = weight_OI != 0
     kept_N, counts_O = weight_OI[mask_OI], mask_OI.sum(1)
     kind = KINDS.get(weight_OI.dtype, str(weight_OI.dtype)) if kind == "same" else kind
-    scale = None
     if kind in FLOATS:
         values = kept_N.to(FLOATS[kind])
     elif kind in LARGEST:
-        values, scale = _quantised(kept_N, _runs(counts_O, kind, group), kind)
+        return from_integers(*nearest(kept_N, runs(counts_O, kind, group), kind), mask_OI, kind, group)
     else:
         raise RessaError(f"weights of {kind} cannot be packed as they are: name one of {', '.join(KINDS.values())}")
     if kind in FLOATS and FLOATS[kind] != weight_OI.dtype and not values.isfinite().all():
         raise RessaError(f"holds weights too large for {kind}; name another kind of values")
-    rows, columns = weight_OI.shape
+    return _packed(values, None, mask_OI, group)
+
+
+def from_integers(integers_N: Tensor, scale_S: Tensor, mask_OI: Tensor, kind: str, group: int) -> Packed:
+    """What is stored of kept weights that are integers already, of `kind`, with their scales as in `runs`."""
+    values = integers_N if kind == "int8" else _to_nibbles(integers_N)
+    return _packed(values, scale_S, mask_OI, group)
+
+
+def _packed(values: Tensor, scale: Tensor | None, mask_OI: Tensor, group: int) -> Packed:
+    rows, columns = mask_OI.shape
     return Packed((rows, columns), values, None if mask_OI.all() else _to_bits(mask_OI), scale, group)
 
 
@@ -92,7 +101,7 @@ def unpack(packed: Packed, out_OI: Tensor) -> Tensor:
     kept_N = packed.values
     if packed.scale is not None:
         counts_O = mask_OI.sum(1) if mask_OI is not None else _full(packed)
-        runs_S, count = _runs(counts_O, packed.kind, packed.group), int(counts_O.sum())
+        runs_S, count = runs(counts_O, packed.kind, packed.group), int(counts_O.sum())
         integers_N = packed.values if packed.kind == "int8" else _from_nibbles(packed.values, count)
         kept_N = integers_N * packed.scale.float().repeat_interleave(runs_S, output_size=count)
     kept_N = kept_N.to(out_OI.dtype)
@@ -141,7 +150,7 @@ def _check_scale(packed: Packed, counts_O: Tensor, unless: Any) -> None:
     unless(packed.scale is not None, f"values of {packed.kind} without a scale")
     scale = packed.scale
     assert scale is not None
-    wanted = len(_runs(counts_O, packed.kind, packed.group))
+    wanted = len(runs(counts_O, packed.kind, packed.group))
     unless(scale.dtype == SCALES[packed.kind], f"scales of {scale.dtype} beside values of {packed.kind}")
     unless(scale.shape == (wanted,), f"its scales are {tuple(scale.shape)} and should be ({wanted},)")
     unless(bool((scale.isfinite() & (scale >= 0)).all()), "a scale that is negative or no number")
@@ -159,21 +168,31 @@ def check_config(config: Mapping[str, Any]) -> int:
     return group
 
 
-def _quantised(kept_N: Tensor, runs_S: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """(values, scales), rounded to nearest: the largest of each run becomes the largest integer."""
+def nearest(kept_N: Tensor, runs_S: Tensor, kind: str, scales: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """(int8 integers, scales) of kept weights, `runs_S` of which share each scale: its largest becomes the largest.
+
+    Args:
+        scales: their dtype. [as the format has it]
+
+    Raises:
+        RessaError: NaN or infinity among them.
+    """
     if not kept_N.isfinite().all():
         raise RessaError("holds NaN or infinity, which cannot be quantised")
     kept_N, most = kept_N.float(), LARGEST[kind]
     run_N = torch.arange(len(runs_S), device=kept_N.device).repeat_interleave(runs_S)
     amax_S = kept_N.new_zeros(len(runs_S)).scatter_reduce_(0, run_N, kept_N.abs(), "amax")
-    scale_S = (amax_S / most).to(SCALES[kind])
-    scale_N = scale_S.float()[run_N]
-    # a run whose scale is below the smallest float is all zeros
-    integers_N = (kept_N / scale_N).where(scale_N > 0, 0).round().clamp(-most, most).to(torch.int8)
-    return (integers_N if kind == "int8" else _to_nibbles(integers_N)), scale_S
+    scale_S = (amax_S / most).to(scales or SCALES[kind])
+    return to_integers(kept_N, scale_S.float()[run_N], kind), scale_S
 
 
-def _runs(counts_O: Tensor, kind: str, group: int) -> Tensor:
+def to_integers(weight: Tensor, scale: Tensor, kind: str) -> Tensor:
+    """The nearest integers of `kind`, int8; 0 where the scale is 0, as that of weights too small for any other is."""
+    most = LARGEST[kind]
+    return (weight / scale).where(scale > 0, 0).round_().clamp_(-most, most).to(torch.int8)
+
+
+def runs(counts_O: Tensor, kind: str, group: int) -> Tensor:
     """How many kept weights each scale is for, (S,): those of a row, or of int4 `group` of them and what is left."""
     if kind == "int8":
         return counts_O

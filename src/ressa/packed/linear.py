@@ -1,6 +1,9 @@
-"""A linear that keeps its weight packed, and unpacks it at every call into a buffer that all such layers share.
+"""A linear that keeps its weight packed. Up to 8 tokens are multiplied by a kernel, where there is one for its values.
 
-Shapes: O outputs, I inputs.
+Else, and for more tokens, it is unpacked into a buffer that all such layers share, and torch multiplies. Once prepared
+for the kernels (`native.prepare`), the weight is held in that form alone, and given back as it was stored when asked.
+
+Shapes: O outputs, I inputs, T tokens.
 """
 
 from __future__ import annotations
@@ -13,8 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ressa.machine import found, native
+from ressa.machine import found
+from ressa.machine import native as native_dtypes
+from ressa.packed import native
 from ressa.packed.format import BITMASK, SCALE, VALUES, Packed, unpack
+
+STORED = (VALUES, BITMASK, SCALE)
+PREPARED = "prepared"
 
 _LOCAL = threading.local()  # a buffer for each thread: two that compute at once must not share one
 
@@ -44,15 +52,33 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = shape
         self.group = group
         self.register_parameter("bias", bias)
-        for name in (VALUES, BITMASK, SCALE):
+        for name in STORED:
             self.register_buffer(name, stored.get(name))
+        self.register_buffer(PREPARED, None, persistent=False)
         self.like: Tensor
         self.register_buffer("like", torch.empty(0) if like is None else like, persistent=False)
 
+    def prepare(self) -> bool:
+        """Repacks the weight for this processor's kernels, in the place of what was stored; whether there are any."""
+        if self._buffers[PREPARED] is None and (prepared := native.prepare(self.packed)) is not None:
+            self._buffers.update(dict.fromkeys(STORED))
+            self._buffers[PREPARED] = prepared
+        return self._buffers[PREPARED] is not None
+
+    def restore(self) -> bool:
+        """Undoes `prepare`; whether there was anything to undo."""
+        ready = self._buffers[PREPARED] is not None
+        self._buffers.update(self._stored())
+        self._buffers[PREPARED] = None
+        return ready
+
     @property
     def packed(self) -> Packed:
-        """What the weight is kept as."""
-        values, bitmask, scale = (self._buffers[name] for name in (VALUES, BITMASK, SCALE))
+        """What the weight is kept as, or was stored as: anew then, to the bit."""
+        prepared = self._buffers[PREPARED]
+        if prepared is not None:
+            return native.restore(prepared)
+        values, bitmask, scale = (self._buffers[name] for name in STORED)
         assert values is not None
         return Packed((self.out_features, self.in_features), values, bitmask, scale, self.group)
 
@@ -64,24 +90,86 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        values, bitmask, scale = (self._buffers[name] for name in (VALUES, BITMASK, SCALE))
+        prepared = self._buffers[PREPARED]
+        if prepared is not None:
+            return torch.ops.ressa.prepared_linear(x, prepared, self.bias, self.out_features)
+        values, bitmask, scale = (self._buffers[name] for name in STORED)
         op = torch.ops.ressa.packed_linear
         return op(x, values, bitmask, scale, self.bias, self.out_features, self.group)
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        return f"{text}, values={self.packed.kind}"
+        return f"{text}, values={self.kind}, kernel={self._buffers[PREPARED] is not None}"
+
+    @property
+    def kind(self) -> str:
+        """What values are kept as: bf16, fp16, fp32, int8 or int4."""
+        prepared = self._buffers[PREPARED]
+        return (self.packed if prepared is None else native.told(prepared)).kind
+
+    def _stored(self) -> dict[str, Tensor | None]:
+        packed = self.packed
+        return {VALUES: packed.values, BITMASK: packed.bitmask, SCALE: packed.scale}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        """Moves what is packed to another device, and leaves its dtypes."""
-        own = {name: self._buffers[name] for name in (VALUES, BITMASK, SCALE)}
-        self._buffers.update(dict.fromkeys(own))
+        """Moves what is packed to another device, where it is as it was stored, and leaves its dtypes."""
+        held = {name: self._buffers[name] for name in (*STORED, PREPARED)}
+        self._buffers.update(dict.fromkeys(held))
         super()._apply(fn, recurse)
-        for name, tensor in own.items():
+        self._buffers.update(held)
+        if self.like.device.type != "cpu":
+            self.restore()
+        for name in STORED:
+            tensor = self._buffers[name]
             if tensor is not None:
                 plain = tensor.is_meta or not tensor.is_floating_point()
                 self._buffers[name] = fn(tensor) if plain else tensor.to(self.like.device)
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._buffers[PREPARED] is not None:
+            stored = {f"{prefix}{name}": tensor for name, tensor in self._stored().items()}
+            destination.update({name: tensor for name, tensor in stored.items() if tensor is not None})
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        ready = self.restore()
+        super()._load_from_state_dict(*args)
+        if ready:
+            self.prepare()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: as it was stored, for they may come to another processor."""
+        buffers = dict(self._buffers) | self._stored() | {PREPARED: None}
+        return self.__dict__ | {"_buffers": buffers, "_ready": self._buffers[PREPARED] is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        ready = state.pop("_ready")
+        super().__setstate__(state)
+        if ready:
+            self.prepare()
+
+
+@torch.library.custom_op(
+    "ressa::prepared_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor prepared, Tensor? bias, int outputs) -> Tensor",
+)
+def _prepared_linear(x: Tensor, prepared: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """Of few tokens by a kernel, else as `packed_linear`."""
+    inputs = x.shape[-1]
+    x_TI = x.reshape(-1, inputs)
+    if not 0 < len(x_TI) <= native.TOKENS:
+        return _multiplied(x, (outputs, inputs), bias, lambda weight_OI: native.unpack(prepared, weight_OI))
+    dtype = x.dtype if x.dtype in native.DTYPES else torch.float32
+    bias = None if bias is None else bias.to(dtype).contiguous()
+    y_TO = native.matvec(prepared, x_TI.to(dtype).contiguous(), bias, outputs)
+    return y_TO.to(x.dtype).view(*x.shape[:-1], outputs)
+
+
+@_prepared_linear.register_fake
+def _(x: Tensor, prepared: Any, bias: Any, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
 
 
 @torch.library.custom_op(
@@ -99,9 +187,14 @@ def _packed_linear(
     group: int,
 ) -> Tensor:
     """`F.linear` with the unpacked weight, in the dtype of x where this device multiplies it natively, else float32."""
-    dtype = x.dtype if x.dtype in native(x.device.type, found()) else torch.float32
     shape = (outputs, x.shape[-1])
-    weight_OI = unpack(Packed(shape, values, bitmask, scale, group), _scratch(shape, dtype, x.device))
+    packed = Packed(shape, values, bitmask, scale, group)
+    return _multiplied(x, shape, bias, lambda weight_OI: unpack(packed, weight_OI))
+
+
+def _multiplied(x: Tensor, shape: tuple[int, int], bias: Tensor | None, unpacked: Callable[[Tensor], Tensor]) -> Tensor:
+    dtype = x.dtype if x.dtype in native_dtypes(x.device.type, found()) else torch.float32
+    weight_OI = unpacked(_scratch(shape, dtype, x.device))
     return functional.linear(x.to(dtype), weight_OI, None if bias is None else bias.to(dtype)).to(x.dtype)
 
 

@@ -6,7 +6,9 @@ In a process that has not imported it, `from_pretrained` ends in an error: `X.we
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ressa.errors import RessaError
+from ressa.errors import RessaError, RessaWarning
+from ressa.packed import native
 from ressa.packed.format import BITMASK, METHOD, SCALE, SHAPE, VALUES, check, check_config
 from ressa.packed.linear import PackedLinear
 
@@ -74,9 +77,17 @@ class PackedQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = seen | {rf"^(?:{'|'.join(sorted(shapes))})$"}
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        for name, module in model.named_modules():
-            if isinstance(module, PackedLinear):
-                check(module.packed, name)
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+        for name, module in layers.items():
+            check(module.packed, name)
+        without = {module.kind for module in layers.values() if not module.prepare()}
+        if without and native.wanted():
+            _say_once(f"values of {', '.join(sorted(without))} have no kernels here ({native.why_none()})")
+
+
+@cache
+def _say_once(why: str) -> None:
+    warnings.warn(f"packed layers are unpacked at every call: {why}", RessaWarning, stacklevel=2)
 
 
 class Names:
