@@ -57,7 +57,7 @@ def repair_flop(
 
 
 def repair_bytes(sizes: Sizes, load: Workload, way: Way, new: int, own: int) -> dict[str, float]:
-    """The most that a step holds, by what holds it.
+    """The most that a step holds, by what holds it: gradients come as activations go, and are counted with them.
 
     Args:
         new: numbers that adapters add.
@@ -69,11 +69,12 @@ def repair_bytes(sizes: Sizes, load: Workload, way: Way, new: int, own: int) -> 
     streams = [WIDE * load.batch_size * load.length(shape) * shape.width for shape in sizes.shapes]
     kept = sum(streams if way.recompute else blocks)
     kept += sum(streams) if way.teacher and way.outputs else 0
+    work = _at_work(blocks, sizes, load, way)
     return {
         "student": weights,
         "teacher": weights if way.teacher else 0,
-        "optimizer": new * (2 * WIDE + way.moments) + own * (WIDE + way.moments),
-        "activations": kept + max(logit_bytes(sizes, load, way), _at_work(blocks, sizes, load, way)),
+        "optimizer": new * WIDE + (new + own) * way.moments,
+        "activations": max(kept + max(logit_bytes(sizes, load, way), work), (new + own) * WIDE + work),
         "workspace": _workspace(sizes, way),
     }
 
