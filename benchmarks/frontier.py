@@ -34,7 +34,7 @@ from transformers.utils import logging
 import ressa
 from ressa.data.emoji import write
 from ressa.data.records import read_records
-from ressa.exporting.calibrate import calibrated
+from ressa.exporting.calibrate import Grid, calibrated
 from ressa.exporting.settings import Export
 from ressa.machine import processor, versions
 from ressa.model.structure import structure
@@ -47,8 +47,8 @@ SPARSITIES = ("2:4", "50%", "8:16", "4:16", "60%", "75%")  # the order they are 
 METHODS = ("alps", "admm")
 VALUES = ("bf16", "int8", "int4")
 GROUP = 64
-PRUNED_WITH, ROUNDED_WITH = 48, 16  # windows of 512 tokens that calibrate SmolLM2
-WINDOWS = 16  # held out, of either text
+PRUNED_WITH, ROUNDED_WITH = 48, 8  # windows of 512 tokens that calibrate SmolLM2
+WINDOWS = 8  # held out, of either text
 REPAIR = {"samples": 6400, "batch_size": 16}  # as benchmarks/repair.py
 QUESTIONS = 1000
 
@@ -144,14 +144,13 @@ def in_three_bits(net: Any, work: Path) -> int:
     """The linears of the blocks rounded to integers from -3 to 3, in place; returns the bytes these would take."""
     format.LARGEST["int3"], format.SCALES["int3"] = 3, torch.bfloat16
     settings = Export(values="int4", samples=ROUNDED_WITH)
-    object.__setattr__(settings, "values", "int3")  # which no user can ask for
     linears = {name: linear for block in structure(net).blocks() for name, linear in block.linears.items()}
 
     def runs(keep_OI: torch.Tensor) -> torch.Tensor:
         return format.runs(keep_OI.sum(1), "int4", GROUP)
 
     records = read_records(work / "data", "train")
-    made = calibrated(work / "dense", records, linears, runs, settings, Runtime())
+    made = calibrated(work / "dense", records, linears, Grid("int3", runs), settings, Runtime())
     for name, (integers_N, scale_S) in made.items():
         weight_OI = linears[name].weight.data
         keep_OI = weight_OI != 0
@@ -176,7 +175,9 @@ def compute(work: Path, row: Row) -> dict[str, Any]:
         texts = {split: smollm2.perplexity(net, tokenizer, work / "data", split, WINDOWS) for split in smollm2.HELD_OUT}
         told["perplexity"] = texts
     else:
-        told["exact_match"] = ressa.evaluate(folder, data=work / "scenes", limit=QUESTIONS)["exact_match"]
+        told["exact_match"] = ressa.evaluate(folder, data=work / "scenes", limit=QUESTIONS, batch_size=64)[
+            "exact_match"
+        ]
     told |= {"seconds": round(time.perf_counter() - started), "date": str(datetime.date.today())}
     return told | {"processor": processor()["processor"], "versions": versions()}
 
@@ -290,9 +291,10 @@ def show() -> None:
     for row in rows([SMOLLM2, *EMBEDDED], list(METHODS), list(SPARSITIES)):
         if result := row.result:
             every.setdefault(row.model, {})[row] = result
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts = [
         "# What a byte buys: zeros or fewer bits",
-        f"{datetime.date.today()}, {platform.machine()}, {processor()['processor']}, {', '.join(versions().values())}. "
+        f"{datetime.date.today()}, {platform.machine()}, {processor()['processor']}, {packages}. "
         "Bytes are those of the linears of all blocks in the packed format (values, bitmask, scales), divided by "
         f"the number of their weights. int8 has a scale for each row, int4 and int3 one for {GROUP} kept weights; "
         "rounding is compensated (docs/packed.md). int3 is simulated: rounded, its bytes counted, and no format holds "

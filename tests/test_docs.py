@@ -29,6 +29,7 @@ import typer
 from PIL import Image
 
 import ressa.demo
+from ressa.benching.settings import Bench
 from ressa.cli import app, main
 from ressa.data.records import read_records
 from ressa.evaluation.settings import Evaluate
@@ -56,6 +57,7 @@ SETTINGS = {
     "repair": Repair,
     "evaluate": Evaluate,
     "packed": Export,
+    "bench": Bench,
     "run": Recipe,
     "machines": Runtime,
 }

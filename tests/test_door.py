@@ -19,8 +19,8 @@ import ressa
 from ressa.evaluation.settings import Evaluate
 from ressa.pruning.settings import Prune
 
-VERBS = ["compare", "evaluate", "export", "inspect", "load", "plan", "prune", "repair", "run"]
-SETTINGS = ["Evaluate", "Export", "Prune", "Recipe", "Repair", "Runtime"]
+VERBS = ["bench", "compare", "evaluate", "export", "inspect", "load", "plan", "prune", "repair", "run"]
+SETTINGS = ["Bench", "Evaluate", "Export", "Prune", "Recipe", "Repair", "Runtime"]
 SOURCE = Path(ressa.__file__).parent
 STUB = SOURCE / "__init__.pyi"
 SHARES = r"\b((?:sparsity|vision|connector|language|total): str)\b"  # a number is taken as its text

@@ -91,7 +91,7 @@ def test_no_two_files_import_each_other():
 
 
 def test_the_verbs_never_import_one_another_and_nothing_imports_the_command_line():
-    verbs = {"pruning", "repairing", "evaluation", "exporting", "inspection", "preparation"}
+    verbs = {"pruning", "repairing", "evaluation", "exporting", "inspection", "benching", "preparation"}
     for path in FILES:
         found = rooms_of(imported(path))
         if room(path) in verbs:

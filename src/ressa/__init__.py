@@ -7,6 +7,7 @@ ressa.prune(name, out, data=...)       a folder with zeros
 ressa.repair(pruned, out, teacher=...) a folder with the same zeros that answers like the dense model
 ressa.evaluate(name, data=...)         how well it answers
 ressa.export(pruned, out)              the same model packed: kept weights and a bitmask, or dense again
+ressa.bench(packed, against=pruned)    what it takes in bytes and seconds on this machine, beside the dense one
 ressa.compare(name, out, methods=...)  several methods side by side
 ressa.run(recipe)                      all of it, from one recipe
 """
@@ -27,11 +28,13 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys(
 
 _HOMES = {
     **dict.fromkeys(("Recipe", "read_recipe"), "ressa.pipeline.recipe"),
+    "Bench": "ressa.benching.settings",
     "Evaluate": "ressa.evaluation.settings",
     "Export": "ressa.exporting.settings",
     "Prune": "ressa.pruning.settings",
     "Repair": "ressa.repairing.settings",
     "Runtime": "ressa.settings",
+    "bench": "ressa.benching.verb",
     "compare": "ressa.pipeline.compare",
     "evaluate": "ressa.evaluation.verb",
     "export": "ressa.exporting.verb",
@@ -43,6 +46,7 @@ _HOMES = {
     "run": "ressa.pipeline.run",
 }
 _BY_KEYWORDS = {
+    "bench": "",
     "compare": "method",
     "evaluate": "",
     "export": "",

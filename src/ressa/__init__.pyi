@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ressa.benching.settings import Bench as Bench
 from ressa.errors import RessaError as RessaError
 from ressa.evaluation.settings import Evaluate as Evaluate
 from ressa.exporting.settings import Export as Export
@@ -15,6 +16,21 @@ from ressa.pruning.settings import Prune as Prune
 from ressa.repairing.settings import Repair as Repair
 from ressa.settings import Runtime as Runtime
 
+def bench(
+    models: str | Path | Sequence[str | Path],
+    *,
+    tokens: int = 64,
+    batch_size: int = 8,
+    repetitions: int = 3,
+    split: str = "test",
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    against: str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]: ...
 def compare(
     model: str | Path,
     out: str | Path,
@@ -175,7 +191,9 @@ def repair(
     teacher_cache: str | None = None,
     top_k: int = 64,
     bf16: bool = False,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | None = None,
+    micro_batch: int | None = None,
+    optim: str | None = None,
     checkpoint_every: int = 100,
     report_to: str = "none",
     device: str = "auto",

@@ -239,6 +239,20 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory_there(device: torch.device) -> int | None:
+    """The bytes that are free on a GPU, or that this process may still take of the main memory; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if device.type != "cpu" or not info.is_file():
+        return None
+    free = [int(found) * 1024 for found in re.findall(r"MemAvailable:\s+(\d+) kB", info.read_text())]
+    with contextlib.suppress(OSError, ValueError):  # a container may have less than its machine
+        most, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free.append(max(0, most - used))
+    return min(free, default=None)
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it; an object that is no path (a dataset) is named by its type."""
     if value is None or isinstance(value, str | int | float):

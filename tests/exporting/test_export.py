@@ -131,7 +131,7 @@ def test_the_command_line_says_what_it_wrote(pruned, ressa, tmp_path):
 
 
 def test_a_disk_that_lies_is_found_out(pruned, tmp_path, monkeypatch):
-    from ressa.exporting import verb
+    from ressa.exporting import files
 
     def changed(file, out, pairs):
         first = True
@@ -142,8 +142,8 @@ def test_a_disk_that_lies_is_found_out(pruned, tmp_path, monkeypatch):
             kept.append((key, tensor))
         write(file, out, kept)
 
-    write = verb.write_weights
-    monkeypatch.setattr(verb, "write_weights", changed)
+    write = files.write_weights
+    monkeypatch.setattr(files, "write_weights", changed)
     with pytest.raises(ressa.RessaError, match="on disk is not what was read"):
         ressa.export(pruned, tmp_path / "packed")
     assert not any(tmp_path.iterdir())

@@ -62,7 +62,7 @@ def one_by_one(weight_OI, step_OI, hessian_II, kind, turns):
     return found_OI
 
 
-def far_off(kept_N, runs_S, kind):
+def far_off(kept_N, runs_S, kind, scales):
     return torch.zeros_like(kept_N, dtype=torch.int8), torch.zeros(len(runs_S), dtype=SCALES[kind])
 
 

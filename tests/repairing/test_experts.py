@@ -199,10 +199,10 @@ def test_what_a_stopped_run_had_pruned_is_put_back(case, tmp_path):
 
 def test_the_plan_of_repair_counts_the_sums_that_experts_keep(case):
     model, *_ = _last(case)
-    linears = [linear for block in structure(model).blocks() for linear in block.linears.values()]
-    fused_weights = sum(linear.weight.numel() for linear in linears if is_expert(linear))
+    blocks = [block.linears.values() for block in structure(model).blocks()]
+    most = max(sum(linear.weight.numel() for linear in block if is_expert(linear)) for block in blocks)
     memory = plan(case.folder / "config.json", "2:4")["steps"]["repair"]["memory"]
-    assert 4 * fused_weights < memory["workspace"] < 4 * fused_weights + 2 * 4 * model.num_parameters()
+    assert 4 * most < memory["workspace"] < 4 * most + 3 * 4 * model.num_parameters()  # of one block at a time
 
 
 # ---- repair ----------------------------------------------------------------------------------------------------------

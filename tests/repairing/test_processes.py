@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_repair import assert_same_zeros, bytes_of, prune_by_magnitude
+import torch
+from test_repair import assert_same_zeros, bytes_of, prune_by_magnitude, weights
 
 import ressa
 
@@ -42,12 +43,16 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+def two_processes() -> list[str]:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*launch, "--main_process_port", free_port(), "--main_process_ip", "127.0.0.1"]
+
+
 @pytest.mark.parametrize("adapter", ["sparse-lora", "masked-ft"])
 def test_two_processes_give_the_losses_of_one_with_a_doubled_batch(adapter, pruned, llava_folder, tiny_data, tmp_path):
     common = ["--steps", 6, "--adapter", adapter, "--connector-weight", "0.5"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", free_port(), "--main_process_ip", "127.0.0.1", "-m", "ressa.cli"]
+    launch = [*two_processes(), "-m", "ressa.cli"]
     told = words(pruned, tmp_path / "two", llava_folder, tiny_data, "--batch-size", 3, *common)
     done = subprocess.run([*launch, *told], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -59,6 +64,28 @@ def test_two_processes_give_the_losses_of_one_with_a_doubled_batch(adapter, prun
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], rel=TOLERANCE)
     assert_same_zeros(pruned, tmp_path / "two")
+
+
+@pytest.mark.parametrize("adapter", ["sparse-lora", "lora", "masked-ft"])
+def test_two_processes_that_share_the_parameters_repair_as_one_with_a_doubled_batch(
+    adapter, pruned, llava_folder, tiny_data, tmp_path
+):
+    settings = {"steps": 4, "adapter": adapter, "gradient_checkpointing": True, "checkpoint_every": 2}
+    settings |= {} if adapter == "masked-ft" else {"rank": 4}
+    script = str(Path(__file__).parents[1].joinpath("sharded_repair.py"))
+    told = [pruned, tmp_path / "two", llava_folder, tiny_data, json.dumps(settings | {"batch_size": 3})]
+    call = [*two_processes(), script, *map(str, told)]
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("holds 0.5") == 2
+    one = ressa.repair(pruned, tmp_path / "one", teacher=llava_folder, data=tiny_data, **settings, batch_size=6)
+    two = json.loads((tmp_path / "two" / "ressa.json").read_text())
+    losses = [[entry["loss"] for entry in run["history"]] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=TOLERANCE)
+    if adapter != "lora":
+        assert_same_zeros(pruned, tmp_path / "two")
+        for name, whole in weights(tmp_path / "one").items():
+            torch.testing.assert_close(weights(tmp_path / "two")[name], whole, rtol=0, atol=1e-4)
 
 
 def test_sparse_lora_under_fsdp2_has_the_gradients_of_one_process():

@@ -67,7 +67,7 @@ def test_its_numbers_are_those_of_the_result_files(opened):
     rows = page.run("[...document.querySelectorAll('#models tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
     scores = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.rglob("scores.json"))]
     shown = sorted(float(row[1]) for row in rows if row[1])
-    found = {round(100 * score["scores"]["exact_match"], 1) for score in scores}
+    found = {round(100 * score["exact_match"], 1) for score in scores}
     assert set(shown) == found
     if (table := folder / "results.csv").is_file():
         with table.open(encoding="utf-8") as lines:

@@ -34,10 +34,11 @@ def outputs_of(blocks: Iterable[Block]) -> Iterator[dict[str, list[Tensor]]]:
 def squared_error(ours: Tensor, dense: Tensor, weights: TokenWeights, block: Block) -> tuple[Tensor, Tensor]:
     """|ours - dense|² and |dense|² of one call, each summed over the tokens that count, as they count; float32."""
     counts_BT = weights.of(block, block.name, dense, crossed=False)
-    return _squares(ours.float() - dense.float(), counts_BT), _squares(dense.float(), counts_BT)
+    return squares(ours.float() - dense.float(), counts_BT), squares(dense.float(), counts_BT)
 
 
-def _squares(x_BTD: Tensor, counts_BT: Tensor | None) -> Tensor:
+def squares(x_BTD: Tensor, counts_BT: Tensor | None) -> Tensor:
+    """|x|² summed over the tokens that count, as they count."""
     squares_BT = x_BTD.square().sum(-1)
     if counts_BT is None:
         return squares_BT.sum()

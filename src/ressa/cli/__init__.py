@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ressa.cli import bench as bench_command
 from ressa.cli import data as data_commands
 from ressa.cli import export as export_commands
 from ressa.cli import report as report_commands
@@ -40,6 +41,7 @@ app.add_typer(data_commands.app, name="data")
 report_commands.register(app)
 study_command.register(app)
 export_commands.register(app)
+bench_command.register(app)
 
 
 def main() -> None:

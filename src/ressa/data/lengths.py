@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,18 +25,26 @@ def check_lengths(
     if not places or not records:
         return
     encoder_decoder = is_encoder_decoder(config)
-    prompts = [prompt_text(processor, record) for record in records]
-    lengths = _lengths(tokenizer_of(processor), prompts)
     second = getattr(processor, "qformer_tokenizer", None)
+    prompts = [prompt_text(processor, record) for record in records]
     qformer_lengths = _lengths(second, prompts) if second else [0] * len(prompts)
-    more = {seen: _around(processor, config, records, seen) for seen in {r.image is not None for r in records}}
-    for record, length, qformer in zip(records, lengths, qformer_lengths, strict=True):
-        prompt = length + more[record.image is not None]
-        answer = len(answer_ids(processor, record.target)) if new_tokens is None else max(new_tokens - 1, 0)
+    counts = token_counts(processor, config, records, new_tokens)
+    for record, (prompt, answer), qformer in zip(records, counts, qformer_lengths, strict=True):
         needed = {"encoder": prompt, "decoder": answer if encoder_decoder else prompt + answer, "qformer": qformer}
         for reader, limit in places.items():
             if needed[reader] > limit:
                 raise RessaError(_too_long(record, needed[reader], reader, limit, new_tokens, prompt))
+
+
+def token_counts(
+    processor: Any, config: Any, records: Sequence[Record], new_tokens: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """(tokens of the prompt with its picture, tokens behind it) of every record; `new_tokens` as in `check_lengths`."""
+    lengths = _lengths(tokenizer_of(processor), [prompt_text(processor, record) for record in records])
+    more = {seen: _around(processor, config, records, seen) for seen in {r.image is not None for r in records}}
+    for record, length in zip(records, lengths, strict=True):
+        answer = len(answer_ids(processor, record.target)) if new_tokens is None else max(new_tokens - 1, 0)
+        yield length + more[record.image is not None], answer
 
 
 def check_words(words: int, processor: Any, config: Any, records: Sequence[Record]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,16 @@ from ressa.packed.format import nearest
 from ressa.settings import Progress, Runtime
 from ressa.statistics import Gram
 
+
+@dataclass(frozen=True)
+class Grid:
+    """Which integers, and what shares a scale."""
+
+    kind: str
+    runs: Callable[[Tensor], Tensor]  # of a mask (O, I) of what is kept: how many kept weights each scale is for
+    scales: torch.dtype | None = None  # their dtype; None: as the packed format has it
+
+
 Rounded = tuple[Tensor, Tensor]  # int8 integers (N,) of the kept weights in row-major order, scales (S,)
 
 
@@ -35,15 +45,12 @@ def calibrated(
     model: str | Path,
     records: list[Record],
     linears: Collection[str],
-    runs: Callable[[Tensor], Tensor],
+    grid: Grid,
     settings: Export,
     runtime: Runtime,
     progress: Progress | None = None,
 ) -> dict[str, Rounded]:
     """{linear: its kept weights in integers and their scales}, in one pass through all blocks.
-
-    Args:
-        runs: of a mask (O, I) of what is kept, how many kept weights each scale is for, row by row.
 
     Raises:
         RessaError: a block that no record enters, weights or inputs that are no numbers.
@@ -53,27 +60,30 @@ def calibrated(
     chosen = machine_for(net, runtime.device, runtime.dtype)
     if chosen.working != chosen.stored:
         net.float()
-    blocks = [block for block in structure(net).blocks() if block.linears.keys() & set(linears)]
+    wanted = set(linears)
+    blocks = [block for block in structure(net).blocks() if block.linears.keys() & wanted]
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
     data = CalibrationData(net, processor, records, settings.samples, settings.batch_size, settings.seed, **where)
     made: dict[str, Rounded] = {}
-    for turn in sweep(data.over(blocks), Gram, changed=linears):
+    for turn in sweep(data.over(blocks), Gram, changed=wanted):
         for name in turn.linears:
             weight_OI = turn.block.linears[name].weight
             keep_OI = weight_OI != 0
-            runs_S = runs(keep_OI)
-            integers_N, scale_S = _rounded(name, weight_OI, turn.inputs.get(name), runs_S, settings.values)
+            runs_S = grid.runs(keep_OI)
+            integers_N, scale_S = _rounded(name, weight_OI, grid, turn.inputs.get(name))
             values_N = integers_N * scale_S.float().repeat_interleave(runs_S)
             weight_OI.masked_scatter_(keep_OI, values_N.to(weight_OI.dtype))
             made[name] = integers_N.cpu(), scale_S.cpu()
     return made
 
 
-def _rounded(name: str, weight_OI: Tensor, inputs: Gram | None, runs_S: Tensor, kind: str) -> Rounded:
+def _rounded(name: str, weight_OI: Tensor, grid: Grid, inputs: Gram | None) -> Rounded:
+    """One linear: what is lost is made up for, or without inputs (with a RessaWarning) rounded to nearest."""
+    keep_OI = weight_OI != 0
     try:
         if inputs is not None and inputs.tokens:
-            return compensated(weight_OI, inputs, runs_S, kind)
+            return compensated(weight_OI, inputs, grid.runs(keep_OI), grid.kind, grid.scales)
         warnings.warn(f"no calibration token reaches {name}: rounded to nearest", RessaWarning, stacklevel=2)
-        return nearest(weight_OI[weight_OI != 0], runs_S, kind)
+        return nearest(weight_OI[keep_OI], grid.runs(keep_OI), grid.kind, grid.scales)
     except RessaError as error:
         raise RessaError(f"{name}: {error}") from None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,8 +18,10 @@ from torch import Tensor
 from ressa.errors import RessaError, one_line
 from ressa.files.text import read_json
 from ressa.model.folder import MANIFEST
+from ressa.model.quantised import KEYS
 from ressa.packed.format import PARTS, Packed, stored_as
 from ressa.reporting.card import MARK, card_text
+from ressa.settings import Progress
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".md")  # processors, tokenizers, licences
@@ -86,6 +89,38 @@ def _indexed(folder: Path) -> list[str]:
 def write_weights(file: str, out: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """One file of weights: it stands in memory whole, and no other beside it."""
     save_file({key: tensor.contiguous() for key, tensor in tensors}, out / file, metadata={"format": "pt"})
+
+
+def write_all(
+    source: Weights,
+    out: Path,
+    tensors: Callable[[str], Iterable[tuple[str, Tensor]]],
+    quantisation: Mapping[str, Any] | None,
+    progress: Progress | None,
+) -> Weights:
+    """Weights, their index and config.json, and what was written.
+
+    Args:
+        tensors: (name, tensor) of what a file of the source becomes.
+        quantisation: what config.json says of it, where it says anything.
+    """
+    files = source.files
+    for done, file in enumerate(files):
+        if progress:
+            progress(done, len(files), file)
+        write_weights(file, out, tensors(file))
+    config = read_json(source.folder / "config.json")
+    for key in KEYS:
+        config.pop(key, None)
+    if quantisation is not None:
+        config["quantization_config"] = quantisation
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return write_index(out, files)
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same bytes, whatever they stand for."""
+    return one.reshape(-1).view(torch.uint8).equal(other.reshape(-1).view(torch.uint8))
 
 
 def write_index(out: Path, files: list[str]) -> Weights:

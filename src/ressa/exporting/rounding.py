@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ressa.packed.format import LARGEST, SCALES, nearest, to_integers
+from ressa.packed.format import LARGEST, nearest, to_integers
 from ressa.statistics import Gram
 
 SLAB = 64  # inputs rounded before the rest of the matrix is updated, in one product
@@ -20,7 +20,13 @@ SHRINKS = [1 - step / 40 for step in range(20)]  # of the scale that reaches a r
 
 @torch.no_grad()
 def compensated(
-    weight_OI: Tensor, inputs: Gram, runs_S: Tensor, kind: str, *, damp: float = 0.01
+    weight_OI: Tensor,
+    inputs: Gram,
+    runs_S: Tensor,
+    kind: str,
+    scales: torch.dtype | None = None,
+    *,
+    damp: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
     """(int8 integers (N,), scales (S,)) of `kind` for the weights that are not zero, as `packed.format.nearest` gives.
 
@@ -33,6 +39,7 @@ def compensated(
 
     Args:
         runs_S: how many kept weights each scale is for, row by row.
+        scales: the dtype of scales. [as the packed format has it]
         damp: added to the Gram's diagonal, as a share of its mean.
 
     Raises:
@@ -40,12 +47,12 @@ def compensated(
     """
     keep_OI, gram_II = weight_OI != 0, inputs.gram_II
     kept_N = weight_OI[keep_OI]
-    plain_N, plain_S = nearest(kept_N, runs_S, kind)
+    plain_N, plain_S = nearest(kept_N, runs_S, kind, scales)
     if not gram_II.any():
         return plain_N, plain_S  # whatever the weights are, nothing comes of them
     factor_II = inputs.inverse_factor(damp)
     columns_N = keep_OI.nonzero()[:, 1]
-    scale_S = _scales(kept_N.float(), factor_II.diagonal()[columns_N], runs_S, kind)
+    scale_S = _scales(kept_N.float(), factor_II.diagonal()[columns_N], runs_S, kind, plain_S.dtype)
     step_OI = torch.zeros_like(weight_OI, dtype=torch.float32)
     step_OI.masked_scatter_(keep_OI, scale_S.float().repeat_interleave(runs_S))
     hessian_II = gram_II + damp * gram_II.diagonal().mean() * torch.eye(len(gram_II), device=gram_II.device)
@@ -96,7 +103,7 @@ def _settled(integers_OI: Tensor, weight_OI: Tensor, step_OI: Tensor, hessian_II
     return integers_IO.T
 
 
-def _scales(kept_N: Tensor, pivot_N: Tensor, runs_S: Tensor, kind: str) -> Tensor:
+def _scales(kept_N: Tensor, pivot_N: Tensor, runs_S: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     """For each run the scale (S,), among `SHRINKS` of the one that clips nothing, with the least squared error.
 
     An error counts as much as it will cost once those after it have made up for it: divided by the square of the
@@ -104,9 +111,9 @@ def _scales(kept_N: Tensor, pivot_N: Tensor, runs_S: Tensor, kind: str) -> Tenso
     """
     run_N = torch.arange(len(runs_S), device=kept_N.device).repeat_interleave(runs_S)
     amax_S = kept_N.new_zeros(len(runs_S)).scatter_reduce_(0, run_N, kept_N.abs(), "amax")
-    best_S, least_S = amax_S.to(SCALES[kind]), torch.full_like(amax_S, torch.inf)
+    best_S, least_S = amax_S.to(dtype), torch.full_like(amax_S, torch.inf)
     for shrink in SHRINKS:
-        scale_S = (amax_S * (shrink / LARGEST[kind])).to(SCALES[kind])
+        scale_S = (amax_S * (shrink / LARGEST[kind])).to(dtype)
         scale_N = scale_S.float()[run_N]
         off_N = to_integers(kept_N, scale_N, kind).float().mul_(scale_N).sub_(kept_N).div_(pivot_N).square_()
         error_S = torch.zeros_like(amax_S).scatter_add_(0, run_N, off_N)

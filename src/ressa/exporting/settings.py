@@ -9,6 +9,7 @@ from ressa.settings import SEEDS, check, setting
 
 VALUES = ("same", "bf16", "fp16", "fp32", "int8", "int4")
 INTEGERS = ("int8", "int4")
+COMPRESSED = "compressed-tensors"
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class Export:
 
     format: str = setting(
         "packed",
-        "packed (of each pruned linear the kept weights and a bitmask; ressa reads it) or dense (plain safetensors).",
-        among=("packed", "dense"),
+        "packed (of each pruned linear the kept weights and a bitmask; ressa reads it), dense (plain safetensors) or "
+        "compressed-tensors (all weights, zeros too, in 8 or 4 bits, as vLLM serves them).",
+        among=("packed", "dense", COMPRESSED),
     )
     values: str = setting(
         "same",
@@ -26,7 +28,7 @@ class Export:
         "row, int4 with one for each group.",
         among=VALUES,
     )
-    group_size: int = setting(64, "Kept weights of a row that share a scale, for int4.")
+    group_size: int = setting(64, "Weights of a row that share a scale, for int4; packed counts kept ones alone.")
     rounding: str = setting(
         "compensated",
         "To int8 and int4: compensated (what a weight loses, kept ones make up for, by the inputs that --data brings; "
@@ -42,6 +44,8 @@ class Export:
         check(self, "export")
         if self.format == "dense" and self.values != "same":
             raise RessaError(f"export: values {self.values} has no effect with format dense: leave it out")
+        if self.format == COMPRESSED and self.values not in INTEGERS:
+            raise RessaError(f"export: format {COMPRESSED} stores int8 or int4: add --values int8")
 
     @property
     def calibrates(self) -> bool:

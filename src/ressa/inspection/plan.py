@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
+from ressa.costs.pruning import prune_bytes, prune_flop
+from ressa.costs.repairing import Way, adapters, cache_bytes, repair_bytes, repair_flop, ways
+from ressa.costs.shapes import WIDE, Sizes, Workload, picture, sizes_of
 from ressa.data.prompts import is_encoder_decoder
 from ressa.errors import RessaError
 from ressa.files.paths import path_of
 from ressa.files.text import format_bytes, to_bytes
-from ressa.inspection.costs import (
-    WIDE,
-    Shape,
-    Workload,
-    activation_bytes,
-    adapters,
-    prune_bytes,
-    prune_flop,
-    repair_flop,
-    shape_of,
-)
 from ressa.inspection.settings import Plan
 from ressa.methods import METHODS
 from ressa.model.described import config_of, described
@@ -36,21 +28,8 @@ from ressa.settings import check_paths
 from ressa.statistics import Method
 
 STORED = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}  # bytes a prunable weight; int8 leaves the others in bfloat16
-WORDS, PATCHES = 64, 1024  # of text beside a picture; of a picture whose size the config does not tell
-ADAM, TRAINED = 16, 12  # bytes a new number (itself, gradient, two moments), and those a number of the model takes more
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """What the arithmetic needs of a model."""
-
-    shapes: tuple[Shape, ...]
-    parameters: int
-    width: int  # bytes a stored weight
-    trained: int  # numbers of connector, norms and biases, which repair trains as they are
-    head: int
-    words: int
-    heads: int
+WORDS = 64  # of text beside a picture
+TOP_K = 64  # words that a teacher's cache keeps at each place of an answer
 
 
 def plan(model: str | Path, sparsity: str = "2:4", *, settings: Plan) -> dict[str, Any]:
@@ -69,15 +48,15 @@ def plan(model: str | Path, sparsity: str = "2:4", *, settings: Plan) -> dict[st
     width = _dtype(config).itemsize  # before a model is made of it, which sets it
     net = described(model, config, auto_class(config, model))
     parts = structure(net)
-    sizes = _sizes(net, parts, width)
-    seen, read = _picture(net.config)
+    sizes = sizes_of(net, parts, width)
+    seen, read = picture(net.config)
     length, encoder_decoder = settings.tokens or read + WORDS, is_encoder_decoder(net.config)
     batch, answers = settings.batch_size, min(settings.answers, length)
     load = Workload(settings.samples, batch or 8, length, settings.patches or seen, answers, encoder_decoder)
     trains = replace(load, batch_size=batch or 16)
     rows = {"load": _fits(_row(sizes.parameters * sizes.width, 0.0), limit, ())}
     rows |= {f"prune: {name}": _prune(method, sizes, load, limit) for name, method in METHODS.items()}
-    rows["repair"] = _repair(sizes, trains, settings.steps, settings.rank, limit)
+    rows["repair"] = _repair(sizes, trains, settings, limit)
     for row in rows.values():
         row["seconds"] = row["flop"] / settings.gflops / 1e9 if settings.gflops else None
     return {
@@ -104,23 +83,7 @@ def _dtype(config: PreTrainedConfig) -> torch.dtype:
     return getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
 
 
-def _sizes(net: PreTrainedModel, parts: Structure, width: int) -> _Sizes:
-    blocks = [block for block in parts.blocks(BY_DEFAULT) if block.linears]
-    vectors = sum(p.numel() for block in blocks for p in block.module.parameters() if p.ndim == 1)
-    connector, head = parts.parts.get("connector"), net.get_output_embeddings()
-    text = net.config.get_text_config()
-    return _Sizes(
-        tuple(shape_of(block) for block in blocks),
-        sum(part.parameters for part in parts.parts.values()),
-        width,
-        vectors + (connector.parameters if connector else 0),
-        head.weight.numel() if head is not None else 0,
-        text.vocab_size,
-        getattr(text, "num_attention_heads", None) or 16,
-    )
-
-
-def _part(part: Any, sizes: _Sizes) -> dict[str, Any]:
+def _part(part: Any, sizes: Sizes) -> dict[str, Any]:
     weights = sum(linear.weight.numel() for block in part.blocks for linear in block.linears.values())
     return {
         "parameters": part.parameters,
@@ -150,37 +113,11 @@ def _disk(parts: Structure, parameters: int, pattern: Pattern) -> dict[str, dict
     return found
 
 
-def _picture(config: Any) -> tuple[int, int]:
-    """(patches of a picture in the vision tower, its tokens in the language model)."""
-    vision, text = getattr(config, "vision_config", None), config.get_text_config()
-    if vision is None:
-        return 0, 0
-    size, patch = (_side(getattr(vision, name, None)) for name in ("image_size", "patch_size"))
-    patches = (size // patch) ** 2 if size and patch and size > patch else PATCHES
-    if getattr(text, "cross_attention_layers", None):
-        return patches, 0  # text attends to the picture instead of reading it
-    for holder, name in (
-        (config, "image_seq_length"),
-        (config, "mm_tokens_per_image"),
-        (config, "num_query_tokens"),
-        (text, "num_image_tokens"),
-    ):
-        if isinstance(value := getattr(holder, name, None), int):
-            return patches, value
-    merged = getattr(vision, "spatial_merge_size", None) or getattr(config, "scale_factor", None) or 1
-    return patches, patches // int(merged) ** 2
-
-
-def _side(value: Any) -> int:
-    value = value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
-    return value if isinstance(value, int) else 0
-
-
 def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
     return {"bytes": needed, "flop": flop, "fits": None, "change": None, **more}
 
 
-def _prune(method: Method, sizes: _Sizes, load: Workload, limit: int | None) -> dict[str, Any]:
+def _prune(method: Method, sizes: Sizes, load: Workload, limit: int | None) -> dict[str, Any]:
     weights = sizes.parameters * sizes.width
     largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
 
@@ -206,34 +143,38 @@ def _prune(method: Method, sizes: _Sizes, load: Workload, limit: int | None) -> 
     return _fits(_row(whole, sum(work.values()), device_bytes=device, work=work), limit, ways)
 
 
-def _repair(sizes: _Sizes, load: Workload, steps: int, rank: int, limit: int | None) -> dict[str, Any]:
-    """Student, teacher, gradients and moments of what is trained, activations, the largest W_eff and all experts'."""
-    trained = adapters(sizes.shapes, rank)
+def _repair(sizes: Sizes, load: Workload, settings: Plan, limit: int | None) -> dict[str, Any]:
+    """Repair as it would carry itself out in so much memory; where that does not fit, the options that help."""
+    new = adapters(sizes.shapes, settings.rank)
+    start = Way(width=min(sizes.width, WIDE))
+    cached = cache_bytes(sizes.shapes, load, TOP_K)
+    options = [("", start)]
+    for words, changes in (
+        *((("--dtype bfloat16", {"width": 2}),) if sizes.width > 2 else ()),
+        (f"--teacher-cache DIR ({format_bytes(cached)} of disk a record)", {"teacher": False}),
+        ("--optim paged_adamw_8bit", {"moments": 2}),
+    ):
+        name, way = options[-1]
+        options.append((f"{name} {words}".strip(), replace(way, **changes)))
 
-    def needs(load: Workload, teachers: int = 1) -> dict[str, float]:
-        kept = sum(activation_bytes(shape, load, sizes.heads) for shape in sizes.shapes)
-        kept += 2 * teachers * WIDE * sum(load.batch_size * load.length(shape) * shape.width for shape in sizes.shapes)
-        kept += 4 * WIDE * load.batch_size * load.answers * sizes.words
-        largest = max((read.weights for shape in sizes.shapes for read in shape.reads), default=0)
-        return {
-            "student": sizes.parameters * WIDE,
-            "teacher": teachers * sizes.parameters * WIDE,
-            "optimizer": trained * ADAM + sizes.trained * TRAINED,
-            "activations": kept,
-            "workspace": WIDE * (2 * largest + sum(shape.fused for shape in sizes.shapes)),
-        }
+    def needs(way: Way) -> dict[str, float]:
+        return repair_bytes(sizes, load, way, new, sizes.trained)
 
-    memory = needs(load)
-    flop = steps * repair_flop(sizes.shapes, load, rank=rank, head=sizes.head, teacher=True)
-    ways = []
-    for size in (8, 4, 2, 1):
-        if size < load.batch_size:
-            total = sum(needs(replace(load, batch_size=size)).values())
-            ways.append((total, f"--batch-size {size}: {format_bytes(total)}"))
-    alone = sum(needs(replace(load, batch_size=1), 0).values())
-    ways.append((alone, f"--batch-size 1 --kl-weight 0 --hidden-weight 0 (no teacher): {format_bytes(alone)}"))
-    ways.append((math.inf, f"not even --batch-size 1 without a teacher, which takes {format_bytes(alone)}"))
-    return _fits(_row(sum(memory.values()), flop, memory=memory, trained=trained + sizes.trained), limit, ways)
+    found = [(name, way, sum(needs(way).values())) for name, option in options for way in ways(load, option)]
+    own = [way for name, way, size in found if not name and (limit is None or size <= limit)]
+    way = next((way for way in own if limit or way.recompute), replace(start, recompute=True, pieces=load.batch_size))
+    memory, least = needs(way), min(size for *_, size in found)
+    asked: dict[str, Any] = {"rank": settings.rank, "head": sizes.head, "teacher": True, "recompute": way.recompute}
+    flop = settings.steps * repair_flop(sizes.shapes, load, **asked)
+    helps = [(size, f"{name}: {format_bytes(size)}{_by_itself(way)}") for name, way, size in found if name]
+    helps.append((math.inf, f"not even with {options[-1][0]}, which takes {format_bytes(least)}"))
+    row = _row(sum(memory.values()), flop, memory=memory, trained=new + sizes.trained, way=str(way))
+    row["ways"] = {str(way) or "as it is": size for name, way, size in found if not name}
+    return _fits(row | {"cache_record_bytes": cached}, limit, helps)
+
+
+def _by_itself(way: Way) -> str:
+    return f" (by itself {way})" if str(way) else ""
 
 
 def _fits(row: dict[str, Any], limit: int | None, ways: Iterable[tuple[float, str]]) -> dict[str, Any]:

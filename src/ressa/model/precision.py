@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
 from ressa.model.matrix import fused, holder
@@ -20,6 +21,60 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
     """The dtype of every parameter and buffer."""
     return {name: tensor.dtype for name, tensor in named_tensors(model)}
+
+
+def wide(*tensors: Tensor) -> torch.dtype:
+    """The widest dtype of `tensors`, at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def matrices_of(model: nn.Module, width: int) -> list[nn.Parameter]:
+    """The matrices that lose nothing where products are computed in `width` bytes and what they give is float32.
+
+    Those of linears and of fused experts, and of plain embeddings, which are read and not multiplied, if they are
+    stored in so few; each once, and none that another kind of module has too.
+    """
+    mine, others = dict[int, nn.Parameter](), set[int]()
+    for module in model.modules():
+        read = type(module) is nn.Embedding and module.weight.dtype.itemsize <= width
+        narrow = fused(module) or ["weight"] * (read or isinstance(module, nn.Linear | Conv1D))
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in narrow:
+                mine[id(parameter)] = parameter
+            else:
+                others.add(id(parameter))
+    return [parameter for key, parameter in mine.items() if key not in others]
+
+
+def widened(model: nn.Module, products: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    """Every tensor in float32 or wider; but where autocast computes `products` in less, matrices are no wider.
+
+    One that is not trained (`matrices_of`) is then as it is stored, or in that dtype. All bits of the results are the
+    same: autocast casts a wider matrix anyway, and rows of an embedding are made float32 when they are read.
+
+    Returns:
+        The matrices that are now narrower than they were.
+    """
+    stay = set[int]()
+    if products.itemsize < torch.float32.itemsize:
+        stay = {id(parameter) for parameter in matrices_of(model, products.itemsize) if not parameter.requires_grad}
+    rounded = []
+    for parameter in model.parameters():
+        if id(parameter) not in stay:
+            parameter.data = parameter.data.to(wide(parameter))
+        elif parameter.dtype.itemsize > products.itemsize:
+            parameter.data = parameter.data.to(products)
+            rounded.append(parameter)
+    for module in model.modules():
+        if type(module) is nn.Embedding and id(module.weight) in stay:
+            module.register_forward_hook(lambda module, args, output: output.to(wide(output)))
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(wide(buffer))
+    return rounded
 
 
 def cast_back(model: nn.Module, dtypes: dict[str, torch.dtype], pruned: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from ressa.packed.loading import METHOD, PackedConfig
 
 MADE_PLAIN = {"fp8": "8-bit floats in blocks", "mxfp4": "4-bit floats in blocks (MXFP4)"}
 KEYS = ("quantization_config", "compression_config")  # compressed-tensors had the second name once
+LEGACY = ("sparse-bitmask", "sparse-24-bitmask")  # of compressed-tensors up to 0.14; no library reads them any more
 DETAILS = ("format", "bits", "load_in_4bit", "load_in_8bit", "quant_type", "quant_algo", "weights")
 
 
@@ -33,6 +34,11 @@ def plain_dtype(name: Any, config: Any, dtype: torch.dtype | str) -> torch.dtype
         if not where and is_packed(config):
             PackedConfig(**quantisation)  # checks it
             continue
+        if found := legacy(config):
+            raise RessaError(
+                f"{name}: holds its zeros in the format {found}, which is read no more: transformers would leave "
+                f"random weights; write it as a dense folder: ressa export {name} OUT --format dense"
+            )
         method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
         if where or method not in MADE_PLAIN or not isinstance(quantisation, dict):
             raise RessaError(
@@ -54,6 +60,17 @@ def is_packed(config: Any) -> bool:
     """Whether the folder of a config is one that `ressa export` packed."""
     quantisation = getattr(config, KEYS[0], None)
     return isinstance(quantisation, Mapping) and quantisation.get("quant_method") == METHOD
+
+
+def legacy(config: Any) -> str | None:
+    """The format, of `LEGACY`, in which a config says that zeros are held; None for others, and if quantised too."""
+    for key in KEYS:
+        quantisation = getattr(config, key, None)
+        if isinstance(quantisation, Mapping) and not quantisation.get("config_groups"):
+            sparsity = quantisation.get("sparsity_config")
+            if isinstance(sparsity, Mapping) and sparsity.get("format") in LEGACY:
+                return sparsity["format"]
+    return None
 
 
 def forget_quantised(model: Any, dtype: torch.dtype) -> None:

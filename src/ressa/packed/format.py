@@ -168,8 +168,11 @@ def check_config(config: Mapping[str, Any]) -> int:
     return group
 
 
-def nearest(kept_N: Tensor, runs_S: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+def nearest(kept_N: Tensor, runs_S: Tensor, kind: str, scales: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """(int8 integers, scales) of kept weights, `runs_S` of which share each scale: its largest becomes the largest.
+
+    Args:
+        scales: their dtype. [as the format has it]
 
     Raises:
         RessaError: NaN or infinity among them.
@@ -179,7 +182,7 @@ def nearest(kept_N: Tensor, runs_S: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     kept_N, most = kept_N.float(), LARGEST[kind]
     run_N = torch.arange(len(runs_S), device=kept_N.device).repeat_interleave(runs_S)
     amax_S = kept_N.new_zeros(len(runs_S)).scatter_reduce_(0, run_N, kept_N.abs(), "amax")
-    scale_S = (amax_S / most).to(SCALES[kind])
+    scale_S = (amax_S / most).to(scales or SCALES[kind])
     return to_integers(kept_N, scale_S.float()[run_N], kind), scale_S
 
 

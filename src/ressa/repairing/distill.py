@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from ressa.data.prompts import IGNORED
+from ressa.model.precision import wide
 
 
 def answer_cross_entropy(logits_NV: Tensor, targets_N: Tensor, count: Tensor | float | None = None) -> Tensor:
     """Sum over the tokens that are not IGNORED, divided by `count` (default: their number), float32; 0 without any."""
     answers = (targets_N != IGNORED).sum().clamp(min=1) if count is None else count
-    return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum") / answers
+    return cross_entropy(logits_NV.to(wide(logits_NV)), targets_N, ignore_index=IGNORED, reduction="sum") / answers
 
 
 def answer_kl(
@@ -48,7 +49,7 @@ def top_kl(
         top_NK: log-probabilities of the teacher at `temperature`.
         words_NK: which words they are of.
     """
-    log_q_NV = log_softmax(student_NV.float() / temperature, dim=-1)
+    log_q_NV = log_softmax(student_NV.to(wide(student_NV)) / temperature, dim=-1)
     log_q_NK = log_q_NV.gather(-1, words_NK)
     total = (top_NK.exp() * (top_NK - log_q_NK)).sum()
     if words_NK.shape[-1] < student_NV.shape[-1]:
@@ -72,6 +73,6 @@ def paper_kl(student_NV: Tensor, teacher_NV: Tensor, batch: int, temperature: fl
 
 
 def _kl_sum(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Tensor:
-    student_NV = log_softmax(student_NV.float() / temperature, dim=-1)
-    teacher_NV = log_softmax(teacher_NV.float() / temperature, dim=-1)
+    student_NV = log_softmax(student_NV.to(wide(student_NV)) / temperature, dim=-1)
+    teacher_NV = log_softmax(teacher_NV.to(wide(teacher_NV)) / temperature, dim=-1)
     return kl_div(student_NV, teacher_NV, reduction="sum", log_target=True)

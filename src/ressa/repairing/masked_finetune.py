@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
 from ressa.model.matrix import fused
-from ressa.model.precision import restore_zeros
+from ressa.model.precision import restore_zeros, wide
 from ressa.repairing.sparse_lora.masked_product import row_chunks
 
 
@@ -65,7 +65,7 @@ class KeptLinear(nn.Module):
         self.base: Any = base
         base.weight.requires_grad_(False)
         weight_OI = self.weight_OI
-        self.kept_N = nn.Parameter(weight_OI[weight_OI != 0].detach().clone())
+        self.kept_N = nn.Parameter(weight_OI[weight_OI != 0].detach().to(wide(weight_OI)))
         self.out_features, self.in_features = weight_OI.shape
 
     @property
@@ -105,11 +105,12 @@ class KeptExperts(nn.Module):
         super().__init__()
         self.base = base
         weights = {name: base.get_parameter(name).requires_grad_(False) for name in fused(base)}
-        self.kept = nn.ParameterDict({name: weight[weight != 0].clone() for name, weight in weights.items()})
+        self.kept = nn.ParameterDict({name: w[w != 0].to(wide(w)) for name, w in weights.items()})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As that of the module."""
-        weights = {name: with_kept(self.base.get_parameter(name), kept_N) for name, kept_N in self.kept.items()}
+        olds = {name: self.base.get_parameter(name) for name in self.kept}
+        weights = {name: with_kept(old, self.kept[name]).to(old.dtype) for name, old in olds.items()}
         return functional_call(self.base, weights, args, kwargs)
 
     @torch.no_grad()

@@ -120,7 +120,18 @@ class Repair:
     )
     top_k: int = setting(64, "How many of the likeliest words the cache keeps at each place of an answer.")
     bf16: bool = setting(False, "The same as --dtype bfloat16, by its name in Trainer.")
-    gradient_checkpointing: bool = setting(False, "Compute blocks again in the backward pass: less memory, more time.")
+    gradient_checkpointing: bool | None = setting(
+        None, "Compute blocks again in the backward pass: less memory, more time. [where memory is short]"
+    )
+    micro_batch: int | None = setting(
+        None,
+        "Records of a batch that run together; the step is that of the whole batch. [all; fewer where memory is short]",
+    )
+    optim: str | None = setting(
+        None,
+        "The optimiser, by Trainer's name for it; 8-bit and paged ones need bitsandbytes. [Trainer's AdamW]",
+        among=("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    )
     checkpoint_every: int = setting(100, "Steps between two checkpoints, from which a stopped run goes on.")
     report_to: str = setting("none", "Where losses go, as Trainer names them: tensorboard, wandb, ... [nowhere]")
 
@@ -137,6 +148,14 @@ class Repair:
             (
                 self.teacher_cache and self.steps == 0,
                 "reconstruction reads no cache of the teacher: leave teacher_cache out, or train",
+            ),
+            (
+                self.micro_batch and self.batch_size % self.micro_batch,
+                f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}",
+            ),
+            (
+                self.paper and self.micro_batch not in (None, self.batch_size),
+                "the paper's KL counts padding, which depends on the batch: leave micro_batch out",
             ),
             *(
                 (getattr(self, name) and not whole.needs_teacher, f"no loss looks at the dense model: leave {name} out")

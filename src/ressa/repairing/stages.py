@@ -21,6 +21,8 @@ from ressa.calibration.logits import decoder_token_ids
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.resume import begin, digest_of, work_path
 from ressa.calibration.samples import samples as batches_of
+from ressa.costs.repairing import Way
+from ressa.costs.shapes import WIDE, Sizes, sizes_of
 from ressa.data.prompts import encode
 from ressa.data.records import Record
 from ressa.errors import RessaError
@@ -30,11 +32,14 @@ from ressa.machine import AUTO, Machine, check_machine, decide, found
 from ressa.model.load import load, machine_for
 from ressa.model.structure import Structure, same_blocks, structure
 from ressa.repairing.hidden import distances
+from ressa.repairing.memory import Fitted, asked_for, check_disk, fit, here, note, noted, workload
+from ressa.repairing.objective import Objective
+from ressa.repairing.recompute import recomputed
 from ressa.repairing.reconstruct import Passes, reconstruct, reconstructed_blocks
 from ressa.repairing.settings import Repair
 from ressa.repairing.student import Student, wrap
 from ressa.repairing.teacher import Cache, Recorder, Teacher, model_hash, open_cache, write_cache
-from ressa.repairing.trainer import CACHED, Adaptation, Objective, Report, arguments, last_checkpoint
+from ressa.repairing.trainer import RECORDS, Adaptation, Report, arguments, gathered, last_checkpoint, put_back
 from ressa.settings import Progress, Runtime
 
 RECONSTRUCTED = "reconstructed.safetensors"
@@ -113,15 +118,18 @@ class Run:
         cache = open_cache(folder, identity)
         if cache is None and self.processes.is_main_process:
             size, progress = settings.batch_size, self.progress
-            write_cache(folder, identity, self._recorder(), self.records, batch_size=size, progress=progress)
+            recorder = self._recorder(folder)
+            write_cache(folder, identity, recorder, self.records, batch_size=size, progress=progress)
             gc.collect()
         self.processes.wait_for_everyone()
         return open_cache(folder, identity)
 
-    def _recorder(self) -> Recorder:
+    def _recorder(self, folder: Path) -> Recorder:
         settings, (model, processor) = self.settings, load(self.teacher)
         rehearse(model, processor, self.records)
-        chosen, objective = self.where.machine(model), self.objective(model, structure(model))
+        parts = structure(model)
+        check_disk(folder, settings, parts, processor, model.config, self.records)
+        chosen, objective = self.where.machine(model), self.objective(model, parts)
         bf16 = chosen.compute == torch.bfloat16
         teacher = Teacher(model, settings.teacher_device or chosen.device, objective.blocks, bf16=bf16)
         return Recorder(teacher, processor, objective.asking, settings.top_k, objective.temperature)
@@ -148,15 +156,38 @@ class Run:
         log = {"machine": chosen.describe()} | self.reconstructed(student, processor, work, chosen)
         if self.settings.steps == 0:
             return student, log
+        sizes = sizes_of(student.model, student.structure, chosen.stored.itemsize)  # before there are adapters
         set_seed(self.settings.seed)  # A of every adapter is drawn
-        student = wrap(student, self.settings)
-        return student, log | self.train(student, processor, cache, work, chosen)
+        student = wrap(student, self.settings, chosen.compute)
+        found = self._fitted(student, sizes, processor, work, chosen, cached=cache is not None)
+        return student, log | found.told | self.train(student, processor, cache, work, chosen, found.way)
+
+    def whole(self, student: Student, fresh: Student, processor: Any, work: Path, chosen: Machine) -> Student:
+        """A student that every process held a part of, whole: `fresh`, as it was loaded, with what was trained."""
+        trained = gathered(student.model)  # in which every process takes part
+        self.reconstructed(fresh, processor, work, chosen)
+        whole = wrap(fresh, self.settings, chosen.compute)
+        put_back({name: p for name, p in whole.model.named_parameters() if name in trained}, trained)
+        return whole
+
+    def _fitted(
+        self, student: Student, sizes: Sizes, processor: Any, work: Path, chosen: Machine, *, cached: bool
+    ) -> Fitted:
+        """How a step is carried out, as the first process finds it, or found it before the run was stopped."""
+        if self.processes.is_main_process:
+            asked = asked_for(self.settings, chosen, cached=cached)
+            load = workload(self.settings, processor, student.model.config, self.records)
+            there = here(sizes, chosen, self.processes.num_processes)
+            found = fit(sizes, load, asked, student, self.settings, there)
+            note(work, found)
+        self.processes.wait_for_everyone()
+        return noted(work)
 
     def reconstructed(self, student: Student, processor: Any, work: Path, chosen: Machine) -> dict[str, Any]:
         """Reconstruct the blocks of the student in place, if asked for; what the manifest says of it."""
-        model, file = student.model.float(), work / RECONSTRUCTED
         if not self.settings.reconstruct:
             return {}
+        model, file = student.model.float(), work / RECONSTRUCTED
         if not file.is_file() and self.processes.is_main_process:
             far = self._reconstruct(student, processor, chosen)
             partial = file.with_suffix(".partial")
@@ -183,19 +214,22 @@ class Run:
         return reconstruct(model, load(self.teacher)[0].float(), blocks, batches, passes, **where)
 
     def train(
-        self, student: Student, processor: Any, cache: Cache | None, work: Path, chosen: Machine
+        self, student: Student, processor: Any, cache: Cache | None, work: Path, chosen: Machine, way: Way
     ) -> dict[str, Any]:
         """Train in place, going on from the last checkpoint in `work` if there is one; what the manifest says."""
         config, samples, world = student.model.config, len(self.records), self.processes.num_processes
         untouched = dict(vars(config))
         steps = self.settings.steps or -(-samples // (self.settings.batch_size * self.settings.accumulate * world))
-        _spare(student.model, self.settings, chosen)
-        trainer = self._trainer(student, processor, cache, arguments(work, self.settings, steps, chosen))
-        if world > 1:
-            first: Any = list(enumerate(self.records[: self.settings.batch_size]))
-            trainer.freeze_unreached(trainer.data_collator(first))
-        checkpoint = last_checkpoint(work)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if chosen.device.type == "cpu":
+            student.model.set_attn_implementation("eager")  # the backward of fused attention takes far longer there
+        args = arguments(work, self.settings, steps, chosen, way.pieces)
+        trainer = self._trainer(student, processor, cache, args, way)
+        checkpoint, blocks = last_checkpoint(work), student.structure.blocks()
+        with recomputed(blocks if way.recompute else (), student.model):
+            if world > 1 and not trainer.is_fsdp_enabled:
+                first: Any = list(enumerate(self.records[: args.per_device_train_batch_size]))
+                trainer.freeze_unreached(trainer.data_collator(first))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         vars(config).clear()
         vars(config).update(untouched)  # Trainer turns use_cache off there, and the folder would keep it
         keys = {"step": "step", "loss": "loss", "learning_rate": "lr"}
@@ -203,32 +237,28 @@ class Run:
         counts = {"steps": steps, "samples": samples, "processes": world, "trained_parameters": student.trained}
         return counts | {"history": history}
 
-    def _trainer(self, student: Student, processor: Any, cache: Cache | None, args: TrainingArguments) -> Adaptation:
+    def _trainer(
+        self, student: Student, processor: Any, cache: Cache | None, args: TrainingArguments, way: Way
+    ) -> Adaptation:
         settings, config = self.settings, student.model.config
-        objective, teacher = self.objective(student.model, student.structure), None
+        objective = self.objective(student.model, student.structure)
+        teacher: Teacher | Cache | None = cache
         if settings.needs_teacher and cache is None:
             dense, device = load(self.teacher)[0], settings.teacher_device or args.device
-            teacher = Teacher(dense, device, objective.blocks, bf16=args.bf16)
+            teacher = Teacher(dense, device, objective.blocks, bf16=way.width < WIDE)
 
         def collate(chosen: list[tuple[int, Record]]) -> dict[str, Any]:
             batch: dict[str, Any] = encode(processor, [record for _, record in chosen], config, answers=True)
-            return batch | ({CACHED: cache([index for index, _ in chosen])} if cache else {})
+            return batch | {RECORDS: torch.tensor([index for index, _ in chosen])}
 
         return Adaptation(
             model=student.model,
             teacher=teacher,
             objective=objective,
             settings=settings,
+            way=way,
             args=args,
             train_dataset=list(enumerate(self.records)),
             data_collator=collate,
             callbacks=[Report(self.progress)] if self.progress else None,
         )
-
-
-def _spare(model: Any, settings: Repair, chosen: Machine) -> None:
-    """Less time and memory for the backward pass, where the device or the settings call for it."""
-    if chosen.device.type == "cpu":
-        model.set_attn_implementation("eager")  # on a CPU the backward of fused attention takes far longer
-    if settings.gradient_checkpointing:  # transformers is renaming it
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()

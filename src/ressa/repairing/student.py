@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ressa.errors import RessaError
 from ressa.families import QFORMER
 from ressa.model.folder import PRUNED_FROM, patterns_of
 from ressa.model.matrix import Convolution, fused, holder, is_norm
-from ressa.model.precision import cast_back, dtypes_of, parameters_of
+from ressa.model.precision import cast_back, dtypes_of, parameters_of, widened
 from ressa.model.structure import Structure, structure
 from ressa.patterns import NofM
 from ressa.repairing.masked_finetune import kept, put
@@ -32,7 +32,8 @@ class Student:
     """A pruned model and, once adapters are put, which of its parameters are trained.
 
     `matrices` are the pruned ones, whose zeros are to stay, as ressa.json tells of them; `dtypes` are those that all
-    tensors came in; `adapted` are the modules that the adapter trains; `tuner` is peft's, where it is one of peft's.
+    tensors came in; `adapted` are the modules that the adapter trains; `tuner` is peft's, where it is one of peft's;
+    `rounded` are the matrices that stand in less than they are stored in.
     """
 
     model: PreTrainedModel
@@ -42,6 +43,7 @@ class Student:
     adapter: str = "none"
     tuner: BaseTuner | None = None
     adapted: tuple[str, ...] = ()
+    rounded: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
     @property
     def trained(self) -> int:
@@ -86,28 +88,31 @@ def _entry(part: str, weight_OI: torch.Tensor) -> dict[str, Any]:
     return {"part": part, **pattern, **sizes}
 
 
-def wrap(student: Student, settings: Repair) -> Student:
+def wrap(student: Student, settings: Repair, products: torch.dtype = torch.float32) -> Student:
     """Put an adapter on every pruned linear of the chosen parts and let the other chosen parameters be trained as
     they are. A pruned patch embedding stays as it is.
 
-    Everything is computed in float32: the updates of a bfloat16 norm or bias would mostly be rounded away.
+    What is trained is float32: the updates of a bfloat16 norm or bias would mostly be rounded away.
 
     Args:
         settings: complete.
+        products: what autocast computes them in; matrices that are not trained are then no wider.
 
     Raises:
         RessaError: nothing would be trained.
     """
-    model: PreTrainedModel = student.model.float()
+    model = student.model
     part_of = _adapted(student, settings)
     others = _others(student, part_of, settings)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     # a pruned weight is trained through its adapter, or its zeros are lost
     masked = {id(parameter) for parameter in parameters_of(model, (*student.matrices, *part_of)).values()}
     model.requires_grad_(False)
     tuner = _put_adapter(model, part_of, settings)
-    for parameter in others:
-        parameter.requires_grad_(id(parameter) not in masked)
-    wrapped = replace(student, adapter=settings.adapter, tuner=tuner, adapted=tuple(part_of))
+    for parameter in (p for p in others if id(p) not in masked):
+        parameter.requires_grad_(True)
+    rounded = {names[id(p)]: p for p in widened(model, products)}
+    wrapped = replace(student, adapter=settings.adapter, tuner=tuner, adapted=tuple(part_of), rounded=rounded)
     if not wrapped.trained:
         raise RessaError(
             f"nothing to train: no pruned linear in parts '{settings.parts}', and nothing else is asked for"
@@ -171,6 +176,12 @@ def _put_adapter(model: PreTrainedModel, part_of: Mapping[str, str], settings: R
     if set(tuner.targeted_module_names) != set(part_of):
         raise RuntimeError("peft adapted other linears than those that were named")
     return tuner
+
+
+def unrounded(student: Student, stored: nn.Module) -> None:
+    """Matrices that stood in less than they are stored in become again what `stored`, the pruned model, has."""
+    for name, parameter in student.rounded.items():
+        parameter.data = stored.get_parameter(name).data.to(parameter.device)
 
 
 def merged(student: Student) -> tuple[PreTrainedModel, Callable[[Path], None] | None]:

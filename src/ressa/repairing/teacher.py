@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.files.folders import partial as partial_of
 from ressa.model.load import resolve
+from ressa.model.precision import widened
 from ressa.model.structure import Block, same_blocks
 from ressa.repairing.distill import top_words
 from ressa.repairing.hidden import Outputs
@@ -43,12 +45,21 @@ ABOUT = "about.json"
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What the teacher says of a batch: logits at all places, or the likeliest words; and the outputs of blocks."""
+    """What the teacher says of a batch: logits at all places, or the likeliest words; and the outputs of blocks.
+
+    Each output is given when it is asked for: by a live teacher as long as somebody may ask, by a cache as often as
+    somebody does.
+    """
 
     logits_NV: Tensor | None = None
     top_NK: Tensor | None = None
     words_NK: Tensor | None = None
     outputs: Outputs = field(default_factory=dict)
+
+    @property
+    def words(self) -> list[Tensor]:
+        """(logits) of a live teacher, (log-probabilities, which words) of a cache, or nothing; rows are positions."""
+        return [x for x in (self.logits_NV, self.top_NK, self.words_NK) if x is not None]
 
 
 class Teacher:
@@ -56,45 +67,53 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, device: Any, blocks: Iterable[Block], *, bf16: bool) -> None:
         """The outputs of `blocks`, which may be the student's, are told beside the logits."""
-        self.model = model.float().requires_grad_(False).eval().to(device)
+        widened(model.requires_grad_(False), torch.bfloat16 if bf16 else torch.float32)
+        self.model = model.eval().to(device)
         self.bf16 = bf16
         self.blocks = same_blocks(blocks, self.model)
 
     def __call__(self, inputs: dict[str, Any], positions_BT: Tensor) -> TeacherOutput:
-        """`inputs` as the student's forward takes them, wherever they are; what is said comes to the same device."""
+        """`inputs` as the student's forward takes them, wherever they are; the logits come to the same device, the
+        outputs stay where they were made."""
         home, device = positions_BT.device, self.model.device
         there = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
         with torch.no_grad(), autocast, outputs_of(self.blocks) as outputs:
             logits_NV = logits_at(self.model, there, positions_BT)
-        return TeacherOutput(
-            logits_NV.to(home), outputs={name: [y.to(home) for y in found] for name, found in outputs.items()}
-        )
+        given = {name: [partial(_itself, y) for y in calls] for name, calls in outputs.items()}
+        return TeacherOutput(logits_NV.to(home), outputs=given)
+
+
+def _itself(y: Tensor) -> Tensor:
+    return y
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Reads what `write_cache` wrote: `cache([3, 0])` is what the teacher said of records 3 and 0, as tensors."""
+    """Reads what `write_cache` wrote: `cache([3, 0])` is what the teacher said of records 3 and 0.
+
+    Outputs of blocks are read from the files whenever they are asked for, so that those of one block are in memory.
+    """
 
     folder: Path
     blocks: tuple[str, ...]
     share: int
 
-    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """{"top": (N, K), "words": (N, K), block: (B, T, D) padded with zeros}; what `cached_output` takes."""
-        rows: dict[str, list[Tensor]] = {}
+    def __call__(self, indices: Sequence[int], device: Any = "cpu") -> TeacherOutput:
+        """The likeliest words on `device`, (N, K) each, and outputs (B, T, D), padded with zeros, from the CPU."""
+        top_NK, words_NK = (torch.cat(self._rows(indices, key)).to(device) for key in ("top", "words"))
+        outputs = {name: [partial(self._padded, indices, name)] for name in self.blocks}
+        return TeacherOutput(None, top_NK, words_NK.long(), outputs)
+
+    def _padded(self, indices: Sequence[int], block: str) -> Tensor:
+        return pad_sequence(self._rows(indices, block), batch_first=True)
+
+    def _rows(self, indices: Sequence[int], key: str) -> list[Tensor]:
+        rows = []
         for index in indices:
             with safe_open(_part(self.folder, index // self.share), framework="pt") as file:
-                for key in ("top", "words", *self.blocks):
-                    rows.setdefault(key, []).append(file.get_tensor(f"{index}.{key}").clone())
-        joined = {key: torch.cat(rows.pop(key)) for key in ("top", "words")}
-        return joined | {name: pad_sequence(found, batch_first=True) for name, found in rows.items()}
-
-
-def cached_output(cached: dict[str, Tensor]) -> TeacherOutput:
-    """The cache's tensors of a batch as the losses take them."""
-    outputs = {name: [y] for name, y in cached.items() if name not in ("top", "words")}
-    return TeacherOutput(None, cached["top"], cached["words"].long(), outputs)
+                rows.append(file.get_tensor(f"{index}.{key}").clone())
+        return rows
 
 
 def open_cache(folder: Path, identity: dict[str, Any]) -> Cache | None:
@@ -139,8 +158,9 @@ class Recorder:
         assert output.logits_NV is not None
         top, words = (x.split(counts) for x in top_words(output.logits_NV, self.top_k, self.temperature))
         found = [{"top": t.clone(), "words": w.int()} for t, w in zip(top, words, strict=True)]
+        outputs = {name: [give() for give in calls] for name, calls in output.outputs.items()}
         for block in teacher.blocks:
-            for entry, row in zip(found, _rows(output.outputs[block.name], block, batch, config), strict=True):
+            for entry, row in zip(found, _rows(outputs[block.name], block, batch, config), strict=True):
                 entry[block.name] = row.to(torch.bfloat16, copy=True).contiguous()
         return found
 

@@ -7,98 +7,58 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from ressa.calibration.logits import forced, logits_at
-from ressa.calibration.outputs import outputs_of
-from ressa.data.prompts import IGNORED
+from ressa.calibration.logits import logits_at
+from ressa.calibration.tokens import token_weights
+from ressa.costs.repairing import Way
+from ressa.costs.shapes import WIDE
 from ressa.errors import RessaError, unknown
 from ressa.files.folders import writing
 from ressa.machine import Machine
-from ressa.model.structure import Block
-from ressa.repairing.distill import answer_cross_entropy, answer_kl, paper_kl, top_kl
-from ressa.repairing.hidden import Distances, hidden_loss
+from ressa.repairing.hidden import distances_taken, hidden_loss, sizes
+from ressa.repairing.objective import Objective
 from ressa.repairing.settings import Repair
-from ressa.repairing.teacher import Teacher, TeacherOutput, cached_output
+from ressa.repairing.teacher import Cache, Teacher, TeacherOutput
 from ressa.settings import Progress
 
 WEIGHTS = "trained.safetensors"
 LOGS = "TENSORBOARD_LOGGING_DIR"
 STATE = "trainer_state.json"  # Trainer's own name; the last file it writes into a checkpoint
-CACHED = "teacher"  # key of a batch under which the cache's tensors come
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The losses on logits, and how labels are read; `decoder_token_ids` are (start, pad) of an encoder-decoder.
-
-    `(1 - kl_weight) * CE + kl_weight * KL`, or with `paper` the KL as RESSA released it, over all positions; and what
-    `distances` weigh.
-    """
-
-    kl_weight: float
-    temperature: float
-    paper: bool
-    decoder_token_ids: tuple[int, int] | None
-    distances: Distances = ()
-
-    @property
-    def blocks(self) -> list[Block]:
-        """Those whose outputs the distances are of."""
-        return [block for _, blocks in self.distances for block in blocks]
-
-    def asking(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
-        """A batch with `labels` -> what the forward takes, and the positions whose logits count, (B, T)."""
-        inputs, targets_BT = forced(batch, self.decoder_token_ids)
-        return inputs, torch.ones_like(targets_BT, dtype=torch.bool) if self.paper else targets_BT != IGNORED
-
-    def loss(
-        self,
-        student_NV: Tensor,
-        dense: TeacherOutput | None,
-        batch: dict[str, Any],
-        positions_BT: Tensor,
-        count: Any = None,
-    ) -> Tensor:
-        """`count` is what token sums are divided by instead of the number of this batch's answer tokens."""
-        targets_BT = forced(batch, self.decoder_token_ids)[1]
-        loss = (1 - self.kl_weight) * answer_cross_entropy(student_NV, targets_BT[positions_BT], count)
-        if dense is None or not self.kl_weight:
-            return loss
-        if dense.logits_NV is None:
-            assert dense.top_NK is not None
-            assert dense.words_NK is not None
-            kl = top_kl(student_NV, dense.top_NK, dense.words_NK, self.temperature, count)
-        elif self.paper:
-            kl = paper_kl(student_NV, dense.logits_NV, len(positions_BT), self.temperature)
-        else:
-            kl = answer_kl(student_NV, dense.logits_NV, self.temperature, count)
-        return loss + self.kl_weight * kl
+RECORDS = "records"  # key of a batch under which the numbers of its records come
 
 
 class Adaptation(Trainer):
     """A Trainer with the losses of repair, whose checkpoints hold the trained parameters only.
 
     The mean of the losses of several processes is the loss of all their batches together: token sums are divided by
-    the tokens of all of them, and so are distances of blocks. Over accumulated batches the latter are averaged.
+    the tokens of all of them, and so are distances of blocks. Over accumulated batches the latter are averaged. The
+    `pieces` of one batch are accumulated too, but are one batch: the teacher is asked about them twice, first for what
+    all their distances are divided by.
     """
 
     objective: Objective
-    teacher: Teacher | None
+    teacher: Teacher | Cache | None
 
-    def __init__(self, *, objective: Objective, teacher: Teacher | None, settings: Repair, **more: Any) -> None:
+    def __init__(
+        self, *, objective: Objective, teacher: Teacher | Cache | None, settings: Repair, way: Way, **more: Any
+    ) -> None:
         super().__init__(**more)
+        self.pieces = way.pieces
+        self.bf16 = way.width < WIDE  # by autocast of our own: accelerate's would have FSDP train in bfloat16
+        self.wholes: Iterator[list[Tensor]] = iter(())
         self.model_accepts_loss_kwargs = True  # so that the tokens of all accumulated batches are counted ...
         self._loss_shifts_labels = False  # ... all of them, in every architecture
         self.objective, self.teacher, self.settings = objective, teacher, settings
@@ -113,21 +73,47 @@ class Adaptation(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         batch = dict(inputs)
-        dense = cached_output(batch.pop(CACHED)) if CACHED in batch else None
+        records = batch.pop(RECORDS)
         asked, positions_BT = self.objective.asking(batch)
-        if dense is None and self.teacher is not None:
-            dense = self.teacher(asked, positions_BT)
-        with outputs_of(self.objective.blocks) as ours:
+        dense = self._dense(records, asked, positions_BT)
+        weights = token_weights(batch, self.config)
+        autocast = torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16)
+        with distances_taken(self.objective.blocks, dense.outputs, weights) as taken, autocast:
             student_NV = logits_at(model, asked, positions_BT)
-        pieces, count = getattr(self, "current_gradient_accumulation_steps", 1), None
+        parts, count = getattr(self, "current_gradient_accumulation_steps", 1), None
         if num_items_in_batch is not None and not self.objective.paper:
             count = num_items_in_batch / self.args.world_size
-        loss = self.objective.loss(student_NV, dense, batch, positions_BT, count) / (1 if count is not None else pieces)
-        for weight, blocks in self.objective.distances:
-            assert dense is not None  # whose outputs they are from
-            far = hidden_loss(ours, dense.outputs, blocks, batch, self.config, self._mean_of_processes)
-            loss = loss + weight * far / pieces
+        loss = self.objective.loss(student_NV, dense, batch, positions_BT, count) / (1 if count is not None else parts)
+        batches, wholes = -(-parts // self.pieces), next(self.wholes, None)
+        for i, (weight, blocks) in enumerate(self.objective.distances):
+            whole_N = wholes[i] if wholes else None
+            loss = loss + weight * hidden_loss(taken, blocks, whole_N, self._mean_of_processes) / batches
         return (loss, None) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """As Trainer does; and where batches come in pieces, what the distances of each whole one are divided by."""
+        parts, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.pieces > 1 and self.objective.distances:
+            groups = [parts[at : at + self.pieces] for at in range(0, len(parts), self.pieces)]
+            self.wholes = iter([whole for group in groups for whole in [self._sizes(group)] * len(group)])
+        return parts, count
+
+    def _sizes(self, parts: list[dict[str, Any]]) -> list[Tensor]:
+        """|teacher|² of every block, over all parts of a batch and the mean of all processes, for every distance."""
+        found = [torch.zeros((), device=self.args.device) for _ in self.objective.distances]
+        for part in parts:
+            batch = dict(self._prepare_inputs(part))
+            dense = self._dense(batch.pop(RECORDS), *self.objective.asking(batch))
+            weights = token_weights(batch, self.config)
+            for i, (_, blocks) in enumerate(self.objective.distances):
+                found[i] = found[i] + sizes(blocks, dense.outputs, weights).to(found[i].device)
+        return [self._mean_of_processes(size_N) for size_N in found]
+
+    def _dense(self, records: Tensor, asked: dict[str, Any], positions_BT: Tensor) -> TeacherOutput:
+        """What the dense model says of the batch of these `records`; nothing if no loss looks at it."""
+        if isinstance(self.teacher, Cache):
+            return self.teacher(records.tolist(), positions_BT.device)
+        return self.teacher(asked, positions_BT) if self.teacher else TeacherOutput()
 
     def _mean_of_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "mean") if self.args.world_size > 1 else values
@@ -156,22 +142,43 @@ class Adaptation(Trainer):
         with writing(Path(str(self.args.output_dir))):
             super()._save_checkpoint(model, trial)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().contiguous() for name, p in _trained(self.model).items()}, folder / WEIGHTS)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        weights = gathered(self.model)  # in which every process takes part
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved, own = load_file(Path(resume_from_checkpoint, WEIGHTS)), _trained(model or self.model)
         if saved.keys() != own.keys():
             raise RessaError(f"{resume_from_checkpoint} is of another model: remove its folder to begin anew")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(saved[name])
+        put_back(own, saved)
 
 
 def _trained(model: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def sharded(model: Any) -> bool:
+    """Whether each process holds a part of every parameter."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def gathered(model: Any) -> dict[str, Tensor]:
+    """What is trained, whole, in every process."""
+    wholes = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in _trained(model).items()}
+    return {name: whole.detach().contiguous() for name, whole in wholes.items()}
+
+
+@torch.no_grad()
+def put_back(parameters: Mapping[str, nn.Parameter], wholes: Mapping[str, Tensor]) -> None:
+    """Give parameters, which may be sharded, the values of `wholes`."""
+    for name, parameter in parameters.items():
+        whole = wholes[name]
+        if isinstance(parameter, DTensor):
+            whole = distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+        parameter.copy_(whole)
 
 
 class Report(TrainerCallback):
@@ -195,16 +202,22 @@ class Report(TrainerCallback):
             self.progress(state.global_step, state.max_steps, f"repair{self.loss}")
 
 
-def arguments(folder: Path, settings: Repair, steps: int, chosen: Machine) -> TrainingArguments:
-    """AdamW without weight decay; cosine per step down to 0 after `warmup` (a share of the steps); nothing printed."""
+def arguments(folder: Path, settings: Repair, steps: int, chosen: Machine, pieces: int = 1) -> TrainingArguments:
+    """AdamW without weight decay; cosine per step down to 0 after `warmup` (a share of the steps); nothing printed.
+
+    Args:
+        pieces: so many times fewer records at a time, and so many times as often before a step.
+    """
     assert settings.lr is not None
     assert settings.warmup is not None
     assert settings.clip is not None
+    named: dict[str, Any] = {} if settings.optim is None else {"optim": settings.optim}
     made = TrainingArguments(
+        **named,
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
+        per_device_train_batch_size=settings.batch_size // pieces,
+        gradient_accumulation_steps=settings.accumulate * pieces,
         learning_rate=settings.lr,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,
@@ -212,7 +225,6 @@ def arguments(folder: Path, settings: Repair, steps: int, chosen: Machine) -> Tr
         max_grad_norm=settings.clip,
         seed=settings.seed,
         data_seed=settings.seed,
-        bf16=chosen.compute == torch.bfloat16,
         use_cpu=chosen.device.type == "cpu",
         ddp_find_unused_parameters=False,  # `freeze_unreached` leaves none, and DDP hears no blocks
         logging_steps=max(1, steps // 50),
@@ -228,6 +240,12 @@ def arguments(folder: Path, settings: Repair, steps: int, chosen: Machine) -> Tr
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would run the student where no hook hears it; several GPUs: accelerate launch
     return made
+
+
+def check_optim(name: str | None) -> None:
+    """Raises RessaError for an optimiser whose package is not there."""
+    if name is not None and "adamw_torch" not in name and find_spec("bitsandbytes") is None:
+        raise RessaError(f"optim {name}: bitsandbytes is not installed: pip install bitsandbytes")
 
 
 def check_reports(report_to: str) -> list[str]:

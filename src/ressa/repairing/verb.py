@@ -41,8 +41,8 @@ from ressa.model.pickles import check_pickle
 from ressa.patterns import Pattern
 from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run, Where
-from ressa.repairing.student import merged, student_of
-from ressa.repairing.trainer import check_reports, logs_beside
+from ressa.repairing.student import merged, student_of, unrounded
+from ressa.repairing.trainer import check_optim, check_reports, logs_beside, sharded
 from ressa.settings import Progress, Runtime, check_paths
 
 
@@ -89,10 +89,14 @@ def repair(
     identity |= {"data": digest_of(records)}  # a stopped run goes on if it was about the same
     with run.work_folder(out, identity) as work, logs_beside(out):
         student, log = run.carry_out(student, processor, cache, work, chosen)
+        if sharded(student.model):
+            student = run.whole(student, student_of(load(pruned)[0], before), processor, work, chosen)
     arguments = {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)}
     manifest = _manifest(arguments | asdict(settings) | asdict(runtime), student.matrices, log, before)
     manifest |= {"seconds": round(time.perf_counter() - started, 2)}
     if processes.is_main_process:
+        if student.rounded:
+            unrounded(student, load(pruned)[0])
         model, also = merged(student)
         write_folder(out, model, processor, manifest, patterns=zeros, also=also)
         shutil.rmtree(work, ignore_errors=True)
@@ -103,6 +107,7 @@ def repair(
 def _check(pruned: str | Path, out: str | Path, teacher: str | Path, settings: Repair) -> Path:
     """All that can be refused before data are read; the folder to write."""
     check_reports(settings.report_to)
+    check_optim(settings.optim)
     folder = check_output(out, resolve(pruned), resolve(teacher))
     if settings.teacher_cache is not None:
         check_writable(settings.teacher_cache, resolve(pruned), resolve(teacher))

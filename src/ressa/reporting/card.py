@@ -20,6 +20,7 @@ AUTO = {"ForConditionalGeneration": "AutoModelForImageTextToText", "ForCausalLM"
 
 DENSE = "The zeros are stored as zeros: the folder is as large as the dense one and loads without ressa."
 PACKED = "Packed: of the pruned linears only the kept weights are stored, with a bitmask; loading needs ressa."
+COMPRESSED = "The zeros are stored as zeros, in the format of compressed-tensors: loading needs that library, or vLLM."
 ROUNDED = " The kept weights of {} linears were converted to {}."
 
 
@@ -173,10 +174,10 @@ def _is_packed(manifest: Mapping[str, Any]) -> bool:
 def _stored(manifest: Mapping[str, Any]) -> str:
     """How the folder is stored, and what its weights went through on the way."""
     export = dict(manifest.get("export", {}))
-    packed = export if _is_packed(manifest) else dict(export.get("before", {}))
-    values = dict(packed.get("arguments", {})).get("values", "same")
-    rounded = "" if values == "same" else ROUNDED.format(len(packed["linears"]), values)
-    return (PACKED if _is_packed(manifest) else DENSE) + rounded
+    form = {"packed": PACKED, "compressed-tensors": COMPRESSED}.get(export.get("format", ""), DENSE)
+    rounding = dict(export.get("before", {})) if form == DENSE else export
+    values = dict(rounding.get("arguments", {})).get("values", "same")
+    return form + ("" if values == "same" else ROUNDED.format(len(rounding["linears"]), values))
 
 
 def _load(folder: Path, name: str, first: str) -> str:

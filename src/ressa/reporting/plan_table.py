@@ -20,10 +20,13 @@ def tables(result: dict[str, Any]) -> list[Any]:
         steps.add_row(name, *_cells(row), *([] if limit is None else ["fits" if row["fits"] else "does not fit"]))
     assumed = (
         f"{a['samples']} samples of {a['tokens']} tokens and {a['patches']} patches calibrate, {a['batch_size']} at a "
-        f"time; repair takes {a['repair_steps']} steps of {a['repair_batch_size']} at rank {a['rank']}, in float32"
+        f"time; repair takes {a['repair_steps']} steps of {a['repair_batch_size']} at rank {a['rank']}"
     )
+    first, *_, last = ways = [*result["steps"]["repair"]["ways"].items()]
+    shown = (f"{way} {format_bytes(size)}" for way, size in dict([first, ways[1], last]).items())
+    repair = f"repair does by itself what memory needs: {'; '.join(shown)}"
     changes = [f"{name} does not fit: {row['change']}" for name, row in result["steps"].items() if row["change"]]
-    return [_parts(result), _disk(result), steps, assumed, *changes]
+    return [_parts(result), _disk(result), steps, assumed, repair, *changes]
 
 
 def _parts(result: dict[str, Any]) -> Any:

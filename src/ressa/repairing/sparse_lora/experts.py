@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from ressa.model.matrix import fused, transposed
-from ressa.model.precision import restore_zeros
+from ressa.model.precision import restore_zeros, wide
 from ressa.repairing.sparse_lora.layer import SparseLoraConfig, SparseLoraLayer, new_a
-from ressa.repairing.sparse_lora.masked_product import where_kept, wide
+from ressa.repairing.sparse_lora.masked_product import where_kept
 
 
 class MaskedSum(torch.autograd.Function):
@@ -70,8 +70,8 @@ class SparseLoraExperts(nn.Module, SparseLoraLayer):
         for name in fused(self.base_layer):
             weight_EOI = self._turned(self.base_layer.get_parameter(name))
             experts, outputs, inputs = weight_EOI.shape
-            a[name] = nn.Parameter(new_a(experts, rank, inputs).to(weight_EOI))
-            b[name] = nn.Parameter(weight_EOI.new_zeros(experts, outputs, rank))
+            a[name] = nn.Parameter(new_a(experts, rank, inputs))
+            b[name] = nn.Parameter(torch.zeros(experts, outputs, rank))
         self.sparselora_A[adapter_name], self.sparselora_B[adapter_name] = a, b
         self._register_adapter(adapter_name, config, rank, alpha)
 

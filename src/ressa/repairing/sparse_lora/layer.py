@@ -18,8 +18,8 @@ from torch.nn.functional import dropout
 from transformers.pytorch_utils import Conv1D
 
 from ressa.errors import RessaError
-from ressa.model.precision import restore_zeros
-from ressa.repairing.sparse_lora.masked_product import MaskedLinear, StraightThrough, effective_weight, wide
+from ressa.model.precision import restore_zeros, wide
+from ressa.repairing.sparse_lora.masked_product import MaskedLinear, StraightThrough, effective_weight
 
 NAME = "sparselora"
 
@@ -85,6 +85,14 @@ class SparseLoraLayer(BaseTunerLayer):
         self.straight_through[adapter_name] = config.straight_through
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """To the device of the weight, and never narrower than float32: what is trained must not be rounded away."""
+        where = next(self.base_layer.parameters())
+        for updates in (self.sparselora_A[adapter_name], self.sparselora_B[adapter_name]):
+            for update in [updates] if isinstance(updates, Tensor) else updates.values():
+                if update.device.type != "meta":  # peft is about to load it
+                    update.data = update.data.to(device or where.device, wide(where))
 
     def _adapter(self, names: list[str] | None = None) -> str | None:
         """The one adapter among `names` (default: the active ones) that this layer has."""

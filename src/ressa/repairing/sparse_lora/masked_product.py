@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ressa.model.precision import wide
+
 CHUNK = 1 << 23  # weights in a chunk (32 MB in float32); the workspace is two such chunks, three where dtypes differ
 
 
@@ -25,14 +27,6 @@ def row_chunks(weight_OI: Tensor) -> Iterator[slice]:
     """Slices of rows of at most CHUNK weights each (at least one row)."""
     rows = max(1, CHUNK // max(1, weight_OI.shape[1]))
     return (slice(start, start + rows) for start in range(0, weight_OI.shape[0], rows))
-
-
-def wide(*tensors: Tensor) -> torch.dtype:
-    """The widest dtype of `tensors`, at least float32."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
 
 
 def where_kept(x_CI: Tensor, weight_CI: Tensor) -> Tensor:

@@ -2,73 +2,30 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig, Trainer
+from measured import Peak, counting
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-import ressa
 from ressa import methods
 from ressa.calibration.gather import gather
 from ressa.calibration.tokens import token_weights
 from ressa.calibration.walk import walk
+from ressa.costs.pruning import prune_bytes, prune_flop, statistic_bytes, work_bytes
+from ressa.costs.shapes import Workload, shape_of
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
-from ressa.inspection.costs import (
-    Workload,
-    activation_bytes,
-    prune_bytes,
-    prune_flop,
-    repair_flop,
-    shape_of,
-    statistic_bytes,
-    work_bytes,
-)
 from ressa.model.load import load
 from ressa.model.structure import structure
 from ressa.patterns import parse
 from ressa.pruning.blocks import prune_block
-from ressa.repairing.trainer import Adaptation
 from ressa.statistics import Cost, Gram
 
 PATCHES, TOKENS, SAMPLES, BATCH = 16, 40, 32, 8
 FAMILIES = ("llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm")
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made within held at one time."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.most = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        out = op(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and (storage := x.untyped_storage())._cdata not in given | self.known:
-                self.known.add(storage._cdata)
-                self.live += storage.nbytes()
-                self.most = max(self.most, self.live)
-                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        return out
-
-    def _gone(self, key, size):
-        self.known.discard(key)
-        self.live -= size
-
-
-def counting() -> FlopCounterMode:
-    """torch counts no product that adds in place; the Grams and SparseGPT's steps are such."""
-    added = lambda _, a, b, *rest, out_shape=None, **more: 2 * a[0] * a[1] * b[1]  # noqa: E731
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added})
 
 
 @pytest.fixture(scope="module")
@@ -179,46 +136,3 @@ def test_the_memory_of_pruning_is_foretold(wide, method):
     told, there = prune_bytes(methods.get(method), shapes_of(wide), Workload(SAMPLES, BATCH, TOKENS, PATCHES, 8), 4)
     assert there < told
     assert told == pytest.approx(peak.most, rel=0.3)
-
-
-def test_the_work_and_the_activations_of_repair_are_foretold(tmp_path, tiny_data, monkeypatch):
-    ressa.prune("demo", tmp_path / "pruned", method="magnitude")
-    seen: dict[str, float] = {}
-    _count_a_step(monkeypatch, seen)
-    asked_for = {"teacher": "demo", "data": tiny_data, "batch_size": 12, "steps": 1, "dtype": "float32"}
-    ressa.repair(tmp_path / "pruned", tmp_path / "out", **asked_for)
-    net, _ = load("demo")
-    shapes, head = shapes_of(net), net.get_output_embeddings().weight.numel()
-    asked = Workload(12, 12, int(seen["tokens"]), 36, seen["answers"] / 12)
-    assert repair_flop(shapes, asked, rank=16, head=head, teacher=True) == pytest.approx(seen["flop"], rel=0.06)
-    kept = sum(activation_bytes(shape, asked, net.config.get_text_config().num_attention_heads) for shape in shapes)
-    assert kept == pytest.approx(seen["kept"], rel=0.2)
-
-
-def _count_a_step(monkeypatch, seen):
-    """Puts what one training step takes into `seen`."""
-    loss, step = Adaptation.compute_loss, Trainer.training_step
-
-    def listening(self, model, inputs, *args, **kwargs):
-        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        kept: dict[int, int] = {}
-
-        def pack(x):
-            if (storage := x.untyped_storage()).data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return x
-
-        seen["tokens"], seen["answers"] = inputs["labels"].shape[1], int((inputs["labels"] != -100).sum())
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            found = loss(self, model, inputs, *args, **kwargs)
-        seen["kept"] = sum(kept.values())
-        return found
-
-    def counted(self, *args, **kwargs):
-        with counting() as flop:
-            found = step(self, *args, **kwargs)
-        seen["flop"] = flop.get_total_flops()
-        return found
-
-    monkeypatch.setattr(Adaptation, "compute_loss", listening)
-    monkeypatch.setattr(Trainer, "training_step", counted)

@@ -1,0 +1,217 @@
+"""Decode of a 1.7B language model inside a SmolVLM: `python benchmarks/decode.py WORK make`, then `measure`, `write`.
+
+`make` writes the shape of SmolVLM2-2.2B-Instruct (tests/configs/SmolVLM2-2.2B-Instruct.json), random weights
+in bfloat16, into WORK, prunes it by magnitude and exports it; about 20 GB. `measure NAME...` runs `ressa bench` once on each
+of these folders and adds what came of it to WORK/rows.json: call it several times, the names in turns, on a machine that
+does nothing else. `llama PYTHON` measures llama.cpp on the same language model, by a Python that has
+`llama-cpp-python` and `gguf` (benchmarks/decode_llama.py). `write` makes benchmarks/results/decode.md of all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+
+import ressa
+from ressa.machine import processor, versions
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parent / "tests" / "configs" / "SmolVLM2-2.2B-Instruct.json"
+RESULTS = HERE / "results" / "decode.md"
+TOKENS = 64
+SPECIALS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<pad>", "<unk>"]
+TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+EXPORTS = {  # name: (pruned to, what it is exported with); "dense" is measured as it is
+    "dense int8": ("dense", {"values": "int8", "rounding": "nearest"}),
+    "50% bf16": ("50%", {"values": "same"}),
+    "2:4 bf16": ("2:4", {"values": "same"}),
+    "2:4 int8": ("2:4", {"values": "int8", "rounding": "nearest"}),
+    "2:4 int4": ("2:4", {"values": "int4", "rounding": "nearest"}),
+}
+
+
+def folder(work: Path, name: str) -> Path:
+    return work / name.replace(" ", "-").replace(":", "of").replace("%", "")
+
+
+def write_dense(out: Path, shape: dict[str, Any]) -> None:
+    """The model with random weights, and a processor that makes one tile of a picture.
+
+    Idefics 3's: it does the same as SmolVLM's for pictures, and asks for no package that reads out numbers.
+    """
+    words = {word: i for i, word in enumerate([*SPECIALS, *(f"w{i}" for i in range(1000))])}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    pieces = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", pad_token="<pad>")
+    vision = shape["vision_config"]
+    side = {"longest_edge": vision["image_size"]}
+    pictures = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+    tokens = (vision["image_size"] // vision["patch_size"] // shape["scale_factor"]) ** 2
+    made = Idefics3Processor(pictures, pieces, image_seq_len=tokens, chat_template=TEMPLATE)
+    ids = {"pad_token_id": words["<pad>"]}
+    shape = shape | ids | {"image_token_id": made.image_token_id, "dtype": "bfloat16"}
+    shape["text_config"] = shape["text_config"] | ids | {"bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    model = SmolVLMForConditionalGeneration._from_config(SmolVLMConfig(**shape), dtype=torch.bfloat16)
+    model.save_pretrained(out, max_shard_size="1GB")
+    made.save_pretrained(out)
+
+
+def make(work: Path) -> None:
+    if not (dense := folder(work, "dense")).exists():
+        write_dense(work / "dense.partial", json.loads(CONFIG.read_text()))
+        (work / "dense.partial").rename(dense)
+    for name, (pattern, how) in EXPORTS.items():
+        pruned = dense if pattern == "dense" else work / f"pruned {pattern.replace('%', '').replace(':', 'of')}"
+        if folder(work, name).exists():
+            continue
+        if not pruned.exists():
+            ressa.prune(dense, pruned, method="magnitude", sparsity=pattern)
+        told = ressa.export(pruned, folder(work, name), **how)["export"]
+        print(name, told["bytes"], flush=True)
+    for pruned in work.glob("pruned *"):
+        shutil.rmtree(pruned)
+
+
+def measure(work: Path, names: list[str], threads: int, batch_size: int, tokens: int) -> None:
+    for name in names:
+        how: dict[str, Any] = {"tokens": tokens, "batch_size": batch_size, "repetitions": 1, "threads": threads}
+        told = ressa.bench(folder(work, name), **how)
+        (model,) = told["models"].values()
+        add(work, {"name": name, "threads": threads, "machine": told["machine"], "model": model, "tokens": tokens})
+        rates = {batch: round(rate["median"], 2) for batch, rate in model["tokens_per_second"].items()}
+        print(name, threads, rates, f"load {model['load_seconds']['median']:.1f} s", flush=True)
+
+
+def measure_llama(work: Path, python: str, threads: int, kinds: list[str]) -> None:
+    text = json.loads(CONFIG.read_text())["text_config"]
+    for kind in kinds:
+        file = work / f"language-{kind}.gguf"
+        words = [python, HERE / "decode_llama.py", file, kind, json.dumps(text), str(threads), str(TOKENS)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        told = json.loads(done.stdout.splitlines()[-1])
+        add(work, {"name": f"llama.cpp {kind}", "threads": threads, "llama": told})
+        print(kind, told, flush=True)
+
+
+def add(work: Path, row: dict[str, Any]) -> None:
+    file = work / "rows.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    file.write_text(json.dumps([*rows, row], indent=1) + "\n")
+
+
+def arithmetic(work: Path, name: str) -> int:
+    """The bytes that the format says the parameters take: packed linears by their entries, all else as it was."""
+    dense = sum(file.stat().st_size for file in folder(work, "dense").glob("*.safetensors"))
+    if not (manifest := folder(work, name) / "ressa.json").exists():
+        return dense
+    linears = json.loads(manifest.read_text())["export"]["linears"].values()
+    return dense - sum(2 * one["shape"][0] * one["shape"][1] - one["bytes"] for one in linears)
+
+
+def table(work: Path, threads: int) -> list[str]:
+    rows = [row for row in json.loads((work / "rows.json").read_text()) if row["threads"] == threads]
+    names = [n for n in ("dense", *EXPORTS) if any(row["name"] == n for row in rows)]
+    found = {n: [row["model"] for row in rows if row["name"] == n] for n in names}
+    dense = median(found["dense"], rate)
+    lines = [
+        "| | tokens/s (least, most) | x dense | bound | parameters in RAM | of dense | of the format's arithmetic "
+        "| peak RSS | load | prefill |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    whole = found["dense"][0]["parameter_bytes"]
+    for name in names:
+        runs, size = found[name], found[name][0]["parameter_bytes"]
+        rates = [rate(run) for run in runs]
+        lines.append(
+            f"| {name} | {statistics.median(rates):.2f} ({min(rates):.2f}, {max(rates):.2f}) "
+            f"| {statistics.median(rates) / dense:.2f} | {runs[0]['bound']:.2f} | {size / 1e6:,.0f} MB "
+            f"| {size / whole:.1%} | {size / arithmetic(work, name):.3f} "
+            f"| {median(runs, lambda r: r['peak_bytes']['median']) / 1e6:,.0f} MB "
+            f"| {median(runs, lambda r: r['load_seconds']['median']):.1f} s "
+            f"| {median(runs, lambda r: r['prefill_seconds']['median']):.1f} s |"
+        )
+    for name in dict.fromkeys(row["name"] for row in rows if "llama" in row):
+        runs = [row["llama"] for row in rows if row["name"] == name]
+        rates = [run["tokens_per_second"] for run in runs]
+        lines.append(
+            f"| {name} (no vision) | {statistics.median(rates):.2f} ({min(rates):.2f}, {max(rates):.2f}) "
+            f"| {statistics.median(rates) / dense:.2f} | | {runs[0]['file_bytes'] / 1e6:,.0f} MB (file) | | "
+            f"| {median(runs, lambda r: r['peak_bytes']) / 1e6:,.0f} MB "
+            f"| {median(runs, lambda r: r['load_seconds']):.1f} s "
+            f"| {median(runs, lambda r: r['prefill_seconds']):.1f} s (text) |"
+        )
+    return lines
+
+
+def rate(run: dict[str, Any]) -> float:
+    return run["tokens_per_second"]["1"]["median"]
+
+
+def median(runs: list[Any], what: Any) -> float:
+    return statistics.median(map(what, runs))
+
+
+def write(work: Path) -> None:
+    rows = json.loads((work / "rows.json").read_text())
+    machine = next(row["machine"] for row in rows if "machine" in row)
+    counts = {row["name"]: sum(other["name"] == row["name"] for other in rows) for row in rows}
+    lines = [
+        "# Decode of a 1.7B language model",
+        "",
+        f"{datetime.date.today()}, {machine['processor']}, {machine['capability']}, computed in {machine['compute']}; "
+        + ", ".join(f"{name} {number}" for name, number in versions().items())
+        + ". By `benchmarks/decode.py`, which says how.",
+        "",
+    ]
+    for threads in sorted({row["threads"] for row in rows}, reverse=True):
+        lines += [f"## {threads} threads" if threads > 1 else "## One thread", "", *table(work, threads), ""]
+    notes = RESULTS.read_text().partition("## Notes\n")[2] if RESULTS.exists() else "\n"
+    RESULTS.write_text("\n".join(lines) + "\n## Notes\n" + notes)
+    print(counts, processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("what", choices=("make", "measure", "llama", "write"))
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--kinds", default="Q8_0,Q4_0", help="of llama")
+    asked = parser.parse_args()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    if asked.what == "make":
+        make(asked.work)
+    elif asked.what == "measure":
+        measure(asked.work, asked.names, asked.threads, asked.batch_size, asked.tokens)
+    elif asked.what == "llama":
+        measure_llama(asked.work, asked.names[0], asked.threads, asked.kinds.split(","))
+    else:
+        write(asked.work)
+
+
+if __name__ == "__main__":
+    main()
