@@ -1,10 +1,11 @@
 """Decode of a 1.7B language model inside a SmolVLM: `python benchmarks/decode.py WORK make`, then `measure`, `write`.
 
-`make` writes the shape of SmolVLM2-2.2B-Instruct (tests/configs/SmolVLM2-2.2B-Instruct.json), random weights
-in bfloat16, into WORK, prunes it by magnitude and exports it; about 20 GB. `measure NAME...` runs `ressa bench` once on each
-of these folders and adds what came of it to WORK/rows.json: call it several times, the names in turns, on a machine that
-does nothing else. `llama PYTHON` measures llama.cpp on the same language model, by a Python that has
-`llama-cpp-python` and `gguf` (benchmarks/decode_llama.py). `write` makes benchmarks/results/decode.md of all rows.
+`make` writes the shape of SmolVLM2-2.2B-Instruct (tests/configs/SmolVLM2-2.2B-Instruct.json), random weights in
+bfloat16, into WORK, prunes it by magnitude and exports it (one block of each part, which then stands for all of them);
+about 15 GB. `measure NAME...` runs `ressa bench` once on each of these folders and adds what came of it to
+WORK/rows.json: call it several times, the names in turns, on a machine that does nothing else. `llama PYTHON` measures
+llama.cpp on the same language model, by a Python that has `llama-cpp-python` and `gguf` (benchmarks/decode_llama.py).
+`write` makes benchmarks/results/decode.md of all rows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Idefics3ImageProcessorPil,
@@ -29,12 +31,14 @@ from transformers import (
 )
 
 import ressa
-from ressa.machine import processor, versions
+from ressa.machine import versions
+from ressa.reporting.stored import size_of
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "tests" / "configs" / "SmolVLM2-2.2B-Instruct.json"
 RESULTS = HERE / "results" / "decode.md"
 TOKENS = 64
+BLOCK = ".layers.0."
 SPECIALS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<pad>", "<unk>"]
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>"
@@ -72,24 +76,49 @@ def write_dense(out: Path, shape: dict[str, Any]) -> None:
     shape["text_config"] = shape["text_config"] | ids | {"bos_token_id": None, "eos_token_id": None}
     torch.manual_seed(0)
     model = SmolVLMForConditionalGeneration._from_config(SmolVLMConfig(**shape), dtype=torch.bfloat16)
-    model.save_pretrained(out, max_shard_size="1GB")
+    model.save_pretrained(out)
     made.save_pretrained(out)
 
 
 def make(work: Path) -> None:
-    if not (dense := folder(work, "dense")).exists():
-        write_dense(work / "dense.partial", json.loads(CONFIG.read_text()))
-        (work / "dense.partial").rename(dense)
-    for name, (pattern, how) in EXPORTS.items():
-        pruned = dense if pattern == "dense" else work / f"pruned {pattern.replace('%', '').replace(':', 'of')}"
-        if folder(work, name).exists():
-            continue
-        if not pruned.exists():
-            ressa.prune(dense, pruned, method="magnitude", sparsity=pattern)
-        told = ressa.export(pruned, folder(work, name), **how)["export"]
-        print(name, told["bytes"], flush=True)
-    for pruned in work.glob("pruned *"):
-        shutil.rmtree(pruned)
+    """All folders, first with one block of vision and one of language each, then grown to all of them."""
+    shape, small = json.loads(CONFIG.read_text()), work / "one block"
+    parts = ("text_config", "vision_config")
+    if not (small / "dense").exists():
+        write_dense(small / "dense", shape | {part: shape[part] | {"num_hidden_layers": 1} for part in parts})
+        for pattern in dict.fromkeys(pattern for pattern, _ in EXPORTS.values() if pattern != "dense"):
+            ressa.prune(small / "dense", folder(small, pattern), method="magnitude", sparsity=pattern)
+        for name, (pattern, how) in EXPORTS.items():
+            ressa.export(folder(small, pattern), folder(small, name), **how)
+    for name in ("dense", *EXPORTS):
+        if not folder(work, name).exists():
+            grow(folder(small, name), folder(work, name), [shape[part]["num_hidden_layers"] for part in parts])
+            print(name, size_of(folder(work, name)), flush=True)
+
+
+def grow(small: Path, out: Path, blocks: list[int]) -> None:
+    """The folder with its one block of language and its one of vision as often as the model has them.
+
+    The weights of all blocks are then the same, each in a place of its own, and reading them takes what it takes.
+    """
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.copytree(small, partial, dirs_exist_ok=True)
+    config = json.loads((small / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"], config["vision_config"]["num_hidden_layers"] = blocks
+    (partial / "config.json").write_text(json.dumps(config))
+    where, tensors = {}, load_file(small / "model.safetensors")
+    (partial / "model.safetensors").unlink()
+    for number in range(max(blocks)):
+        file = f"model-{number:05}.safetensors"
+        own = {}
+        for key, tensor in tensors.items():
+            if number < blocks["vision" in key] if BLOCK in key else number == 0:
+                own[key.replace(BLOCK, f".layers.{number}.")] = tensor
+        save_file(own, partial / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(own, file)
+    index = {"metadata": {"total_size": size_of(partial)}, "weight_map": where}
+    (partial / "model.safetensors.index.json").write_text(json.dumps(index))
+    partial.rename(out)
 
 
 def measure(work: Path, names: list[str], threads: int, batch_size: int, tokens: int) -> None:
@@ -122,12 +151,17 @@ def add(work: Path, row: dict[str, Any]) -> None:
 
 
 def arithmetic(work: Path, name: str) -> int:
-    """The bytes that the format says the parameters take: packed linears by their entries, all else as it was."""
-    dense = sum(file.stat().st_size for file in folder(work, "dense").glob("*.safetensors"))
-    if not (manifest := folder(work, name) / "ressa.json").exists():
-        return dense
-    linears = json.loads(manifest.read_text())["export"]["linears"].values()
-    return dense - sum(2 * one["shape"][0] * one["shape"][1] - one["bytes"] for one in linears)
+    """The bytes that the format says the parameters take: packed linears by its formula, all else as it was."""
+    total = sum(file.stat().st_size for file in folder(work, "dense").glob("*.safetensors"))
+    manifest = folder(work / "one block", name) / "ressa.json"
+    if not manifest.exists():
+        return total
+    shape = json.loads(CONFIG.read_text())
+    for linear, entry in json.loads(manifest.read_text())["export"]["linears"].items():
+        rows, columns = entry["shape"]
+        blocks = shape["vision_config" if "vision" in linear else "text_config"]["num_hidden_layers"]
+        total -= blocks * (2 * rows * columns - entry["bytes"])
+    return total
 
 
 def table(work: Path, threads: int) -> list[str]:
@@ -176,7 +210,6 @@ def median(runs: list[Any], what: Any) -> float:
 def write(work: Path) -> None:
     rows = json.loads((work / "rows.json").read_text())
     machine = next(row["machine"] for row in rows if "machine" in row)
-    counts = {row["name"]: sum(other["name"] == row["name"] for other in rows) for row in rows}
     lines = [
         "# Decode of a 1.7B language model",
         "",
@@ -189,7 +222,6 @@ def write(work: Path) -> None:
         lines += [f"## {threads} threads" if threads > 1 else "## One thread", "", *table(work, threads), ""]
     notes = RESULTS.read_text().partition("## Notes\n")[2] if RESULTS.exists() else "\n"
     RESULTS.write_text("\n".join(lines) + "\n## Notes\n" + notes)
-    print(counts, processor())
 
 
 def main() -> None:
