@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -73,11 +74,25 @@ def test_what_does_not_fit_is_told_with_the_first_change_that_helps():
     assert not steps["prune: alps"]["fits"]
     assert steps["prune: alps"]["change"].startswith("a block at a time")
     assert steps["prune: alps"]["device_bytes"] < 16 * 1024**3
-    assert steps["repair"]["change"].startswith("not even --batch-size 1")
-    repair = plan(LLAVA, memory="80GiB")["steps"]["repair"]
-    size = int(repair["change"].removeprefix("--batch-size ").partition(":")[0])
-    assert plan(LLAVA, memory="80GiB", batch_size=size)["steps"]["repair"]["fits"]
-    assert plan(LLAVA, memory="1TiB")["steps"]["repair"]["change"] is None
+    assert plan(LLAVA, memory="8GiB")["steps"]["repair"]["change"].startswith("not even with --teacher-cache DIR")
+
+
+def test_repair_does_by_itself_what_a_memory_needs():
+    roomy, tight = (plan(LLAVA, memory=memory)["steps"]["repair"] for memory in ("1TiB", "32GiB"))
+    assert (roomy["way"], roomy["change"], tight["fits"]) == ("", None, True)
+    assert "computed again in the backward pass and batches in" in tight["way"]
+    assert roomy["flop"] < tight["flop"]
+    sizes = [*roomy["ways"].values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert roomy["bytes"] == sizes[0]
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b-hf", "instructblip-vicuna-7b"])
+def test_models_of_7b_are_repaired_on_80_gb_and_with_the_options_that_are_named_on_24(name):
+    at = {memory: plan(CONFIGS / f"{name}.json", memory=memory)["steps"]["repair"] for memory in ("75GiB", "24GiB")}
+    assert at["75GiB"]["fits"]
+    assert not at["24GiB"]["fits"]
+    assert re.match(r"(--dtype bfloat16 )?--teacher-cache DIR \(.* a record\): [\d.]+ GiB", at["24GiB"]["change"])
 
 
 def test_more_samples_take_more_work_and_a_faster_machine_less_time():
@@ -133,7 +148,8 @@ def test_the_command_line_shows_a_plan_and_prints_it_as_json(monkeypatch, capsys
     assert run(LLAVA, "--plan", "--memory", "24GiB", "--gflops", "100000", monkeypatch=monkeypatch) == 0
     shown = capsys.readouterr().out
     assert "7,063,427,072 parameters" in shown
-    assert "repair does not fit: not even --batch-size 1" in shown
+    assert "repair does by itself what memory needs: as it is" in shown
+    assert "repair does not fit: --teacher-cache DIR" in shown
     assert run("demo", "--plan", "--json", monkeypatch=monkeypatch) == 0
     assert json.loads(capsys.readouterr().out)["disk"].keys() == {"float32", "bfloat16", "int8"}
 

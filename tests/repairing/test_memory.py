@@ -130,17 +130,17 @@ def test_the_optimiser_is_the_one_that_is_named(run, tmp_path):
 def test_where_memory_is_short_blocks_are_computed_again_and_then_batches_come_in_parts(run, monkeypatch):
     plenty = run("plenty")
     assert (plenty["memory"]["recompute"], plenty["memory"]["pieces"]) == (False, 1)
-    needed = plenty["memory"]["reckoned_bytes"]
-    ways = []
-    for share in (1.0, 0.85):
-        monkeypatch.setattr(stages, "here", lambda *args, share=share: int(share * needed))
+    ways = [plenty["memory"]]
+    for name in ("short", "shorter"):
+        there = ways[-1]["reckoned_bytes"]  # of which nine tenths may be taken
+        monkeypatch.setattr(stages, "here", lambda *args, there=there: there)
         with pytest.warns(RessaWarning, match=r"memory is short \(.*iB\): blocks computed again in the backward pass"):
-            told = run(str(share))
+            told = run(name)
         ways.append(told["memory"])
-        assert told["memory"]["reckoned_bytes"] <= 0.9 * share * needed
+        assert told["memory"]["reckoned_bytes"] <= 0.9 * there
         assert losses(told) == pytest.approx(losses(plenty), rel=1e-4)
-    assert ways[0]["recompute"]
-    assert ways[1]["pieces"] > 1
+    assert ways[1]["recompute"]
+    assert ways[2]["pieces"] > 1
     monkeypatch.setattr(stages, "here", lambda *args: 1000)
     with pytest.warns(RessaWarning, match="which is more: take a teacher_cache or an 8-bit optim"):
         run("least")

@@ -43,7 +43,7 @@ def compensated(
         damp: added to the Gram's diagonal, as a share of its mean.
 
     Raises:
-        RessaError: NaN or infinity in the weight, inputs that are all zero.
+        RessaError: NaN or infinity in the weight or in the inputs.
     """
     keep_OI, gram_II = weight_OI != 0, inputs.gram_II
     kept_N = weight_OI[keep_OI]

@@ -497,6 +497,9 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
 #endif
 
 namespace ressa {
+
+bool avx512_unpack(const Form& form, const uint8_t* body, int64_t panel, void* out, int32_t dtype);
+
 namespace {
 
 bool runs() {
@@ -523,7 +526,7 @@ void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
 
 }  // namespace
 
-const Isa avx512_isa = {"avx512", runs, plan, pack, row, work, activations, panel};
+const Isa avx512_isa = {"avx512", runs, plan, pack, row, work, activations, panel, avx512_unpack};
 
 }  // namespace ressa
 #endif

@@ -8,6 +8,9 @@
 
 #if defined(__x86_64__)
 #define RESSA_HAS_AVX512
+#define RESSA_HAS_AVX2
+#elif defined(__aarch64__)
+#define RESSA_HAS_NEON
 #endif
 
 namespace ressa {
@@ -79,6 +82,9 @@ struct Isa {
   void (*activations)(const Form&, const float* x, int64_t stride, int tokens, bool is_bf16, uint8_t* work);
   // y (tokens, panel_rows) of one panel; rows behind the last may hold anything finite.
   void (*panel)(const Form&, const uint8_t* body, const uint8_t* work, int tokens, bool is_bf16, int64_t panel, float* y);
+  // May be null: the rows of one panel into the dense `out` (rows, cols) of `dtype`; false, with nothing written, if `row`
+  // must do it.
+  bool (*unpack)(const Form&, const uint8_t* body, int64_t panel, void* out, int32_t dtype) = nullptr;
 };
 
 extern const Isa avx512_isa, avx2_isa, neon_isa, scalar_isa;

@@ -19,7 +19,7 @@ int64_t scheme_of(const Stored& s) {
 // Where weight k of a block's row stands: its byte in the block's values, which half of it, its bits among the places.
 struct Place { int byte, nibble, bit; };
 
-Place place(int32_t kind, int64_t scheme, int row, int k) {
+inline Place place(int32_t kind, int64_t scheme, int row, int k) {
   const int width = scheme == OF_16 ? 4 : 2;
   if (kind == RESSA_BF16) return {64 * (k / 2) + 4 * row + 2 * (k % 2), 0, 16 * (k % 2) + width * (k / 2)};
   const int step = k / 4, bit = 8 * (k % 4) + width * step;
@@ -27,7 +27,7 @@ Place place(int32_t kind, int64_t scheme, int row, int k) {
   return {64 * (step / 2) + 4 * row + k % 4, step % 2, bit};
 }
 
-void put(int32_t kind, int64_t scheme, uint8_t* values, Place at, int value) {
+inline void put(int32_t kind, int64_t scheme, uint8_t* values, Place at, int value) {
   if (kind == RESSA_BF16) return store<int16_t>(values + at.byte, (int16_t)value);
   if (kind == RESSA_INT8) values[at.byte] = (uint8_t)(scheme == DENSE ? value + 128 : value);
   else values[at.byte] |= (uint8_t)(((scheme == DENSE ? value + 8 : value) & 15) << (4 * at.nibble));
@@ -40,34 +40,46 @@ int take(int32_t kind, int64_t scheme, const uint8_t* values, Place at) {
   return scheme == DENSE ? nibble - 8 : (nibble ^ 8) - 8;
 }
 
-void put_index(uint8_t* block, int row, int bit, int column) {
-  store<uint32_t>(block + 4 * row, load<uint32_t>(block + 4 * row) | (uint32_t)column << bit);
+// The bits of 32 columns of a row; of columns behind the last there are none.
+uint32_t bits32(const Stored& s, int64_t r, int64_t column) {
+  const int64_t from = column / 8, left = s.row_bytes() - from;
+  uint32_t bits = 0;
+  if (left > 0) memcpy(&bits, s.bits(r) + from, left < 4 ? left : 4);
+  return bits;
 }
 
-// The kept columns of `width` from `column` on, within them; how many.
-int columns_of(const Stored& s, int64_t r, int64_t column, int width, int* out) {
-  int count = 0;
-  for (int c = 0; c < width && column + c < s.cols; c++)
-    if (s.bits(r)[(column + c) / 8] >> ((column + c) % 8) & 1) out[count++] = c;
-  return count;
+template <int32_t KIND, int64_t SCHEME> void pack_sparse(const Stored& s, const Form& form, int64_t r, uint8_t* blocks) {
+  const Block b = block(KIND, SCHEME);
+  constexpr int WIDTH = SCHEME == OF_16 ? 16 : 4, MOST = SCHEME == OF_16 ? 4 : 2;
+  const int row = (int)(r % ROWS);
+  int64_t index = s.first[r];
+  for (int64_t i = 0; i < form.own[BLOCKS]; i++, blocks += b.bytes) {
+    uint32_t places = 0;
+    const uint32_t bits = bits32(s, r, i * COLUMNS);
+    for (int g = 0; g < COLUMNS / WIDTH; g++) {
+      uint32_t own = bits >> (WIDTH * g) & ((1u << WIDTH) - 1), column = own ? 0 : 1;
+      for (int j = 0; j < MOST; j++) {
+        const Place at = place(KIND, SCHEME, row, MOST * g + j);
+        if (own) {
+          column = (uint32_t)__builtin_ctz(own);
+          put(KIND, SCHEME, blocks + 64, at, s.value(index++));
+          own &= own - 1;
+        }
+        places |= column << at.bit;
+        if (j == 0 && !(bits >> (WIDTH * g) & ((1u << WIDTH) - 1))) column = 0;  // of a group without any: 1, 0, ...
+      }
+    }
+    store<uint32_t>(blocks + 4 * row, places);
+  }
 }
 
 void pack_sparse(const Stored& s, const Form& form, int64_t r, uint8_t* blocks) {
-  const int64_t scheme = form.own[SCHEME];
-  const Block b = block(form.kind, scheme);
-  const int width = scheme == OF_16 ? 16 : 4, most = scheme == OF_16 ? 4 : 2, row = (int)(r % ROWS);
-  int64_t index = s.first[r];
-  for (int64_t i = 0; i < form.own[BLOCKS]; i++, blocks += b.bytes)
-    for (int k = 0; k < b.kept; k += most) {
-      int columns[4];
-      const int count = columns_of(s, r, i * COLUMNS + k / most * width, width, columns);
-      for (int j = 0; j < most; j++) {
-        const int column = j < count ? columns[j] : count ? columns[count - 1] : j == 0;
-        const Place at = place(form.kind, scheme, row, k + j);
-        put_index(blocks, row, at.bit, column);
-        if (j < count) put(form.kind, scheme, blocks + 64, at, s.value(index++));
-      }
-    }
+  const bool of_4 = form.own[SCHEME] == OF_4;
+  switch (form.kind) {
+    case RESSA_BF16: return (of_4 ? pack_sparse<RESSA_BF16, OF_4> : pack_sparse<RESSA_BF16, OF_16>)(s, form, r, blocks);
+    case RESSA_INT8: return (of_4 ? pack_sparse<RESSA_INT8, OF_4> : pack_sparse<RESSA_INT8, OF_16>)(s, form, r, blocks);
+    default: return (of_4 ? pack_sparse<RESSA_INT4, OF_4> : pack_sparse<RESSA_INT4, OF_16>)(s, form, r, blocks);
+  }
 }
 
 void pack_dense(const Stored& s, const Form& form, int64_t r, uint8_t* blocks) {

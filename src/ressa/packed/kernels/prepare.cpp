@@ -44,24 +44,49 @@ int popcount(const uint8_t* bits, int64_t bytes) {
 }
 
 // How full aligned groups of 4 and 16 columns are, over all rows.
+struct Fullness {
+  int most4 = 0, least4 = 4, most16 = 0, least16 = 16;
+
+  void see16(int count) {
+    most16 = count > most16 ? count : most16;
+    least16 = count < least16 ? count : least16;
+  }
+
+  void see4(int count) {
+    most4 = count > most4 ? count : most4;
+    least4 = count < least4 ? count : least4;
+  }
+
+  // 64 columns: counts of each 2 bits, then of 4, then of 16, side by side in one number.
+  void see64(uint64_t bits) {
+    const uint64_t ones = UINT64_C(0x1111111111111111), halves = UINT64_C(0x0f0f0f0f0f0f0f0f);
+    const uint64_t bytes = UINT64_C(0x00ff00ff00ff00ff), twos = bits - ((bits >> 1) & 5 * ones);
+    const uint64_t fours = (twos & 3 * ones) + ((twos >> 2) & 3 * ones);
+    if (fours & 4 * ones) see4(4);
+    if (fours & fours >> 1 & ones) see4(3);
+    if (~fours & fours >> 1 & ones) see4(2);
+    if (fours & ~(fours >> 1) & ones) see4(1);
+    if (~(fours | fours >> 1 | fours >> 2) & ones) see4(0);
+    const uint64_t eights = (fours & halves) + (fours >> 4 & halves), sixteens = (eights & bytes) + (eights >> 8 & bytes);
+    for (int i = 0; i < 64; i += 16) see16((int)(sixteens >> i & 255));
+  }
+};
+
 void look_at_groups(Stored& s) {
-  int least4 = 4, least16 = 16;
-  s.most4 = s.most16 = 0;
-  for (int64_t r = 0; r < s.rows; r++)
-    for (int64_t c = 0; c < s.cols; c += 16) {
+  Fullness seen;
+  for (int64_t r = 0; r < s.rows; r++) {
+    int64_t c = 0;
+    for (; c + 64 <= s.cols; c += 64) seen.see64(load<uint64_t>(s.bits(r) + c / 8));
+    for (; c < s.cols; c += 16) {
       const uint8_t* at = s.bits(r) + c / 8;
       const unsigned word = at[0] | (c + 8 < s.cols ? (unsigned)at[1] << 8 : 0);
-      const int all = __builtin_popcount(word);
-      s.most16 = all > s.most16 ? all : s.most16;
-      least16 = all < least16 ? all : least16;
-      for (int q = 0; q < 16 && c + q < s.cols; q += 4) {
-        const int some = __builtin_popcount(word >> q & 15);
-        s.most4 = some > s.most4 ? some : s.most4;
-        least4 = some < least4 ? some : least4;
-      }
+      seen.see16(__builtin_popcount(word));
+      for (int q = 0; q < 16 && c + q < s.cols; q += 4) seen.see4(__builtin_popcount(word >> q & 15));
     }
-  s.exact4 = s.cols % 4 == 0 && least4 == s.most4;
-  s.exact16 = s.cols % 16 == 0 && least16 == s.most16;
+  }
+  s.most4 = seen.most4, s.most16 = seen.most16;
+  s.exact4 = s.cols % 4 == 0 && seen.least4 == seen.most4;
+  s.exact16 = s.cols % 16 == 0 && seen.least16 == seen.most16;
 }
 
 int32_t check_bits(const ressa_stored& in, Stored& s) {

@@ -136,7 +136,12 @@ int32_t ressa_unpack(const void* prepared, int64_t bytes, void* out, int32_t dty
   const Form* form = form_of(prepared, bytes);
   if (!form) return NOT_PREPARED;
   if (dtype != RESSA_F32 && dtype != RESSA_AS_BF16) return BAD_TOKENS;
-  share(form->rows, bytes < ALONE ? 1 : threads,
-        [&](int64_t r) { unpack_row(*form, (const uint8_t*)prepared + HEADER, r, out, dtype); });
+  const uint8_t* body = (const uint8_t*)prepared + HEADER;
+  const auto fast = isa_of(form->isa)->unpack;
+  share(form->panels, bytes < ALONE ? 1 : threads, [&](int64_t panel) {
+    if (fast && fast(*form, body, panel, out, dtype)) return;
+    const int64_t first = panel * form->panel_rows, last = first + form->panel_rows;
+    for (int64_t r = first; r < last && r < form->rows; r++) unpack_row(*form, body, r, out, dtype);
+  });
   return OK;
 }

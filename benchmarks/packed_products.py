@@ -1,12 +1,13 @@
-"""Products of packed weights with one token, streamed from memory: `python benchmarks/kernels.py`.
+"""Products of packed weights with one token, streamed from memory: `python benchmarks/packed_products.py`.
 
-Writes results/kernels.json and results/kernels.md: microseconds of each product, and how many times as fast it is as
+Writes results/packed_products.json and results/packed_products.md: microseconds of each product, and how many times as fast it is as
 torch eager in its faster dtype, and as our dense kernel of the same kind of values. Each matrix lies in memory many
 times (300 MB and more), and every call reads another copy, as decoding reads a model's layers. The contenders take
 turns, so that what else the machine does hits all of them. Medians, of ratios within a turn of all too.
 
 `--ggml FOLDER` adds llama.cpp, from a folder with its libggml-base.so and libggml-cpu.so: weights in the layout that
 it repacks them to on x86 (it has none for Q8_0), all copies in one graph. `--only 2048x8192 --kinds int8` renews one.
+As on a processor without AVX-512: `RESSA_KERNELS=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2` before it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,15 @@ Q4_0, Q8_0, Q4_K = 2, 8, 12  # ggml_type
 LLAMA = {"int8": {"llama.cpp Q8_0": Q8_0}, "int4": {"llama.cpp Q4_0": Q4_0, "llama.cpp Q4_K": Q4_K}}
 STREAM, TURN = 300 << 20, 100 << 20  # bytes of all copies of a matrix; bytes that are read in one turn
 HUGE_PAGES = 14  # MADV_HUGEPAGE
+
+INTRODUCTION = """# Products of packed weights with one token
+
+`python benchmarks/packed_products.py`: microseconds of a product, and how many times as fast it is as torch eager in its faster
+dtype (x torch), and as our dense kernel of the same kind of values (x dense). Gaussian weights, random patterns, every
+call reads another copy of the matrix from memory; contenders take turns; medians, of ratios within a turn too. int8 and
+int4 round the activations to 8 bits, in our kernels and in llama.cpp's (llama-cpp-python 0.3.36, built here with
+GGML_NATIVE and its own threads: two of them were slower than one for Q8_0 and Q4_0, why was not looked into, so compare
+with it on one)."""
 
 
 @dataclass
@@ -202,19 +212,22 @@ def measured(made: dict[str, Contender], threads: int, repetitions: int) -> list
 
 
 def report(lines: list[dict[str, Any]]) -> list[str]:
-    """Tables, one for each processor, shape and number of threads."""
-    text, keys = [], ("processor", "shape", "threads")
+    """Tables, one for each processor, set of kernels, shape and number of threads."""
+    text, keys = [], ("processor", "set", "shape", "threads")
     for place in dict.fromkeys(tuple(line[key] for key in keys) for line in lines):
         told = [line for line in lines if tuple(line[key] for key in keys) == place]
-        where = f"{told[0]['set']} kernels, torch {told[0]['torch']}, {told[0]['date']}"
-        text += ["", f"## {place[1].replace('x', ' x ')}, {place[2]} thread{'s'[: place[2] > 1]}, {place[0]}", ""]
+        processor_, set_, shape, threads = place
+        where = (
+            f"{set_} kernels, torch {told[0]['torch']} ({told[0].get('torch_has', 'all it knows')}), {told[0]['date']}"
+        )
+        text += ["", f"## {shape.replace('x', ' x ')}, {threads} thread{'s'[: threads > 1]}, {processor_}, {set_}", ""]
         text += [
             where,
             "",
             "| values | | bits a weight | us | GB/s | x dense | x torch |",
             "|---|---|---:|---:|---:|---:|---:|",
         ]
-        outputs, inputs = map(int, place[1].split("x"))
+        outputs, inputs = map(int, shape.split("x"))
         for line in told:
             bits, speed = line["bytes"] * 8 / outputs / inputs, line["bytes"] / line["us"] / 1e3
             cells = f"{bits:.2f} | {line['us']:.0f} | {speed:.1f} | {line['x_dense']:.2f} | {line['x_torch']:.2f}"
@@ -231,10 +244,11 @@ def main() -> None:
     parser.add_argument("--ggml", type=Path)
     asked = parser.parse_args()
     torch.manual_seed(0)
-    path, ggml = RESULTS / "kernels.json", Ggml(asked.ggml) if asked.ggml else None
+    path, ggml = RESULTS / "packed_products.json", Ggml(asked.ggml) if asked.ggml else None
     lines = json.loads(path.read_text()) if path.exists() else []
     machine = {"processor": processor()["processor"], "set": native.chosen()}
-    machine |= {"torch": versions()["torch"], "date": str(datetime.date.today())}
+    machine |= {"torch": versions()["torch"], "torch_has": torch.backends.cpu.get_cpu_capability()}
+    machine |= {"date": str(datetime.date.today())}
     for shape in asked.only:
         outputs, inputs = map(int, shape.split("x"))
         for kind in asked.kinds:
@@ -244,10 +258,12 @@ def main() -> None:
                 new = [place | line for line in measured(made, threads, asked.repetitions)]
                 same = ("processor", "set", "shape", "kind", "threads")
                 lines = [line for line in lines if any(line[key] != new[0][key] for key in same)] + new
-    lines.sort(key=lambda line: (line["processor"], line["set"], SHAPES.index(line["shape"]), line["threads"]))
+    order = [*KINDS]  # what was renewed comes at its place
+    lines.sort(
+        key=lambda at: (at["processor"], at["set"], SHAPES.index(at["shape"]), at["threads"], order.index(at["kind"]))
+    )
     path.write_text(json.dumps(lines, indent=1) + "\n")
-    title = ["# Products of packed weights with one token", "", *(__doc__ or "").split("\n\n")[1].splitlines()]
-    (RESULTS / "kernels.md").write_text("\n".join([*title, *report(lines)]) + "\n")
+    (RESULTS / "packed_products.md").write_text("\n".join([INTRODUCTION, *report(lines)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,24 @@
+// Tables that put kept values where the bits of 8 columns say; for byte shuffles, which make 0 of an index above 127.
+#pragma once
+#include <cstdint>
+
+namespace ressa {
+
+struct Expand {
+  alignas(64) uint8_t to_bytes[256][8]{};    // of bytes: index of the kept value of each column
+  alignas(64) uint8_t to_floats[256][32]{};  // of bfloat16: to the upper halves of 8 floats
+  constexpr Expand() {
+    for (int mask = 0; mask < 256; mask++)
+      for (int col = 0, kept = 0; col < 8; col++) {
+        const bool here = mask >> col & 1;
+        to_bytes[mask][col] = here ? (uint8_t)kept : 0x80;
+        to_floats[mask][4 * col] = to_floats[mask][4 * col + 1] = 0x80;
+        to_floats[mask][4 * col + 2] = here ? (uint8_t)(2 * kept) : 0x80;
+        to_floats[mask][4 * col + 3] = here ? (uint8_t)(2 * kept + 1) : 0x80;
+        kept += here;
+      }
+  }
+};
+inline constexpr Expand EXPAND;
+
+}  // namespace ressa

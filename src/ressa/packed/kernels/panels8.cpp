@@ -1,0 +1,411 @@
+#include "panels8.h"
+
+namespace ressa::panels8 {
+namespace {
+
+constexpr int FEW = 64;          // one weight of so many may stand in the list
+constexpr double DEARER = 1.2;   // as many bytes as rows one after the other may this layout have
+constexpr int64_t SMALL = 4096;  // and so many more: padding of small weights
+
+int steps_of(int32_t kind, int32_t layout) {  // vectors of 4 bytes a row that a block of integers holds
+  if (kind == RESSA_INT4 || layout == HALF16) return 8;
+  return layout == QUARTER16 ? 2 : 4;
+}
+
+// Slot i of `group`: of floats in the order of the columns; of integers so that the bytes of one step lie in 16 columns.
+void locate(int32_t layout, int group, int i, int& step, int& byte) {
+  if (layout == DENSE) step = i / 4, byte = i % 4;
+  else if (layout == OF4) step = 2 * (group / 4) + i, byte = group % 4;
+  else if (layout == HALF16) step = 2 * group + i / 4, byte = i % 4;
+  else step = group, byte = i;
+}
+
+void put_index(Block& b, Slot& s, int32_t kind, int32_t layout, int number, int step, int byte) {
+  s.low_bits = (int8_t)b.index_bits;
+  const bool floats = kind == RESSA_BF16;
+  if (layout == HALF16 && floats && number >= 30) {  // what three dwords of ten indices leave over
+    s.low_bits = (int8_t)(number == 30 ? 2 : 1);
+    s.index = (int16_t)(number == 30 ? 0 : 32), s.index_shift = (int8_t)(number == 30 ? 30 : 31);
+    s.index2 = (int16_t)(number == 30 ? 32 : 64), s.index2_shift = 30;
+  } else if (layout == HALF16 && floats) {
+    s.index = (int16_t)(number / 10 * 32), s.index_shift = (int8_t)(number % 10 * 3);
+  } else if (floats) {
+    s.index_shift = (int8_t)(number * b.index_bits);
+  } else if (layout == HALF16 && step >= 6) {  // what three bytes of two indices leave over
+    s.low_bits = 2;
+    s.index = (int16_t)((step - 6) * 32), s.index_shift = (int8_t)(8 * byte + 6);
+    s.index2 = 64, s.index2_shift = (int8_t)(8 * byte + step);
+  } else {
+    const int each = 8 / b.index_bits;
+    s.index = (int16_t)(step / each * 32), s.index_shift = (int8_t)(8 * byte + step % each * b.index_bits);
+  }
+}
+
+Block make(int32_t kind, int32_t layout) {
+  Block b{};
+  b.group = layout == OF4 ? 4 : 16, b.kept = layout == OF4 ? 2 : layout == HALF16 ? 8 : 4;
+  b.index_bits = layout == DENSE ? 0 : layout == OF4 ? 2 : layout == HALF16 ? 3 : 4;
+  const bool floats = kind == RESSA_BF16;
+  b.slots = floats ? (layout == DENSE || layout == QUARTER16 ? 8 : layout == OF4 ? 16 : 32) : 4 * steps_of(kind, layout);
+  if (layout == DENSE) b.group = b.kept = b.slots;
+  b.cols = b.slots / b.kept * b.group;
+  b.value_bits = floats ? 16 : kind == RESSA_INT8 ? 8 : 4;
+  b.index_bytes = (b.slots * b.index_bits + 31) / 32 * 32;
+  b.bytes = b.index_bytes + b.slots * b.value_bits;
+  for (int number = 0; number < b.slots; number++) {
+    Slot& s = b.slot[number];
+    int step = 0, byte = 0;
+    locate(layout, number / b.kept, number % b.kept, step, byte);
+    if (floats) s.value = (int16_t)(number / 2 * 32), s.value_shift = (int8_t)(number % 2 * 16);
+    else if (kind == RESSA_INT8) s.value = (int16_t)(step * 32), s.value_shift = (int8_t)(8 * byte);
+    else s.value = (int16_t)(step / 2 * 32), s.value_shift = (int8_t)(8 * byte + step % 2 * 4);
+    s.value = (int16_t)(s.value + b.index_bytes);
+    if (b.index_bits) put_index(b, s, kind, layout, number, step, byte);
+  }
+  return b;
+}
+
+void put(uint8_t* at, int offset, int shift, int bits, unsigned value) {
+  const uint32_t mask = ((1u << bits) - 1) << shift;
+  store<uint32_t>(at + offset, (load<uint32_t>(at + offset) & ~mask) | (value << shift & mask));
+}
+unsigned get(const uint8_t* at, int offset, int shift, int bits) {
+  return load<uint32_t>(at + offset) >> shift & ((1u << bits) - 1);
+}
+
+// Of HALF16: for each set of at most 8 of 16 columns, the slot of each in their order (four bits each, 15: it has none),
+// and which slots are taken.
+struct Places {
+  struct Place { uint32_t slots; uint8_t taken; } of[1 << 16];
+  Places() {
+    for (unsigned set = 0; set < 1 << 16; set++) of[set] = __builtin_popcount(set) > 8 ? Place{UINT32_MAX, 255} : match(set);
+  }
+  static bool in_window(int slot, int col) { return ((col - WINDOW * slot) & 15) < 8; }
+  // Augmenting path from `col`: moves columns that have a slot to others until one is free.
+  static bool seat(int col, int* at, unsigned& tried) {
+    for (int slot = 0; slot < 8; slot++) {
+      if (!in_window(slot, col) || tried >> slot & 1) continue;
+      tried |= 1u << slot;
+      if (at[slot] < 0 || seat(at[slot], at, tried)) { at[slot] = col; return true; }
+    }
+    return false;
+  }
+  static Place match(unsigned set) {
+    int at[8] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    for (unsigned left = set, tried; left; left &= left - 1) seat(__builtin_ctz(left), at, tried = 0);
+    Place place{UINT32_MAX, 0};
+    for (int slot = 0; slot < 8; slot++) {
+      if (at[slot] < 0) continue;
+      const int rank = __builtin_popcount(set & ((1u << at[slot]) - 1));
+      place.slots &= ~(15u << (4 * rank)) | (unsigned)slot << (4 * rank);
+      place.taken |= (uint8_t)(1 << slot);
+    }
+    return place;
+  }
+};
+const Places& places() { static const Places all; return all; }
+
+unsigned group_bits(const uint8_t* bits, int64_t cols, int64_t col, int group) {
+  const int64_t left = cols - col;
+  unsigned set = bits[col / 8] | (group > 8 && left > 8 ? (unsigned)bits[col / 8 + 1] << 8 : 0);
+  return set >> (col % 8) & ((1u << group) - 1);
+}
+
+struct Shape {
+  const Form& form;
+  const Block& b;
+  const Places* places;
+  int unit;
+  Shape(const Form& form, const Block& b) : form(form), b(b), places(form.layout == HALF16 ? &ressa::panels8::places() : nullptr), unit(panels8::unit(form)) {}
+  // The slot, in its group, of the weight that comes as number `rank` of those that `set` keeps; or -1.
+  int slot(unsigned set, int rank) const {
+    if (!places) return rank < b.kept ? rank : -1;
+    const unsigned slot = rank < 8 ? places->of[set].slots >> (4 * rank) & 15 : 15;
+    return slot == 15 ? -1 : (int)slot;
+  }
+};
+
+// Calls one(number of the kept weight, column, block, slot, fits) for all kept weights of a row in their order. The slot
+// is -1 where there is none; a weight of int4 whose scale is not that of its block does not fit either.
+template <class One> void walk_sparse(const Shape& s, const uint8_t* bits, const One& one) {
+  const int per = s.b.cols / s.b.group;
+  const bool grouped = s.form.kind == RESSA_INT4;
+  int64_t number = 0, at = 0, own = 0, of_block = 0, left = s.form.group;  // own, of_block: numbers of scales
+  int in_block = 0;
+  for (int64_t col = 0; col < s.form.cols; col += s.b.group) {
+    const unsigned set = group_bits(bits, s.form.cols, col, s.b.group);
+    int rank = 0;
+    for (unsigned rest = set; rest; rest &= rest - 1, rank++, number++) {
+      const int slot = s.slot(set, rank);
+      one(number, col + __builtin_ctz(rest), at, slot < 0 ? -1 : in_block * s.b.kept + slot, slot >= 0 && own == of_block);
+      if (grouped && --left == 0) own++, left = s.form.group;
+    }
+    if (++in_block < per) continue;
+    in_block = 0, at++;
+    if (grouped) of_block = at * 32 / s.form.group;
+  }
+}
+
+template <class One> void walk(const Shape& s, const uint8_t* bits, const One& one) {
+  if (s.form.bits) return walk_sparse(s, bits, one);
+  for (int64_t col = 0, at = 0; col < s.form.cols; col += s.b.cols, at++)
+    for (int i = 0; i < s.b.cols && col + i < s.form.cols; i++) one(col + i, col + i, at, i, true);
+}
+
+// Whether the row keeps as many as it has room for, or at least its positions alone tell which.
+bool full(const Shape& s, int64_t kept) { return s.form.cols % s.b.group == 0 && kept == s.form.cols / s.b.group * s.b.kept; }
+bool tells(const Shape& s, const uint8_t* bits, int64_t kept) {
+  if (full(s, kept)) return true;
+  for (int64_t col = 0; s.form.layout != HALF16 && col < s.form.cols; col += s.b.group)
+    if (!group_bits(bits, s.form.cols, col, s.b.group)) return false;
+  return s.form.layout != HALF16;
+}
+
+uint8_t* at_block(const Shape& s, uint8_t* panel, int64_t number) {
+  const int64_t scales = s.form.kind == RESSA_INT4 ? (number / s.unit + 1) * 16 : 0;
+  return panel + (s.form.kind == RESSA_BF16 ? 0 : 32) + scales + number * s.b.bytes;
+}
+const uint8_t* at_block(const Shape& s, const uint8_t* panel, int64_t number) { return at_block(s, const_cast<uint8_t*>(panel), number); }
+
+void set_index(const Shape& s, uint8_t* at, int slot, int col) {
+  const Slot& where = s.b.slot[slot];
+  unsigned index = (unsigned)col;
+  if (s.form.layout == HALF16) index = (unsigned)(col - WINDOW * (slot % 8)) & 15;
+  put(at, where.index, where.index_shift, where.low_bits, index);
+  if (where.low_bits < s.b.index_bits)
+    put(at, where.index2, where.index2_shift, s.b.index_bits - where.low_bits, index >> where.low_bits);
+}
+
+int get_index(const Shape& s, const uint8_t* at, int slot) {
+  const Slot& where = s.b.slot[slot];
+  unsigned index = get(at, where.index, where.index_shift, where.low_bits);
+  if (where.low_bits < s.b.index_bits)
+    index |= get(at, where.index2, where.index2_shift, s.b.index_bits - where.low_bits) << where.low_bits;
+  return (int)(s.places ? (index + WINDOW * (slot % 8)) & 15 : index);
+}
+
+int bias(const Shape& s) { return s.form.kind == RESSA_INT4 ? 8 : 0; }  // int4 is kept plus 8
+
+int16_t value_at(const Shape& s, const uint8_t* at, int slot) {
+  const unsigned value = get(at, s.b.slot[slot].value, s.b.slot[slot].value_shift, s.b.value_bits);
+  if (s.form.kind == RESSA_BF16) return (int16_t)value;
+  return (int16_t)(s.form.kind == RESSA_INT8 ? (int8_t)value : (int)value - bias(s));
+}
+
+// Free slots repeat a column that is kept, so that they tell nothing wrong. (Of HALF16, rows that have some keep their bits.)
+void fill_free(const Shape& s, const uint8_t* bits, uint8_t* panel, int r) {
+  const int per = s.b.cols / s.b.group;
+  for (int64_t col = 0, group = 0; s.form.layout != HALF16 && col < s.form.cols; col += s.b.group, group++) {
+    const unsigned set = group_bits(bits, s.form.cols, col, s.b.group);
+    for (int i = __builtin_popcount(set); set && i < s.b.kept; i++)
+      set_index(s, at_block(s, panel, group / per) + 4 * r, (int)(group % per) * s.b.kept + i, __builtin_ctz(set));
+  }
+}
+
+// The bits that positions tell. A group of HALF16 that has a weight in the list has one free slot, whose column is none.
+void bits_of(const Shape& s, const uint8_t* panel, int r, const Extra* extra, const Extra* last, uint8_t* bits) {
+  const int per = s.b.cols / s.b.group;
+  for (int64_t col = 0, group = 0; col < s.form.cols; col += s.b.group, group++) {
+    unsigned listed = 0, set = 0, each[16];
+    for (; extra != last && (extra->row() != r || extra->col() < col + s.b.group); extra++)
+      if (extra->row() == r) listed |= 1u << (extra->col() - col);
+    for (int i = 0; i < s.b.kept; i++)
+      set |= each[i] = 1u << get_index(s, at_block(s, panel, group / per) + 4 * r, (int)(group % per) * s.b.kept + i);
+    if (listed && s.form.layout == HALF16)
+      for (int i = 0; i < 8; i++) {
+        unsigned others = listed;
+        for (int j = 0; j < 8; j++) others |= j == i ? 0 : each[j];
+        if (!(s.places->of[others].taken >> i & 1)) { set = others; break; }
+      }
+    for (int i = 0; i < s.b.group && col + i < s.form.cols; i++)
+      if (set >> i & 1) bits[(col + i) / 8] |= (uint8_t)(1 << ((col + i) % 8));
+  }
+}
+
+struct Room { int64_t extras = 0, told = 0; };  // what a layout needs beside its panels
+
+Room room_of(const Stored& stored, const Shape& s) {
+  Room room;
+  if (!s.form.bits) return room;
+  for (int64_t r = 0; r < stored.rows; r++) {
+    if (s.form.layout == HALF16 || (s.form.kind == RESSA_INT4 && !full(s, stored.kept(r))))
+      walk(s, stored.bits(r), [&](int64_t, int64_t, int64_t, int, bool fits) { room.extras += !fits; });
+    room.told += !tells(s, stored.bits(r), stored.kept(r));
+  }
+  return room;
+}
+
+// own: the offsets of the lists' beginnings, the lists, the number of each row's bits plus 1, and these bits.
+int64_t lay_out(Form& form, const Block& b, const Room& room) {
+  form.own[0] = up(form.panels * panel_bytes(form, b), 64);
+  form.own[1] = up(form.own[0] + 4 * (form.panels + 1), 64);
+  form.own[2] = up(form.own[1] + (int64_t)sizeof(Extra) * room.extras, 64);
+  form.own[3] = up(form.own[2] + (room.told ? 4 * form.rows : 0), 64);
+  if (!room.told) form.own[2] = 0;
+  return form.own[3] + room.told * ((form.cols + 7) / 8);
+}
+
+int32_t layout_of(const Stored& stored) {
+  if (!stored.bitmask) return DENSE;
+  if (stored.most16 <= 4) return QUARTER16;
+  if (stored.most4 <= 2) return OF4;
+  return stored.most16 <= 8 ? HALF16 : rows::LAYOUT;
+}
+
+}  // namespace
+
+const Block& block(int32_t kind, int32_t layout) {
+  static const struct All { Block of[3][5]; All() { for (int k = 0; k < 3; k++) for (int l = 1; l < 5; l++) of[k][l] = make(k, l); } } all;
+  return all.of[kind][layout];
+}
+
+int64_t plan(const Stored& stored, Form& form) {
+  const int64_t plain = rows::plan(stored, form);
+  Form other = form;
+  other.layout = layout_of(stored), other.panel_rows = ROWS, other.panels = (stored.rows + ROWS - 1) / ROWS;
+  if (other.layout == rows::LAYOUT || (form.kind == RESSA_INT4 && form.group % 32)) return plain;
+  // products of -128 do not fit; ressa writes none
+  if (form.kind == RESSA_INT8 && form.kept && memchr(stored.values, 0x80, form.kept)) return plain;
+  const Block& b = block(form.kind, other.layout);
+  const Room room = room_of(stored, Shape(other, b));
+  const int64_t bytes = lay_out(other, b, room);
+  if (room.extras * FEW > form.kept || (double)bytes > DEARER * (double)plain + SMALL) return plain;
+  form = other;
+  return bytes;
+}
+
+namespace {
+
+struct Packing {
+  const Stored& stored;
+  Shape s;
+  uint8_t* body;
+  uint32_t extras = 0, told = 0;
+
+  void row(int64_t r, uint8_t* panel) {
+    const int lane = (int)(r % ROWS);
+    const uint8_t* bits = s.form.bits ? stored.bits(r) : nullptr;
+    const int64_t first = stored.first[r];
+    double sum = 0;
+    walk(s, bits, [&](int64_t number, int64_t col, int64_t block, int slot, bool fits) {
+      uint8_t* at = at_block(s, panel, block) + 4 * lane;
+      const int16_t value = stored.value(first + number);
+      const uint16_t scale = s.form.kind == RESSA_INT4 ? scale_of(r, number / s.form.group) : (uint16_t)0;
+      if (bits && slot >= 0) set_index(s, at, slot, (int)(col & (s.b.group - 1)));
+      if (!fits) return add({(uint32_t)(col << 3 | lane), scale, value});
+      put(at, s.b.slot[slot].value, s.b.slot[slot].value_shift, s.b.value_bits, (unsigned)(value + bias(s)));
+      if (s.form.kind == RESSA_INT4) sum += from_bf16(scale) * (double)value;
+    });
+    if (s.form.kind == RESSA_INT8) store<float>(panel + 4 * lane, load<float>(stored.scale + 4 * r));
+    if (s.form.kind == RESSA_INT4) { store<float>(panel + 4 * lane, (float)(-128 * sum)); scales(r, panel); }
+    if (!bits || full(s, stored.kept(r))) return;
+    fill_free(s, bits, panel, lane);
+    if (!tells(s, bits, stored.kept(r))) keep_bits(r, bits);
+  }
+  uint16_t scale_of(int64_t r, int64_t group) const { return load<uint16_t>(stored.scale + 2 * (stored.scale_first[r] + group)); }
+  void add(Extra extra) { store<Extra>(body + s.form.own[1] + sizeof(Extra) * extras++, extra); }
+  void scales(int64_t r, uint8_t* panel) {
+    const int64_t count = blocks(s.form, s.b), groups = row_groups(stored.kept(r), s.form.group);
+    for (int64_t at = 0; at < count; at += s.unit)
+      if (at * 32 / s.form.group < groups) store<uint16_t>(at_block(s, panel, at) - 16 + 2 * (r % ROWS), scale_of(r, at * 32 / s.form.group));
+  }
+  void keep_bits(int64_t r, const uint8_t* bits) {
+    const int64_t bytes = stored.row_bytes();
+    memcpy(body + s.form.own[3] + told * bytes, bits, bytes);
+    store<uint32_t>(body + s.form.own[2] + 4 * r, ++told);
+  }
+};
+
+}  // namespace
+
+void pack(const Stored& stored, const Form& form, uint8_t* body) {
+  if (form.layout == rows::LAYOUT) return rows::pack(stored, form, body);
+  const Block& b = block(form.kind, form.layout);
+  Packing packing{stored, Shape(form, b), body};
+  const int64_t bytes = panel_bytes(form, b);
+  // free slots of int4 hold 0, which is stored as 8
+  for (int64_t p = 0; p < form.panels; p++) {
+    uint8_t* at = body + p * bytes;
+    if (form.kind == RESSA_INT4)
+      for (int64_t i = 0; i < blocks(form, b); i++) memset(at_block(packing.s, at, i) + b.index_bytes, 0x88, b.bytes - b.index_bytes);
+    store<uint32_t>(body + form.own[0] + 4 * p, packing.extras);
+    for (int64_t r = p * ROWS; r < (p + 1) * ROWS && r < form.rows; r++) packing.row(r, at);
+  }
+  store<uint32_t>(body + form.own[0] + 4 * form.panels, packing.extras);
+}
+
+
+namespace {
+
+uint32_t own_bits(const Form& form, const uint8_t* body, int64_t row) {  // their number plus 1, 0: none
+  return form.own[2] ? load<uint32_t>(body + form.own[2] + 4 * row) : 0;
+}
+
+void find_bits(const Shape& s, const uint8_t* body, int64_t row, uint8_t* bits) {
+  const int64_t bytes = (s.form.cols + 7) / 8, p = row / ROWS;
+  if (const uint32_t number = own_bits(s.form, body, row)) memcpy(bits, body + s.form.own[3] + (number - 1) * bytes, bytes);
+  else bits_of(s, panel(s.form, body, p), (int)(row % ROWS), extras(s.form, body, p), extras(s.form, body, p + 1), bits);
+}
+
+// A row whose positions tell everything, and that has no weight in the list: in one pass.
+void read_told(const Shape& s, const uint8_t* panel, int lane, Row& out) {
+  const int per = s.b.cols / s.b.group;
+  for (int64_t col = 0, block = 0; col < s.form.cols; block++) {
+    const uint8_t* at = at_block(s, panel, block) + 4 * lane;
+    for (int group = 0; group < per && col < s.form.cols; group++, col += s.b.group) {
+      int16_t value[16];
+      unsigned set = 0;
+      for (int i = 0, slot = group * s.b.kept; i < s.b.kept; i++, slot++) {
+        const int where = get_index(s, at, slot);
+        if (!(set >> where & 1)) value[where] = value_at(s, at, slot), set |= 1u << where;  // a free slot repeats another
+      }
+      out.bits[col / 8] |= (uint8_t)(set << (col % 8));
+      if (set >> 8) out.bits[col / 8 + 1] |= (uint8_t)(set >> 8);
+      for (; set; set &= set - 1) out.values[out.count++] = value[__builtin_ctz(set)];
+    }
+  }
+}
+
+}  // namespace
+
+void add_listed(const Form& form, const uint8_t* body, const Work& work, int tokens, int64_t number, float* y) {
+  const uint8_t* at = panel(form, body, number);
+  const Extra* last = extras(form, body, number + 1);
+  for (const Extra* extra = extras(form, body, number); extra != last; extra++)
+    for (int t = 0; t < tokens; t++) {
+      float& sum = y[t * ROWS + extra->row()];
+      if (form.kind == RESSA_BF16) {
+        sum += from_bf16((uint16_t)extra->value) * work.x[t * work.stride + extra->col()];
+        continue;
+      }
+      const uint8_t byte = work.of(t)[extra->col()];
+      const int x = work.bias ? byte - (int)work.bias : (int8_t)byte;
+      const float scale = form.kind == RESSA_INT4 ? from_bf16(extra->scale) : load<float>(at + 4 * extra->row());
+      sum += (float)(x * extra->value) * scale * work.scale[t];
+    }
+}
+
+void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
+  if (form.layout == rows::LAYOUT) return rows::row(form, body, row, out);
+  const Shape s(form, block(form.kind, form.layout));
+  const int lane = (int)(row % ROWS);
+  const uint8_t* from = panel(form, body, row / ROWS);
+  const Extra *extra = extras(form, body, row / ROWS), *last = extras(form, body, row / ROWS + 1);
+  while (extra != last && extra->row() != lane) extra++;
+  out.count = 0;
+  if (form.bits && extra == last && !own_bits(form, body, row)) {
+    read_told(s, from, lane, out);
+  } else {
+    if (form.bits) find_bits(s, body, row, out.bits);
+    walk(s, out.bits, [&](int64_t number, int64_t, int64_t at, int slot, bool fits) {
+      out.values[number] = !fits ? (extra++)->value : value_at(s, at_block(s, from, at) + 4 * lane, slot);
+      out.count = number + 1;
+    });
+  }
+  if (form.kind == RESSA_INT8) out.scale = load<float>(from + 4 * lane);
+  out.groups = form.kind == RESSA_INT4 ? row_groups(out.count, form.group) : 0;
+  for (int64_t g = 0; g < out.groups; g++)
+    out.scales16[g] = load<uint16_t>(at_block(s, from, g * form.group / 32 / s.unit * s.unit) - 16 + 2 * lane);
+}
+
+}  // namespace ressa::panels8
