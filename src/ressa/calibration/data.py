@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ressa.calibration.places import InMemory, Places
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.samples import drawn
 from ressa.calibration.samples import samples as draw
 from ressa.calibration.tokens import TokenWeights, token_weights
 from ressa.data.records import Record
+from ressa.model.streamed import Streamed
 from ressa.model.structure import Block
 from ressa.settings import Progress
 
@@ -37,7 +39,13 @@ class CalibrationData:
     autocast: torch.dtype | None = None
     progress: Progress | None = None
     blocks: tuple[Block, ...] = ()
+    streamed: Streamed | None = None  # `net`, whose blocks are in files
     _made: dict[str, Any] = field(default_factory=dict, repr=False)  # shared by all that are made `over` this one
+
+    @property
+    def places(self) -> Places:
+        """Where the weights of the blocks are."""
+        return self.streamed or InMemory()
 
     def over(self, blocks: Iterable[Block]) -> CalibrationData:
         """The same data, for these blocks."""

@@ -87,6 +87,9 @@ class Prune:
         least=0,
         most=1,
     )
+    shard_size: str | None = setting(
+        None, "Cut the weights into files of at most this size (5GB), with an index. [one file up to 50GB]"
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.method, Mapping):  # in YAML: {name: ria, power: 0.3}

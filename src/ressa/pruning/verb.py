@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ from transformers import AutoModelForCausalLM
 from ressa import methods
 from ressa.allocation.file import read_allocation
 from ressa.calibration.data import CalibrationData
-from ressa.calibration.resume import digest_of, finished_blocks, stamp
+from ressa.calibration.resume import FinishedBlocks, digest_of, finished_blocks, stamp
 from ressa.calibration.samples import drawn
 from ressa.calibration.sweep import SweepSettings, sweep
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
+from ressa.files.folders import writing
 from ressa.machine import Machine, check_machine, forget_peak, peak_memory, plain, versions
-from ressa.model.folder import check_output, refuse_adapter, refuse_packed, write_folder
-from ressa.model.load import auto_class, load, machine_for, read_config, resolve
+from ressa.model.folder import Zeros, check_output, complete_folder, refuse_adapter, refuse_packed
+from ressa.model.load import auto_class, machine_for, read_config, resolve
 from ressa.model.precision import cast_back, dtypes_of
+from ressa.model.shards import Shards
+from ressa.model.streamed import Streamed, load_streamed
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
 from ressa.pruning.assign import assign_patterns
@@ -45,8 +48,9 @@ def prune(
 ) -> dict[str, Any]:
     """Prunes `model` and writes it, with its processor and ressa.json, to `out`. Returns what stands in ressa.json.
 
-    A run that was stopped goes on at its first unfinished block when it is called again with the same arguments; it
-    keeps finished ones in a hidden folder beside `out`, which goes when `out` is written.
+    A model larger than memory is pruned block by block: what is outside of its blocks is read once, each block when it
+    is its turn, and written into the output's own files. These are filled in a hidden folder beside `out`, which
+    becomes `out`. A run that was stopped goes on there when it is called again with the same arguments.
 
     Args:
         model: a model folder, a hub name, or `demo`.
@@ -70,33 +74,43 @@ def prune(
     _check_parts(model, settings)
     records = None if data is None else read_records(data, settings.split)
 
-    net, processor = load(model)
+    net, processor, streamed = load_streamed(model)
     chosen, dtypes = machine_for(net, runtime.device, runtime.dtype), dtypes_of(net)
     if chosen.working != chosen.stored:
         net.float()
     plan = structure(net, patch_embedding=settings.patch_embedding)
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
     sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
-    calibration = CalibrationData(net, processor, records, *sizes, **where)
+    calibration = CalibrationData(net, processor, records, *sizes, streamed=streamed, **where)
     patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
     pruned = dict.fromkeys(name for name, pattern in patterns.items() if pattern.sparsity)
-    blocks = [block for block in plan.blocks() if block.linears.keys() & pruned]
+    visited, written = _blocks(plan, streamed, pruned, method)
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
-    identity = _identity(arguments, chosen, records or [], patterns)
-    with finished_blocks(out, identity) if method.needs else nullcontext() as finished:
-        resumed = sum(map(finished.has, blocks)) if finished else 0
+    with finished_blocks(out, _identity(arguments, chosen, records or [], patterns)) as work:
+        with writing(out, work):
+            finished = FinishedBlocks(Shards(work, net, dtypes, written, settings.shard_size), streamed, pruned)
+        resumed = sum(map(finished.has, visited))
         how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
-        for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
+        for turn in sweep(calibration.over(visited), method.needs, how, pruned, finished):
             prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
-    cast_back(net, dtypes, pruned)
-    manifest = _manifest(arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
-    manifest["pictures"] = calibration.seen
-    if resumed:
-        manifest["resumed_blocks"] = resumed  # what they took is not in the seconds
-    write_folder(out, net, processor, manifest, patterns=patterns)
-    if finished:
-        finished.forget()
-    return manifest
+        with writing(out, work):
+            finished.complete()
+        cast_back(net, dtypes, ())
+        told = partial(_manifest, arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
+        more = {"pictures": calibration.seen} | ({"resumed_blocks": resumed} if resumed else {})
+        return complete_folder(work, out, net, processor, patterns, lambda zeros: told(zeros) | more)
+
+
+def _blocks(
+    plan: Structure, streamed: Streamed, pruned: Mapping[str, Any], method: Method
+) -> tuple[list[Block], list[Block]]:
+    """(blocks to go through, up to the last one that is pruned; blocks that are written one by one)."""
+    every = [block for block in plan.blocks() if block.name in streamed.places or block.linears.keys() & pruned]
+    visited = [block for block in every if block.linears.keys() & pruned]
+    if method.needs:  # batches come by the others too
+        before = every[: every.index(visited[-1]) + 1]
+        visited = [block if block.linears.keys() & pruned else replace(block, passed=True) for block in before]
+    return visited, every
 
 
 def _check_data(request: Request, method: Method, data: Any) -> None:
@@ -134,13 +148,14 @@ def _manifest(
     patterns: dict[str, Pattern],
     allotted: dict[str, Any],
     seconds: float,
+    found: Mapping[str, Zeros],
 ) -> dict[str, Any]:
     """What ressa.json says: the request, what it ran on, and what came of it, per matrix and per part."""
     matrices: dict[str, dict[str, Any]] = {}
     parts: dict[str, dict[str, Any]] = {}
     for part in plan.parts.values():
         own = {
-            name: _matrix(linear.weight, block, patterns[name])
+            name: _matrix(linear.weight.shape, found[name], block, patterns[name])
             for block in part.blocks
             for name, linear in block.linears.items()
             if name in patterns
@@ -166,9 +181,8 @@ def _manifest(
     }
 
 
-def _matrix(weight_OI: torch.Tensor, block: Block, pattern: Pattern) -> dict[str, Any]:
-    zeros, weights = int((weight_OI == 0).sum()), weight_OI.numel()
-    entry = {"part": block.part, "pattern": str(pattern), "shape": list(weight_OI.shape)}
+def _matrix(shape: torch.Size, found: Zeros, block: Block, pattern: Pattern) -> dict[str, Any]:
+    entry = {"part": block.part, "pattern": str(pattern), "shape": list(shape)}
     if isinstance(pattern, Unstructured):
         entry["group"] = pattern.group
-    return entry | {"weights": weights, "zeros": zeros, "sparsity": zeros / weights}
+    return entry | {"weights": found.weights, "zeros": found.zeros, "sparsity": found.sparsity}
