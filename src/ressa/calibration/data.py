@@ -40,12 +40,23 @@ class CalibrationData:
     progress: Progress | None = None
     blocks: tuple[Block, ...] = ()
     streamed: Streamed | None = None  # `net`, whose blocks are in files
+    every: tuple[Block, ...] = ()  # of `net`, in the order of the forward pass; needed if it is streamed
     _made: dict[str, Any] = field(default_factory=dict, repr=False)  # shared by all that are made `over` this one
 
     @property
     def places(self) -> Places:
         """Where the weights of the blocks are."""
         return self.streamed or InMemory()
+
+    @property
+    def road(self) -> list[Block]:
+        """`blocks`, and those before the last of them that batches pass: each is read once for all batches."""
+        wanted = {block.name: block for block in self.blocks}
+        if self.streamed is None or not wanted:
+            return list(self.blocks)
+        last = max(at for at, block in enumerate(self.every) if block.name in wanted)
+        road = [block for block in self.every[: last + 1] if block.name in wanted or block.name in self.streamed.places]
+        return [wanted.get(block.name) or replace(block, passed=True) for block in road]
 
     def over(self, blocks: Iterable[Block]) -> CalibrationData:
         """The same data, for these blocks."""

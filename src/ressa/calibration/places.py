@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -16,6 +17,8 @@ class Places(Protocol):
 
     def present(self, block: Block, *, dense: bool = False) -> AbstractContextManager[None]: ...
 
+    def whole(self) -> AbstractContextManager[None]: ...
+
     def standing_in(self) -> AbstractContextManager[None]: ...
 
     def remember(self, block: Block) -> None: ...
@@ -23,6 +26,27 @@ class Places(Protocol):
     def go_dense(self, block: Block) -> None: ...
 
     def go_changed(self, block: Block) -> None: ...
+
+
+class Matrices(Mapping[str, Tensor]):
+    """The weight (O, I) of every linear of these blocks, by its name; read block by block, each time anew."""
+
+    def __init__(self, blocks: Iterable[Block], places: Places) -> None:
+        self.blocks, self.places = list(blocks), places
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:  # type: ignore[override]  # in the order in which they are read
+        for block in self.blocks:
+            with self.places.present(block):
+                yield from ((name, linear.weight) for name, linear in block.linears.items())
+
+    def __getitem__(self, wanted: str) -> Tensor:
+        return next(weight for name, weight in self.items() if name == wanted)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for block in self.blocks for name in block.linears])
+
+    def __len__(self) -> int:
+        return sum(len(block.linears) for block in self.blocks)
 
 
 class InMemory:
@@ -33,6 +57,9 @@ class InMemory:
         self._changed: dict[str, list[Tensor]] = {}
 
     def present(self, block: Block, *, dense: bool = False) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def whole(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def standing_in(self) -> AbstractContextManager[None]:

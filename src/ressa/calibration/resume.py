@@ -129,7 +129,7 @@ class FinishedBlocks:
 
 @contextmanager
 def finished_blocks(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
-    """The hidden folder in which the output of a run with this identity is filled. Nothing is left where nothing was."""
+    """The hidden folder in which the output of such a run is filled. Nothing is left where nothing was."""
     work = work_path(out, "prune")
     with tidy_parents(work):
         begin(work, identity)

@@ -110,7 +110,7 @@ def not_entered(block: Block) -> RessaError:
 
 def _visits(data: CalibrationData, settings: SweepSettings) -> Iterator[tuple[Visit, Visit | None]]:
     """Each block with all its calls, and for the asymmetric target the same block of a copy that stays dense."""
-    ours, batches = (data.streamed or data.net, data.blocks), data.batches
+    ours, batches = (data.streamed or data.net, data.road), data.batches
     where: dict[str, Any] = {"device": data.device, "autocast": data.autocast, "progress": data.progress}
     where["propagate"] = settings.propagate
     if settings.asymmetric:
@@ -124,7 +124,7 @@ def _copied(data: CalibrationData) -> tuple[PreTrainedModel | Streamed, Sequence
     if data.streamed is None:
         return deepcopy((data.net, data.blocks))
     dense = data.streamed.copy()
-    return dense, [replace(block, module=dense.net.get_submodule(block.name)) for block in data.blocks]
+    return dense, [replace(block, module=dense.net.get_submodule(block.name), linears={}) for block in data.road]
 
 
 def _groups(visit: Visit, order: str, changed: Collection[str] | None) -> Iterator[list[str]]:

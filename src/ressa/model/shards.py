@@ -28,7 +28,7 @@ from ressa.model.precision import restore_zeros
 from ressa.model.stored import Stored
 from ressa.model.structure import Block
 
-WHOLE = "50GB"  # what transformers takes for the size of a file, unless told
+WHOLE = 50 * 10**9  # bytes of a file, as transformers has it, unless told
 JOURNAL = "finished.jsonl"
 LENGTH = 8  # bytes that say how long the header is
 
@@ -72,7 +72,7 @@ class Shards:
     Args:
         dtypes: what each parameter and buffer is stored in.
         blocks: those that are written one by one; what is outside of them comes last.
-        size: of the largest file, as in "5GB".
+        size: of the largest file, in bytes.
 
     Raises:
         RessaError: a weight belongs to several blocks in the files.
@@ -84,7 +84,7 @@ class Shards:
         net: PreTrainedModel,
         dtypes: Mapping[str, torch.dtype],
         blocks: Sequence[Block],
-        size: str | None = None,
+        size: int | None = None,
     ) -> None:
         self.folder, self.net, self.dtypes, self.blocks = folder, net, dtypes, blocks
         state = _state(net)

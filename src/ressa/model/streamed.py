@@ -230,4 +230,3 @@ class Streamed:
     def _run(self, block: Block, forward: Any, *args: Any, **kwargs: Any) -> Any:
         with self.present(block):
             return forward(*args, **kwargs)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from ressa.calibration.sweep import SweepSettings, sweep
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
 from ressa.files.folders import writing
+from ressa.files.text import to_bytes
 from ressa.machine import Machine, check_machine, forget_peak, peak_memory, plain, versions
 from ressa.model.folder import Zeros, check_output, complete_folder, refuse_adapter, refuse_packed
 from ressa.model.load import auto_class, machine_for, read_config, resolve
 from ressa.model.precision import cast_back, dtypes_of
 from ressa.model.shards import Shards
-from ressa.model.streamed import Streamed, load_streamed
+from ressa.model.streamed import load_streamed
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
 from ressa.pruning.assign import assign_patterns
@@ -81,17 +82,20 @@ def prune(
     plan = structure(net, patch_embedding=settings.patch_embedding)
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
     sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
-    calibration = CalibrationData(net, processor, records, *sizes, streamed=streamed, **where)
+    where |= {"streamed": streamed, "every": tuple(plan.blocks())}
+    calibration = CalibrationData(net, processor, records, *sizes, **where)
     patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
     pruned = dict.fromkeys(name for name, pattern in patterns.items() if pattern.sparsity)
-    visited, written = _blocks(plan, streamed, pruned, method)
+    blocks = [block for block in plan.blocks() if block.linears.keys() & pruned]
+    written = [block for block in plan.blocks() if block.name in streamed.places or block in blocks]
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
+    size = None if settings.shard_size is None else to_bytes(settings.shard_size)
     with finished_blocks(out, _identity(arguments, chosen, records or [], patterns)) as work:
         with writing(out, work):
-            finished = FinishedBlocks(Shards(work, net, dtypes, written, settings.shard_size), streamed, pruned)
-        resumed = sum(map(finished.has, visited))
+            finished = FinishedBlocks(Shards(work, net, dtypes, written, size), streamed, pruned)
+        resumed = sum(map(finished.has, blocks))
         how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
-        for turn in sweep(calibration.over(visited), method.needs, how, pruned, finished):
+        for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
             prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
         with writing(out, work):
             finished.complete()
@@ -99,18 +103,6 @@ def prune(
         told = partial(_manifest, arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
         more = {"pictures": calibration.seen} | ({"resumed_blocks": resumed} if resumed else {})
         return complete_folder(work, out, net, processor, patterns, lambda zeros: told(zeros) | more)
-
-
-def _blocks(
-    plan: Structure, streamed: Streamed, pruned: Mapping[str, Any], method: Method
-) -> tuple[list[Block], list[Block]]:
-    """(blocks to go through, up to the last one that is pruned; blocks that are written one by one)."""
-    every = [block for block in plan.blocks() if block.name in streamed.places or block.linears.keys() & pruned]
-    visited = [block for block in every if block.linears.keys() & pruned]
-    if method.needs:  # batches come by the others too
-        before = every[: every.index(visited[-1]) + 1]
-        visited = [block if block.linears.keys() & pruned else replace(block, passed=True) for block in before]
-    return visited, every
 
 
 def _check_data(request: Request, method: Method, data: Any) -> None:
