@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -13,13 +13,18 @@ from ressa.model.structure import Block
 
 
 class Places(Protocol):
-    """What a walk asks of them. `go_dense`: a block that was changed runs as when it was told to be `remember`ed."""
+    """What a walk asks of them.
+
+    `go_dense`: a block that was changed runs as when it was to be `remember`ed. `settle`: these tensors now wait.
+    """
 
     def present(self, block: Block, *, dense: bool = False) -> AbstractContextManager[None]: ...
 
     def whole(self) -> AbstractContextManager[None]: ...
 
     def standing_in(self) -> AbstractContextManager[None]: ...
+
+    def settle(self, tree: Any) -> None: ...
 
     def remember(self, block: Block) -> None: ...
 
@@ -64,6 +69,9 @@ class InMemory:
 
     def standing_in(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def settle(self, tree: Any) -> None:
+        pass
 
     def remember(self, block: Block) -> None:
         self._dense[block.name] = [weight.detach().clone() for weight in block.module.parameters()]

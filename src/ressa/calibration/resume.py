@@ -21,6 +21,9 @@ from ressa.model.shards import JOURNAL, Shards
 from ressa.model.streamed import Streamed, matrices
 from ressa.model.structure import Block
 
+NOTE = "arguments.json"
+LEFT = (NOTE, JOURNAL)  # what a finished run leaves in the folder
+
 
 def work_path(out: Path, what: str) -> Path:
     """The hidden folder beside `out`."""
@@ -34,7 +37,7 @@ def begin(work: Path, identity: dict[str, Any]) -> str:
     Raises:
         RessaError: another process is at work there.
     """
-    note, text = work / "arguments.json", json.dumps(identity | {"versions": versions("peft")}, indent=1)
+    note, text = work / NOTE, json.dumps(identity | {"versions": versions("peft")}, indent=1)
     work.mkdir(parents=True, exist_ok=True)
     _hold(work)
     if not note.is_file() or note.read_text(encoding="utf-8") != text:

@@ -116,6 +116,7 @@ class Schedule:
         forward = self.running.get(getcurrent())
         if forward is not None:
             if forward.pauses(index):
+                self.places.settle((args, kwargs))
                 forward.green.parent.switch((index, Call(forward.batch, args, kwargs)))
             if forward.pauses == self._undone:
                 self._count(forward, index)
@@ -218,6 +219,7 @@ class Schedule:
             output = block.module(*args, **kwargs)
             if state == _state(block):
                 self.kept.setdefault(call.batch, self._returned(output, call.args, call.kwargs))
+                self.places.settle(self.kept[call.batch])
         if before != [version(tensor) for tensor in tensors]:
             raise RessaError(f"{block.name} changes its own arguments and cannot be run twice; leave its part out")
         return tensors

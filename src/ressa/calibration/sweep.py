@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,10 +121,7 @@ def _visits(data: CalibrationData, settings: SweepSettings) -> Iterator[tuple[Vi
 
 def _copied(data: CalibrationData) -> tuple[PreTrainedModel | Streamed, Sequence[Block]]:
     """The same model once more; of one whose blocks are in files only what is outside of them takes memory twice."""
-    if data.streamed is None:
-        return deepcopy((data.net, data.blocks))
-    dense = data.streamed.copy()
-    return dense, [replace(block, module=dense.net.get_submodule(block.name), linears={}) for block in data.road]
+    return data.streamed.copy(data.road) if data.streamed else deepcopy((data.net, data.road))
 
 
 def _groups(visit: Visit, order: str, changed: Collection[str] | None) -> Iterator[list[str]]:

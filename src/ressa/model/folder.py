@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +31,7 @@ from ressa.patterns import Pattern, parse
 
 PRUNED_FROM = 0.05  # where no ressa.json says, a linear with at least this share of zeros counts as pruned
 MANIFEST = "ressa.json"
+CONFIGS = "configs"  # made in a folder beside the weights first
 
 
 @dataclass(frozen=True)
@@ -87,27 +87,30 @@ def complete_folder(
     model: PreTrainedModel,
     processor: Any,
     patterns: Mapping[str, Pattern],
-    manifest: Callable[[Mapping[str, Zeros]], Mapping[str, Any]],
-) -> Mapping[str, Any]:
+    manifest: Callable[[Mapping[str, Zeros]], dict[str, Any]],
+    without: Sequence[str] = (),
+) -> dict[str, Any]:
     """As `write_folder`, where the weights already lie in `work`, a folder beside `out`, which becomes it.
 
     Args:
         manifest: makes ressa.json of the zeros that were counted on the disk, by linear.
+        without: files in `work` that `out` is not to have.
 
     Raises:
         RessaError: as `verify`.
     """
     with writing(out, work):
-        with TemporaryDirectory(dir=work) as made:  # transformers takes shards that it did not write for left over
-            model.save_pretrained(made, state_dict={})
-            for file in Path(made).iterdir():
-                file.replace(work / file.name)
+        beside = work / CONFIGS  # transformers takes shards that it did not write for left over
+        model.save_pretrained(beside, state_dict={})
+        for file in beside.iterdir():
+            file.replace(work / file.name)
+        beside.rmdir()
         processor.save_pretrained(work)
         _plain_config(work / "config.json")
         told = manifest(verify(work, patterns))
         _write_card(work, told, out.name)
         (work / MANIFEST).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        appear(work, out.absolute(), MANIFEST)
+        appear(work, out.absolute(), MANIFEST, without)
     return told
 
 

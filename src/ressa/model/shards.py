@@ -116,6 +116,7 @@ class Shards:
     def create(self) -> Stored:
         """Makes the files, as large as they will be, unless they are there. Raises OSError if there is no room."""
         if not self._laid_out():
+            (self.folder / JOURNAL).unlink(missing_ok=True)
             for file, head in self._heads.items():
                 with open(self.folder / file, "wb") as stream:
                     stream.write(head)
@@ -155,7 +156,6 @@ class Shards:
             index = {"metadata": metadata, "weight_map": self._split.tensor_to_filename}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (self.folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
-        (self.folder / JOURNAL).unlink(missing_ok=True)
 
     def _write(self, tensors: Mapping[str, Tensor]) -> int:
         """Each at its place, one copied at a time; their checksum."""

@@ -8,7 +8,7 @@ there, which makes a use that nobody foresaw an error and not a wrong number.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from ressa.model.matrix import AsLinear
 from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
 from ressa.model.sound import check_finite, check_loaded, check_stored
+from ressa.model.spill import spill
 from ressa.model.stored import Converted, Stored, files_of, state_of
 from ressa.model.structure import Block, structure
 
@@ -138,6 +139,7 @@ class Streamed:
         self._dense: set[str] = set()
         self._there: set[str] = set()
         self._standing_in = False
+        self.spill_to: Path | None = None  # where activations wait; None: in memory
         self._blocks = [block for block in structure(net).blocks() if block.name in self.places]
         self._wrap()
 
@@ -186,6 +188,14 @@ class Streamed:
         if self._output is not None:
             self._output.read(self._output.sources(place.name for place in matrices(block)))
 
+    def settle(self, tree: Any) -> None:
+        """Tensors that wait go to the disk, if they are to. Raises RessaError if it has no room."""
+        try:
+            if self.spill_to:
+                spill(tree, self.spill_to)
+        except OSError as error:
+            raise RessaError(f"{self.spill_to}: activations cannot be kept there ({error.strerror})") from None
+
     def remember(self, block: Block) -> None:
         """The block's dense weights can be had again, for `go_dense`."""
 
@@ -197,13 +207,14 @@ class Streamed:
     def go_changed(self, block: Block) -> None:
         self._dense.discard(block.name)
 
-    def copy(self) -> Streamed:
-        """The same model once more, of which nothing is written."""
+    def copy(self, blocks: Sequence[Block]) -> tuple[Streamed, Sequence[Block]]:
+        """The same model once more, of which nothing is written, and these blocks in it."""
         self._unwrap()
         try:
-            return Streamed(deepcopy(self.net), self.stored)
+            net, copied = deepcopy((self.net, blocks))
         finally:
             self._wrap()
+        return Streamed(net, self.stored), copied
 
     def _read(self, name: str, dense: bool) -> None:
         places = self.places[name]

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from ressa import methods
 from ressa.allocation.file import read_allocation
 from ressa.calibration.data import CalibrationData
-from ressa.calibration.resume import FinishedBlocks, digest_of, finished_blocks, stamp
+from ressa.calibration.resume import LEFT, FinishedBlocks, digest_of, finished_blocks, stamp
 from ressa.calibration.samples import drawn
 from ressa.calibration.sweep import SweepSettings, sweep
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.files.folders import writing
+from ressa.files.folders import nearest, writing
 from ressa.files.text import to_bytes
 from ressa.machine import Machine, check_machine, forget_peak, peak_memory, plain, versions
 from ressa.model.folder import Zeros, check_output, complete_folder, refuse_adapter, refuse_packed
@@ -79,30 +79,47 @@ def prune(
     chosen, dtypes = machine_for(net, runtime.device, runtime.dtype), dtypes_of(net)
     if chosen.working != chosen.stored:
         net.float()
+    streamed.spill_to = nearest(out) if settings.activations == "disk" else None
     plan = structure(net, patch_embedding=settings.patch_embedding)
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
-    sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
     where |= {"streamed": streamed, "every": tuple(plan.blocks())}
+    sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
     calibration = CalibrationData(net, processor, records, *sizes, **where)
     patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
-    pruned = dict.fromkeys(name for name, pattern in patterns.items() if pattern.sparsity)
-    blocks = [block for block in plan.blocks() if block.linears.keys() & pruned]
-    written = [block for block in plan.blocks() if block.name in streamed.places or block in blocks]
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
-    size = None if settings.shard_size is None else to_bytes(settings.shard_size)
-    with finished_blocks(out, _identity(arguments, chosen, records or [], patterns)) as work:
-        with writing(out, work):
-            finished = FinishedBlocks(Shards(work, net, dtypes, written, size), streamed, pruned)
-        resumed = sum(map(finished.has, blocks))
-        how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
-        for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
-            prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
-        with writing(out, work):
-            finished.complete()
+    identity = _identity(arguments, chosen, records or [], patterns)
+    with finished_blocks(out, identity) as work:
+        resumed = _prune(work, out, settings, calibration, patterns, method, dtypes)
         cast_back(net, dtypes, ())
         told = partial(_manifest, arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
         more = {"pictures": calibration.seen} | ({"resumed_blocks": resumed} if resumed else {})
-        return complete_folder(work, out, net, processor, patterns, lambda zeros: told(zeros) | more)
+        return complete_folder(work, out, net, processor, patterns, lambda zeros: told(zeros) | more, LEFT)
+
+
+def _prune(
+    work: Path,
+    out: Path,
+    settings: Prune,
+    calibration: CalibrationData,
+    patterns: Mapping[str, Pattern],
+    method: Method,
+    dtypes: Mapping[str, torch.dtype],
+) -> int:
+    """Fills the output's files in `work`. Returns how many blocks an earlier run had finished."""
+    streamed, size = calibration.streamed, None if settings.shard_size is None else to_bytes(settings.shard_size)
+    assert streamed is not None
+    pruned = {name for name, pattern in patterns.items() if pattern.sparsity}
+    blocks = [block for block in calibration.every if block.linears.keys() & pruned]
+    written = [block for block in calibration.every if block.name in streamed.places or block in blocks]
+    with writing(out, work):
+        finished = FinishedBlocks(Shards(work, streamed.net, dtypes, written, size), streamed, pruned)
+    resumed = sum(map(finished.has, blocks))
+    how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
+    for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
+        prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
+    with writing(out, work):
+        finished.complete()
+    return resumed  # what they took is not in the seconds
 
 
 def _check_data(request: Request, method: Method, data: Any) -> None:
