@@ -1,7 +1,7 @@
 """What pruning a model larger than memory takes: `python benchmarks/scale.py WORK` writes results/scale.md.
 
-A LLaVA of the shape of LLaVA-1.5-7B (scale_model.py) is written to WORK once. Every run is a process of its own that may
-have no more private memory than LIMIT (RLIMIT_DATA: what is mapped from files and never written does not count), which
+A LLaVA of the shape of LLaVA-1.5-7B (scale_model.py) is written to WORK once. Every run is a process of its own that
+may have no more private memory than LIMIT (RLIMIT_DATA: anonymous memory, and mapped files that may be written), which
 the model alone exceeds. Its resident set is looked at five times a second from outside, as the kernel tells it:
 anonymous memory apart from what is mapped from files; the largest resident set is the kernel's own (VmHWM). Outputs are
 read again with the safetensors library alone, matrix by matrix, and their zeros counted.

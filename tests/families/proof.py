@@ -177,7 +177,6 @@ def _fed(case: Case) -> Iterator[None]:
     with (
         patch.object(ressa.calibration.data, "draw", lambda *_, **__: case.inputs),
         patch.object(stages, "encode", lambda *_, **__: case.inputs[0]),
-        patch.object(inspection, "load", load),
         patch.object(streamed, "load_processor", lambda *_, **__: pico.tokenizer()),
         patch.object(repairing, "load", load),
         patch.object(stages, "load", load),
