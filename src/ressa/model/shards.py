@@ -162,11 +162,11 @@ class Shards:
         checksum = 0
         for key, tensor in _reverted(self.net, tensors).items():
             slot = self._slots[key]
-            plain = tensor.detach().to("cpu", slot.dtype).contiguous().flatten().view(torch.uint8).numpy()
-            checksum = zlib.crc32(plain, checksum)
+            plain = tensor.detach().to("cpu", slot.dtype).contiguous().flatten().view(torch.uint8)
+            left = memoryview(plain.numpy().data)
+            checksum = zlib.crc32(left, checksum)
             with open(slot.file, "r+b", buffering=0) as stream:
                 stream.seek(slot.start)
-                left = memoryview(plain)
                 while left:
                     left = left[stream.write(left) :]
         return checksum

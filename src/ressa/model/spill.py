@@ -41,5 +41,5 @@ def _mapped(leaf: Tensor, folder: Path) -> Tensor:
             os.posix_fallocate(file.fileno(), 0, leaf.nbytes)  # writing to a mapped file that is too short kills
         else:
             os.truncate(file.fileno(), leaf.nbytes)
-        storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=leaf.nbytes)
+        storage: Any = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=leaf.nbytes)
     return torch.empty(0, dtype=leaf.dtype).set_(storage, 0, leaf.shape, leaf.stride()).copy_(leaf)

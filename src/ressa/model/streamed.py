@@ -31,6 +31,12 @@ from ressa.model.spill import spill
 from ressa.model.stored import Converted, Stored, files_of, state_of
 from ressa.model.structure import Block, structure
 
+GENERATION: dict[str, Any] = {  # how `from_pretrained` has generation_config.json read, if nothing is asked for
+    **dict.fromkeys(("generation_config", "from_pipeline", "cache_dir", "proxies", "token", "revision")),
+    **dict.fromkeys(("from_auto_class", "force_download", "local_files_only", "trust_remote_code"), False),
+    "subfolder": "",
+}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -86,13 +92,14 @@ def read_outside(name: str | Path, config: Any, auto: Any) -> PreTrainedModel:
     left = [place.name for places in places_of(skeleton).values() for place in places]
     state = state_of(stored, Converted(skeleton, stored).sources(left))
     told = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused by name below
+    kind: Any = type(skeleton)
     try:
-        net, info = type(skeleton).from_pretrained(None, config=config, state_dict=state, **told)
+        net, info = kind.from_pretrained(None, config=config, state_dict=state, **told)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise RessaError(f"{name}: its weights cannot be loaded from safetensors: {one_line(error)}") from None
     net.config.name_or_path = source
     if net.can_generate():
-        net.adjust_generation_fn(None, False, None, source, None, False, None, False, None, None, "", False)
+        net.adjust_generation_fn(pretrained_model_name_or_path=source, **GENERATION)
     check_loaded(name, net, info)
     return net.eval()
 
