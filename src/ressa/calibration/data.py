@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ressa.calibration.places import InMemory, Places
+from ressa.calibration.places import Places
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.samples import drawn
 from ressa.calibration.samples import samples as draw
 from ressa.calibration.tokens import TokenWeights, token_weights
 from ressa.data.records import Record
+from ressa.model.resident import InMemory
 from ressa.model.streamed import Streamed
 from ressa.model.structure import Block
 from ressa.settings import Progress

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from ressa.calibration.tensors import swap
 from ressa.model.structure import Block
 
 
@@ -52,32 +51,3 @@ class Matrices(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(len(block.linears) for block in self.blocks)
-
-
-class InMemory:
-    """All blocks are there all the time."""
-
-    def __init__(self) -> None:
-        self._dense: dict[str, list[Tensor]] = {}
-        self._changed: dict[str, list[Tensor]] = {}
-
-    def present(self, block: Block, *, dense: bool = False) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def whole(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def standing_in(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def settle(self, tree: Any) -> None:
-        pass
-
-    def remember(self, block: Block) -> None:
-        self._dense[block.name] = [weight.detach().clone() for weight in block.module.parameters()]
-
-    def go_dense(self, block: Block) -> None:
-        self._changed[block.name] = swap(block.module, self._dense.pop(block.name))
-
-    def go_changed(self, block: Block) -> None:
-        swap(block.module, self._changed.pop(block.name))

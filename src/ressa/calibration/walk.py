@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ressa.calibration.places import InMemory
 from ressa.calibration.schedule import Schedule
 from ressa.calibration.visit import Batch, Visit
 from ressa.errors import unknown
+from ressa.model.resident import InMemory
 from ressa.model.streamed import Streamed
 from ressa.model.structure import Block
 from ressa.settings import Progress

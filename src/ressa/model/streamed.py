@@ -26,6 +26,7 @@ from ressa.model.load import auto_class, load, read_config, resolve
 from ressa.model.matrix import AsLinear
 from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
+from ressa.model.resident import InMemory
 from ressa.model.sound import check_finite, check_loaded, check_stored
 from ressa.model.spill import spill
 from ressa.model.stored import Converted, Stored, files_of, state_of
@@ -145,7 +146,7 @@ class Streamed:
         self._kept: set[str] = set()
         self._dense: set[str] = set()
         self._there: set[str] = set()
-        self._standing_in = False
+        self._standing_in, self._resident = False, InMemory()
         self.spill_to: Path | None = None  # where activations wait; None: in memory
         self._blocks = [block for block in structure(net).blocks() if block.name in self.places]
         self._wrap()
@@ -191,9 +192,10 @@ class Streamed:
             self._standing_in = False
 
     def put_back(self, block: Block) -> None:
-        """The weights that were written, in the place of those in memory."""
-        if self._output is not None:
-            self._output.read(self._output.sources(place.name for place in matrices(block)))
+        """The weights that were written, in the place of those in memory; one that is read anew each time has them."""
+        if block.name not in self.places and self._output is not None:
+            with _staying(block):
+                self._output.read(self._output.sources(place.name for place in matrices(block)))
 
     def settle(self, tree: Any) -> None:
         """Tensors that wait go to the disk, if they are to. Raises RessaError if it has no room."""
@@ -205,13 +207,20 @@ class Streamed:
 
     def remember(self, block: Block) -> None:
         """The block's dense weights can be had again, for `go_dense`."""
+        if block.name not in self.places:
+            self._resident.remember(block)
 
     def go_dense(self, block: Block) -> None:
-        """Until `go_changed`, the block is as it was read."""
+        """Until `go_changed`, the block, which is in memory, is as it was read."""
+        if block.name not in self.places:
+            return self._resident.go_dense(block)
         self._dense.add(block.name)
-        self._read(block.name, True)
+        with _staying(block):
+            self._read(block.name, True)
 
     def go_changed(self, block: Block) -> None:
+        if block.name not in self.places:
+            return self._resident.go_changed(block)
         self._dense.discard(block.name)
 
     def copy(self, blocks: Sequence[Block]) -> tuple[Streamed, Sequence[Block]]:
@@ -248,3 +257,11 @@ class Streamed:
     def _run(self, block: Block, forward: Any, *args: Any, **kwargs: Any) -> Any:
         with self.present(block):
             return forward(*args, **kwargs)
+
+
+@contextmanager
+def _staying(block: Block) -> Iterator[None]:
+    """What is read meanwhile goes to where the block is."""
+    device = next(block.module.parameters()).device
+    yield
+    block.module.to(device)
