@@ -46,6 +46,7 @@ class _Sizes:
 
     shapes: tuple[Shape, ...]
     parameters: int
+    outside: int  # of these, what pruning holds all the time
     width: int  # bytes a stored weight
     trained: int  # numbers of connector, norms and biases, which repair trains as they are
     head: int
@@ -108,10 +109,11 @@ def _sizes(net: PreTrainedModel, parts: Structure, width: int) -> _Sizes:
     blocks = [block for block in parts.blocks(BY_DEFAULT) if block.linears]
     vectors = sum(p.numel() for block in blocks for p in block.module.parameters() if p.ndim == 1)
     connector, head = parts.parts.get("connector"), net.get_output_embeddings()
-    text = net.config.get_text_config()
+    text, total = net.config.get_text_config(), sum(part.parameters for part in parts.parts.values())
     return _Sizes(
         tuple(shape_of(block) for block in blocks),
-        sum(part.parameters for part in parts.parts.values()),
+        total,
+        total - sum(linear.weight.numel() for block in parts.blocks() for linear in block.linears.values()),
         width,
         vectors + (connector.parameters if connector else 0),
         head.weight.numel() if head is not None else 0,
@@ -181,29 +183,25 @@ def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
 
 
 def _prune(method: Method, sizes: _Sizes, load: Workload, limit: int | None) -> dict[str, Any]:
-    weights = sizes.parameters * sizes.width
+    """One block is in memory at a time, beside what is outside of the blocks and what waits between them."""
     largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
+    outside = sizes.outside * sizes.width
 
-    def needs(load: Workload) -> tuple[float, float]:
+    def needs(load: Workload, waiting: bool = True) -> tuple[float, float]:
         beside, there = prune_bytes(method, sizes.shapes, load, sizes.width)
-        return weights + beside, there + largest
+        return outside + largest + (beside if waiting else there), there + largest
 
     whole, device = needs(load)
-    work = prune_flop(method, sizes.shapes, load)
-    one = replace(load, batch_size=1)
-    ways = (
-        (
-            device,
-            f"a block at a time, ressa.prune(..., device=): {format_bytes(device)} there, {format_bytes(whole)} of RAM",
-        ),
-        (
-            needs(one)[1],
-            f"a block at a time with --batch-size 1: {format_bytes(needs(one)[1])} there, "
-            f"{format_bytes(needs(one)[0])} of RAM",
-        ),
-        (math.inf, f"not even a block at a time with --batch-size 1, which takes {format_bytes(needs(one)[1])}"),
-    )
-    return _fits(_row(whole, sum(work.values()), device_bytes=device, work=work), limit, ways)
+    work, one = prune_flop(method, sizes.shapes, load), replace(load, batch_size=1)
+    least = needs(one, waiting=False)[0]
+    ways = [
+        (needs(load, waiting=False)[0], "--activations disk"),
+        (needs(one)[0], "--batch-size 1"),
+        (least, "--activations disk --batch-size 1"),
+    ]
+    told = [(size, f"{words}: {format_bytes(size)}") for size, words in ways if size < whole]
+    told.append((math.inf, f"not even --activations disk --batch-size 1, which takes {format_bytes(least)}"))
+    return _fits(_row(whole, sum(work.values()), device_bytes=device, work=work), limit, told)
 
 
 def _repair(sizes: _Sizes, load: Workload, steps: int, rank: int, limit: int | None) -> dict[str, Any]:
