@@ -84,8 +84,8 @@ class Schedule:
         while standing := [forward.at for forward in forwards if forward.at is not None]:
             index = min(standing)
             block = self.blocks[index]
-            if progress:
-                progress(len(self.done), len(self.blocks), block.name)
+            if progress and not block.passed:
+                progress(*self._counted(), block.name)
             with self._on_device(index, dense=dense):
                 calls = tuple(call for forward in forwards for call in self._calls(forward, index, counts))
                 onward, state = dense and all(counts[call.batch][index] <= 1 for call in calls), _state(block)
@@ -107,9 +107,14 @@ class Schedule:
                     self.held.remove(index)
                     self.places.go_changed(block)
         if progress:
-            progress(len(self.blocks), len(self.blocks), "")
+            progress(self._counted()[1], self._counted()[1], "")
         if outputs is not None:
             outputs.extend(forward.output for forward in forwards)
+
+    def _counted(self) -> tuple[int, int]:
+        """(blocks done, blocks in all), without those that are only passed."""
+        done = sum(not self.blocks[index].passed for index in self.done)
+        return done, sum(not block.passed for block in self.blocks)
 
     def enter(self, index: int, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the forward of block `index`."""

@@ -195,8 +195,9 @@ def _joined(folder: str | Path, wanted: Mapping[str, Pattern]) -> Iterator[tuple
     model = empty_model(Path(folder))
     converted = Converted(model, _stored(Path(folder)))
     for block in structure(model).blocks():
-        names = [name for name in block.linears if name in wanted]
-        places = matrices(block) if names else []
+        if not (names := [name for name in block.linears if name in wanted]):
+            continue
+        places = matrices(block)
         empty = [place.parameter for place in places]
         converted.read(converted.sources(place.name for place in places))
         yield from ((name, weight) for name in names if not (weight := block.linears[name].weight).is_meta)

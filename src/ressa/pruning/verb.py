@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -88,38 +88,36 @@ def prune(
     patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
     identity = _identity(arguments, chosen, records or [], patterns)
+    pruned = {name for name, pattern in patterns.items() if pattern.sparsity}
     with finished_blocks(out, identity) as work:
-        resumed = _prune(work, out, settings, calibration, patterns, method, dtypes)
+        finished, blocks = _output(work, out, calibration, settings, dtypes, pruned)
+        resumed = sum(map(finished.has, blocks))  # what they took is not in the seconds
+        how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
+        for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
+            prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
+        with writing(out, work):
+            finished.complete()
         cast_back(net, dtypes, ())
         told = partial(_manifest, arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
         more = {"pictures": calibration.seen} | ({"resumed_blocks": resumed} if resumed else {})
         return complete_folder(work, out, net, processor, patterns, lambda zeros: told(zeros) | more, LEFT)
 
 
-def _prune(
+def _output(
     work: Path,
     out: Path,
-    settings: Prune,
     calibration: CalibrationData,
-    patterns: Mapping[str, Pattern],
-    method: Method,
+    settings: Prune,
     dtypes: Mapping[str, torch.dtype],
-) -> int:
-    """Fills the output's files in `work`. Returns how many blocks an earlier run had finished."""
+    pruned: Set[str],
+) -> tuple[FinishedBlocks, list[Block]]:
+    """The output's files, in `work`, with what an earlier run left there; and the blocks that are pruned."""
     streamed, size = calibration.streamed, None if settings.shard_size is None else to_bytes(settings.shard_size)
     assert streamed is not None
-    pruned = {name for name, pattern in patterns.items() if pattern.sparsity}
     blocks = [block for block in calibration.every if block.linears.keys() & pruned]
     written = [block for block in calibration.every if block.name in streamed.places or block in blocks]
     with writing(out, work):
-        finished = FinishedBlocks(Shards(work, streamed.net, dtypes, written, size), streamed, pruned)
-    resumed = sum(map(finished.has, blocks))
-    how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
-    for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
-        prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
-    with writing(out, work):
-        finished.complete()
-    return resumed  # what they took is not in the seconds
+        return FinishedBlocks(Shards(work, streamed.net, dtypes, written, size), streamed, pruned), blocks
 
 
 def _check_data(request: Request, method: Method, data: Any) -> None:
