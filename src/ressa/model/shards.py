@@ -25,6 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ressa.errors import RessaError
 from ressa.model.precision import restore_zeros
+from ressa.model.sound import check_numbers
 from ressa.model.stored import Stored
 from ressa.model.structure import Block
 
@@ -104,11 +105,6 @@ class Shards:
             self._slots |= slots
         self._finished = self._found() if self._laid_out() else set[str]()
 
-    @property
-    def begun(self) -> bool:
-        """Whether any block is written."""
-        return bool(self._finished)
-
     def has(self, block: Block) -> bool:
         """Whether it is written, whole."""
         return block.name in self._finished
@@ -132,13 +128,14 @@ class Shards:
                 after this one get what it will give when it is loaded.
 
         Raises:
-            RessaError: it cannot be written, or a weight is not finite in the dtype it is stored in.
+            RessaError: it cannot be written, or a weight is no finite number in the dtype it is stored in.
         """
         state = self.net.state_dict()
         tensors = {name: state[name] for name in self._names[block.name]}
-        for name in changed:
+        for name in (name for name in changed if state[name].dtype != self.dtypes[name]):
             tensors[name] = restore_zeros(state[name], state[name], self.dtypes[name])
             state[name].copy_(tensors[name])
+        check_numbers(self.folder, tensors.items())
         try:
             checksum = self._write(tensors)
             with open(self.folder / JOURNAL, "a", encoding="utf-8") as journal:
