@@ -114,7 +114,7 @@ class Converted:
         Raises:
             RessaError: transformers cannot convert them.
         """
-        before = self.net._weight_conversions
+        before = getattr(self.net, "_weight_conversions", None)
         how = LoadStateDictConfig(weight_mapping=[*self._names.renamings, *self._names.converters])
         try:
             with _quiet():

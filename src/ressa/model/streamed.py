@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ressa.errors import RessaError, one_line
@@ -26,6 +26,7 @@ from ressa.model.load import auto_class, load, read_config, resolve
 from ressa.model.matrix import AsLinear
 from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
+from ressa.model.quantised import plain_dtype
 from ressa.model.resident import InMemory
 from ressa.model.sound import check_finite, check_loaded, check_stored
 from ressa.model.spill import spill
@@ -66,9 +67,10 @@ def load_streamed(name: str | Path) -> tuple[PreTrainedModel, Any, Streamed]:
     source = resolve(name)
     check_pickle(source)
     config = read_config(name)
-    if hasattr(config, "quantization_config"):
+    if getattr(config, "quantization_config", None) is not None:
         net, processor = load(name)
         return net, processor, Streamed(net)
+    plain_dtype(name, config, "auto")  # refuses what is quantised otherwise
     auto = auto_class(config, name)
     processor = load_processor(name, source, text_only=auto is AutoModelForCausalLM)
     net = read_outside(name, config, auto)
@@ -236,7 +238,7 @@ class Streamed:
         places = self.places[name]
         if self._standing_in:
             for place, empty in zip(places, self.empty[name], strict=True):
-                place.put(nn.Parameter(torch.zeros((), dtype=empty.dtype).expand(empty.shape), requires_grad=False))
+                place.put(nn.Parameter(_stand_in(empty), requires_grad=False))
             return
         source = self._output if self._output and name in self._kept and not dense else self._input
         assert source is not None
@@ -265,3 +267,9 @@ def _staying(block: Block) -> Iterator[None]:
     device = next(block.module.parameters()).device
     yield
     block.module.to(device)
+
+
+def _stand_in(empty: Tensor) -> Tensor:
+    """Zeros; of a matrix one number, of the experts of a mixture all: their products take no strides of 0."""
+    shape = empty.shape if empty.ndim > 2 else ()
+    return torch.zeros(shape, dtype=empty.dtype).expand(empty.shape)
