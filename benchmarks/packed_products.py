@@ -42,9 +42,10 @@ HUGE_PAGES = 14  # MADV_HUGEPAGE
 
 INTRODUCTION = """# Products of packed weights with one token
 
-`python benchmarks/packed_products.py`: microseconds of a product, and how many times as fast it is as torch eager in its
-faster dtype (x torch), and as our dense kernel of the same kind of values (x dense). Gaussian weights, random patterns, every
-call reads another copy of the matrix from memory; contenders take turns; medians, of ratios within a turn too. int8 and
+`python benchmarks/packed_products.py`: microseconds of a product, and how many times as fast it is as torch eager in
+its faster dtype (x torch), and as our dense kernel of the same kind of values (x dense). Gaussian weights, random
+patterns, every call reads another copy of the matrix from memory; contenders take turns; medians, of ratios within a
+turn too. int8 and
 int4 round the activations to 8 bits, in our kernels and in llama.cpp's (llama-cpp-python 0.3.36, built here with
 GGML_NATIVE and its own threads: two of them were slower than one for Q8_0 and Q4_0, why was not looked into, so compare
 with it on one)."""
