@@ -12,19 +12,29 @@ from torch import nn
 from families import proof
 from ressa import methods, plan
 from ressa.calibration.gather import gather, reading_order
+from ressa.calibration.logits import decoder_token_ids, logits_at
 from ressa.calibration.resume import FinishedBlocks
-from ressa.calibration.tokens import TokenWeights
+from ressa.calibration.tokens import TokenWeights, token_weights
 from ressa.calibration.walk import walk
 from ressa.errors import RessaError
 from ressa.model.folder import verify
 from ressa.model.matrix import AsLinear, fused, fused_experts, holder, is_expert, transposed, weight_of
-from ressa.model.structure import structure
+from ressa.model.precision import dtypes_of, matrices_of
+from ressa.model.shards import Shards
+from ressa.model.streamed import Streamed
+from ressa.model.structure import same_blocks, structure
 from ressa.patterns import NofM
 from ressa.pruning.blocks import prune_block
+from ressa.repairing.hidden import distances_taken, distilled_blocks, hidden_loss
 from ressa.repairing.masked_finetune import kept, put
+from ressa.repairing.objective import Objective
+from ressa.repairing.recompute import recomputed
 from ressa.repairing.reconstruct import Passes, reconstruct, reconstructed_blocks
+from ressa.repairing.settings import Repair
 from ressa.repairing.sparse_lora import SparseLoraConfig
 from ressa.repairing.sparse_lora.experts import MaskedSum, SparseLoraExperts
+from ressa.repairing.student import student_of, wrap
+from ressa.repairing.teacher import Teacher
 from ressa.statistics import Gram, InputNorm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
@@ -186,9 +196,9 @@ def test_shapes_tell_how_experts_are_kept_where_the_module_does_not():
 
 
 def test_what_a_stopped_run_had_pruned_is_put_back(case, tmp_path):
-    _, block, names = _last(case)
+    model, block, names = _last(case)
     before = {name: block.linears[name].weight.detach().clone() for name in names}
-    finished = FinishedBlocks(tmp_path, "run")
+    finished = FinishedBlocks(Shards(tmp_path, model, dtypes_of(model), [block]), Streamed(model))
     finished.keep(block)
     with torch.no_grad():
         for name in names:
@@ -324,3 +334,35 @@ def test_blocks_with_experts_are_reconstructed_towards_the_dense_ones(pruned, ca
     ((before, after),) = reconstruct(model, dense, blocks, batches, Passes(epochs=20, lr=1e-2, seed=0)).values()
     assert after < 0.8 * before
     assert all(torch.equal(weight_of(model, name) == 0, where) for name, where in zeros.items())
+
+
+@pytest.mark.parametrize("adapter", ["sparse-lora", "masked-ft"])
+def test_experts_as_they_are_stored_are_trained_block_by_block_under_autocast(adapter, pruned, case):
+    model, _, module = pruned
+    settings = Repair(adapter=adapter, train_norms=False, train_connector=False).complete
+    losses = []
+    for narrow in (True, False):
+        ours, dense = deepcopy(model).bfloat16(), proof.reload(case.folder).bfloat16()
+        parts = structure(ours)
+        batch = next(inputs for inputs in case.inputs if "labels" in inputs)
+        products = torch.bfloat16 if narrow else torch.float32
+        wrap(student_of(ours, {}), settings, products)
+        blocks = same_blocks(distilled_blocks(parts), ours)
+        objective = Objective(0.5, 2.0, False, decoder_token_ids(ours.config), [(1.0, blocks)])
+        asked, positions_BT = objective.asking(batch)
+        said = Teacher(dense, "cpu", blocks, bf16=narrow)(asked, positions_BT)
+        taking = distances_taken(blocks, said.outputs, token_weights(batch, ours.config))
+        with recomputed(parts.blocks(), ours), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            with taking as taken:
+                student_NV = logits_at(ours, asked, positions_BT)
+            loss = objective.loss(student_NV, said, batch, positions_BT) + hidden_loss(taken, blocks)
+            loss.backward()
+        trained = {name: p for name, p in ours.named_parameters() if p.requires_grad and name.startswith(module)}
+        assert trained
+        assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in trained.values())
+        assert any(p.grad.any() for p in trained.values())
+        frozen = [p for p in matrices_of(ours, 2) if not p.requires_grad and p.ndim == 3]
+        stored = {p.dtype for p in frozen}
+        assert stored == {torch.bfloat16 if narrow else torch.float32}
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)

@@ -86,6 +86,17 @@ def test_a_float32_model_computed_in_bfloat16_keeps_the_bits_of_what_is_not_trai
     assert not torch.equal(moved, moved.bfloat16().float()), "added to the stored weight, not to a rounded one"
 
 
+# ---- blocks computed again -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ["sparse-lora", "ste", "lora", "masked-ft"])
+def test_blocks_computed_again_give_the_very_losses_of_blocks_that_are_kept(adapter, run):
+    common = {"adapter": adapter} if adapter == "masked-ft" else {"adapter": adapter, "dropout": 0.1}
+    common |= {"rank": None} if adapter == "masked-ft" else {}
+    kept, again = (run(str(on), gradient_checkpointing=on, **common) for on in (False, True))
+    assert losses(kept) == losses(again)
+
+
 # ---- micro-batches ---------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-#include "panels8.h"
+#include "panels8_slots.h"
 
 namespace ressa::panels8 {
 namespace {
@@ -7,123 +7,15 @@ constexpr int FEW = 64;          // one weight of so many may stand in the list
 constexpr double DEARER = 1.2;   // as many bytes as rows one after the other may this layout have
 constexpr int64_t SMALL = 4096;  // and so many more: padding of small weights
 
-int steps_of(int32_t kind, int32_t layout) {  // vectors of 4 bytes a row that a block of integers holds
-  if (kind == RESSA_INT4 || layout == HALF16) return 8;
-  return layout == QUARTER16 ? 2 : 4;
-}
-
-// Slot i of `group`: of floats in the order of the columns; of integers so that the bytes of one step lie in 16 columns.
-void locate(int32_t layout, int group, int i, int& step, int& byte) {
-  if (layout == DENSE) step = i / 4, byte = i % 4;
-  else if (layout == OF4) step = 2 * (group / 4) + i, byte = group % 4;
-  else if (layout == HALF16) step = 2 * group + i / 4, byte = i % 4;
-  else step = group, byte = i;
-}
-
-void put_index(Block& b, Slot& s, int32_t kind, int32_t layout, int number, int step, int byte) {
-  s.low_bits = (int8_t)b.index_bits;
-  const bool floats = kind == RESSA_BF16;
-  if (layout == HALF16 && floats && number >= 30) {  // what three dwords of ten indices leave over
-    s.low_bits = (int8_t)(number == 30 ? 2 : 1);
-    s.index = (int16_t)(number == 30 ? 0 : 32), s.index_shift = (int8_t)(number == 30 ? 30 : 31);
-    s.index2 = (int16_t)(number == 30 ? 32 : 64), s.index2_shift = 30;
-  } else if (layout == HALF16 && floats) {
-    s.index = (int16_t)(number / 10 * 32), s.index_shift = (int8_t)(number % 10 * 3);
-  } else if (floats) {
-    s.index_shift = (int8_t)(number * b.index_bits);
-  } else if (layout == HALF16 && step >= 6) {  // what three bytes of two indices leave over
-    s.low_bits = 2;
-    s.index = (int16_t)((step - 6) * 32), s.index_shift = (int8_t)(8 * byte + 6);
-    s.index2 = 64, s.index2_shift = (int8_t)(8 * byte + step);
-  } else {
-    const int each = 8 / b.index_bits;
-    s.index = (int16_t)(step / each * 32), s.index_shift = (int8_t)(8 * byte + step % each * b.index_bits);
-  }
-}
-
-Block make(int32_t kind, int32_t layout) {
-  Block b{};
-  b.group = layout == OF4 ? 4 : 16, b.kept = layout == OF4 ? 2 : layout == HALF16 ? 8 : 4;
-  b.index_bits = layout == DENSE ? 0 : layout == OF4 ? 2 : layout == HALF16 ? 3 : 4;
-  const bool floats = kind == RESSA_BF16;
-  b.slots = floats ? (layout == DENSE || layout == QUARTER16 ? 8 : layout == OF4 ? 16 : 32) : 4 * steps_of(kind, layout);
-  if (layout == DENSE) b.group = b.kept = b.slots;
-  b.cols = b.slots / b.kept * b.group;
-  b.value_bits = floats ? 16 : kind == RESSA_INT8 ? 8 : 4;
-  b.index_bytes = (b.slots * b.index_bits + 31) / 32 * 32;
-  b.bytes = b.index_bytes + b.slots * b.value_bits;
-  for (int number = 0; number < b.slots; number++) {
-    Slot& s = b.slot[number];
-    int step = 0, byte = 0;
-    locate(layout, number / b.kept, number % b.kept, step, byte);
-    if (floats) s.value = (int16_t)(number / 2 * 32), s.value_shift = (int8_t)(number % 2 * 16);
-    else if (kind == RESSA_INT8) s.value = (int16_t)(step * 32), s.value_shift = (int8_t)(8 * byte);
-    else s.value = (int16_t)(step / 2 * 32), s.value_shift = (int8_t)(8 * byte + step % 2 * 4);
-    s.value = (int16_t)(s.value + b.index_bytes);
-    if (b.index_bits) put_index(b, s, kind, layout, number, step, byte);
-  }
-  return b;
-}
-
 void put(uint8_t* at, int offset, int shift, int bits, unsigned value) {
   const uint32_t mask = ((1u << bits) - 1) << shift;
   store<uint32_t>(at + offset, (load<uint32_t>(at + offset) & ~mask) | (value << shift & mask));
 }
-unsigned get(const uint8_t* at, int offset, int shift, int bits) {
-  return load<uint32_t>(at + offset) >> shift & ((1u << bits) - 1);
-}
-
-// Of HALF16: for each set of at most 8 of 16 columns, the slot of each in their order (four bits each, 15: it has none),
-// and which slots are taken.
-struct Places {
-  struct Place { uint32_t slots; uint8_t taken; } of[1 << 16];
-  Places() {
-    for (unsigned set = 0; set < 1 << 16; set++) of[set] = __builtin_popcount(set) > 8 ? Place{UINT32_MAX, 255} : match(set);
-  }
-  static bool in_window(int slot, int col) { return ((col - WINDOW * slot) & 15) < 8; }
-  // Augmenting path from `col`: moves columns that have a slot to others until one is free.
-  static bool seat(int col, int* at, unsigned& tried) {
-    for (int slot = 0; slot < 8; slot++) {
-      if (!in_window(slot, col) || tried >> slot & 1) continue;
-      tried |= 1u << slot;
-      if (at[slot] < 0 || seat(at[slot], at, tried)) { at[slot] = col; return true; }
-    }
-    return false;
-  }
-  static Place match(unsigned set) {
-    int at[8] = {-1, -1, -1, -1, -1, -1, -1, -1};
-    for (unsigned left = set, tried; left; left &= left - 1) seat(__builtin_ctz(left), at, tried = 0);
-    Place place{UINT32_MAX, 0};
-    for (int slot = 0; slot < 8; slot++) {
-      if (at[slot] < 0) continue;
-      const int rank = __builtin_popcount(set & ((1u << at[slot]) - 1));
-      place.slots &= ~(15u << (4 * rank)) | (unsigned)slot << (4 * rank);
-      place.taken |= (uint8_t)(1 << slot);
-    }
-    return place;
-  }
-};
-const Places& places() { static const Places all; return all; }
-
 unsigned group_bits(const uint8_t* bits, int64_t cols, int64_t col, int group) {
   const int64_t left = cols - col;
   unsigned set = bits[col / 8] | (group > 8 && left > 8 ? (unsigned)bits[col / 8 + 1] << 8 : 0);
   return set >> (col % 8) & ((1u << group) - 1);
 }
-
-struct Shape {
-  const Form& form;
-  const Block& b;
-  const Places* places;
-  int unit;
-  Shape(const Form& form, const Block& b) : form(form), b(b), places(form.layout == HALF16 ? &ressa::panels8::places() : nullptr), unit(panels8::unit(form)) {}
-  // The slot, in its group, of the weight that comes as number `rank` of those that `set` keeps; or -1.
-  int slot(unsigned set, int rank) const {
-    if (!places) return rank < b.kept ? rank : -1;
-    const unsigned slot = rank < 8 ? places->of[set].slots >> (4 * rank) & 15 : 15;
-    return slot == 15 ? -1 : (int)slot;
-  }
-};
 
 // Calls one(number of the kept weight, column, block, slot, fits) for all kept weights of a row in their order. The slot
 // is -1 where there is none; a weight of int4 whose scale is not that of its block does not fit either.
@@ -161,12 +53,6 @@ bool tells(const Shape& s, const uint8_t* bits, int64_t kept) {
   return s.form.layout != HALF16;
 }
 
-uint8_t* at_block(const Shape& s, uint8_t* panel, int64_t number) {
-  const int64_t scales = s.form.kind == RESSA_INT4 ? (number / s.unit + 1) * 16 : 0;
-  return panel + (s.form.kind == RESSA_BF16 ? 0 : 32) + scales + number * s.b.bytes;
-}
-const uint8_t* at_block(const Shape& s, const uint8_t* panel, int64_t number) { return at_block(s, const_cast<uint8_t*>(panel), number); }
-
 void set_index(const Shape& s, uint8_t* at, int slot, int col) {
   const Slot& where = s.b.slot[slot];
   unsigned index = (unsigned)col;
@@ -174,22 +60,6 @@ void set_index(const Shape& s, uint8_t* at, int slot, int col) {
   put(at, where.index, where.index_shift, where.low_bits, index);
   if (where.low_bits < s.b.index_bits)
     put(at, where.index2, where.index2_shift, s.b.index_bits - where.low_bits, index >> where.low_bits);
-}
-
-int get_index(const Shape& s, const uint8_t* at, int slot) {
-  const Slot& where = s.b.slot[slot];
-  unsigned index = get(at, where.index, where.index_shift, where.low_bits);
-  if (where.low_bits < s.b.index_bits)
-    index |= get(at, where.index2, where.index2_shift, s.b.index_bits - where.low_bits) << where.low_bits;
-  return (int)(s.places ? (index + WINDOW * (slot % 8)) & 15 : index);
-}
-
-int bias(const Shape& s) { return s.form.kind == RESSA_INT4 ? 8 : 0; }  // int4 is kept plus 8
-
-int16_t value_at(const Shape& s, const uint8_t* at, int slot) {
-  const unsigned value = get(at, s.b.slot[slot].value, s.b.slot[slot].value_shift, s.b.value_bits);
-  if (s.form.kind == RESSA_BF16) return (int16_t)value;
-  return (int16_t)(s.form.kind == RESSA_INT8 ? (int8_t)value : (int)value - bias(s));
 }
 
 // Free slots repeat a column that is kept, so that they tell nothing wrong. (Of HALF16, rows that have some keep their bits.)
@@ -253,11 +123,6 @@ int32_t layout_of(const Stored& stored) {
 }
 
 }  // namespace
-
-const Block& block(int32_t kind, int32_t layout) {
-  static const struct All { Block of[3][5]; All() { for (int k = 0; k < 3; k++) for (int l = 1; l < 5; l++) of[k][l] = make(k, l); } } all;
-  return all.of[kind][layout];
-}
 
 int64_t plan(const Stored& stored, Form& form) {
   const int64_t plain = rows::plan(stored, form);
@@ -367,23 +232,6 @@ void read_told(const Shape& s, const uint8_t* panel, int lane, Row& out) {
 }
 
 }  // namespace
-
-void add_listed(const Form& form, const uint8_t* body, const Work& work, int tokens, int64_t number, float* y) {
-  const uint8_t* at = panel(form, body, number);
-  const Extra* last = extras(form, body, number + 1);
-  for (const Extra* extra = extras(form, body, number); extra != last; extra++)
-    for (int t = 0; t < tokens; t++) {
-      float& sum = y[t * ROWS + extra->row()];
-      if (form.kind == RESSA_BF16) {
-        sum += from_bf16((uint16_t)extra->value) * work.x[t * work.stride + extra->col()];
-        continue;
-      }
-      const uint8_t byte = work.of(t)[extra->col()];
-      const int x = work.bias ? byte - (int)work.bias : (int8_t)byte;
-      const float scale = form.kind == RESSA_INT4 ? from_bf16(extra->scale) : load<float>(at + 4 * extra->row());
-      sum += (float)(x * extra->value) * scale * work.scale[t];
-    }
-}
 
 void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
   if (form.layout == rows::LAYOUT) return rows::row(form, body, row, out);

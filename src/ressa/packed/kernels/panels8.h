@@ -36,6 +36,13 @@ struct Extra { uint32_t col_row; uint16_t scale; int16_t value;
   int row() const { return col_row & 7; } };
 
 const Block& block(int32_t kind, int32_t layout);
+// Of HALF16: for each set of at most 8 of 16 columns, the slot of each in their order (four bits each, 15: it has none),
+// and which slots are taken.
+struct Places {
+  struct Place { uint32_t slots; uint8_t taken; } of[1 << 16];
+  Places();
+};
+const Places& places();
 inline int64_t blocks(const Form& form, const Block& b) { return (form.cols + b.cols - 1) / b.cols; }
 // Blocks that share the scales before them; int4 only.
 inline int unit(const Form& form) { return form.group % 64 == 0 ? 2 : 1; }
@@ -68,5 +75,6 @@ void add_listed(const Form&, const uint8_t* body, const Work&, int tokens, int64
 int64_t plan(const Stored&, Form&);
 void pack(const Stored&, const Form&, uint8_t* body);
 void row(const Form&, const uint8_t* body, int64_t row, Row& out);
+bool unpack(const Form&, const uint8_t* body, int64_t panel, void* out, int32_t dtype);
 
 }  // namespace ressa::panels8

@@ -87,7 +87,7 @@ class MaskedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         need_a, need_b = ctx.needs_input_grad[3:5]
-        dx, dweight, dbias, da, db = _gradients(ctx, dy, need_a or need_b)
+        dx, dweight, dbias, da, db = _gradients(ctx, ctx.saved_tensors, dy, need_a or need_b)
         return dx, dweight, dbias, da, db, None, None
 
 
@@ -104,8 +104,9 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        dx, dweight, dbias, _, _ = _gradients(ctx, dy, low_rank=False)
-        x, _, a_RI, b_OR = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: what is computed again may be unpacked no second time
+        dx, dweight, dbias, _, _ = _gradients(ctx, saved, dy, low_rank=False)
+        x, _, a_RI, b_OR = saved
         with torch.autocast(x.device.type, enabled=False):
             dy_TO, x_TI = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]).to(ctx.dtype)
             a, b = a_RI.to(ctx.dtype), b_OR.to(ctx.dtype)
@@ -114,9 +115,9 @@ class StraightThrough(torch.autograd.Function):
         return dx, dweight, dbias, da, db, None, None
 
 
-def _gradients(ctx, dy, low_rank: bool) -> tuple[Tensor | None, ...]:
+def _gradients(ctx, saved: tuple[Tensor, ...], dy, low_rank: bool) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias, A and B; None for those not needed, and for A and B unless `low_rank`."""
-    x, weight_OI, a_RI, b_OR = ctx.saved_tensors
+    x, weight_OI, a_RI, b_OR = saved
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     with torch.autocast(x.device.type, enabled=False):
         dy_TO, x_TI = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]).to(ctx.dtype)
