@@ -76,6 +76,8 @@ def write_dense(out: Path, shape: dict[str, Any]) -> None:
     shape["text_config"] = shape["text_config"] | ids | {"bos_token_id": None, "eos_token_id": None}
     torch.manual_seed(0)
     model = SmolVLMForConditionalGeneration._from_config(SmolVLMConfig(**shape), dtype=torch.bfloat16)
+    for parameter in model.parameters():  # trained weights hold hardly a zero: one would cost its matrix a bitmask
+        parameter.data.masked_fill_(parameter.data == 0, 1e-3)
     model.save_pretrained(out)
     made.save_pretrained(out)
 
@@ -159,7 +161,8 @@ def arithmetic(work: Path, name: str, dense: int) -> int:
     shape, width = json.loads(CONFIG.read_text()), round(2 * dense / size_of(folder(work, "dense")))
     for linear, entry in json.loads(manifest.read_text())["export"]["linears"].items():
         rows, columns = entry["shape"]
-        blocks = shape["vision_config" if "vision" in linear else "text_config"]["num_hidden_layers"]
+        part = "vision_config" if "vision" in linear else "text_config"
+        blocks = shape[part]["num_hidden_layers"] if BLOCK in linear else 1  # the connector
         total -= blocks * (width * rows * columns - entry["bytes"])
     return total
 
