@@ -1,10 +1,11 @@
 """Decode of a 1.7B language model inside a SmolVLM: `python benchmarks/decode.py WORK make`, then `measure`, `write`.
 
-`make` writes the shape of SmolVLM2-2.2B-Instruct (tests/configs/SmolVLM2-2.2B-Instruct.json), random weights
-in bfloat16, into WORK, prunes it by magnitude and exports it; about 20 GB. `measure NAME...` runs `ressa bench` once on each
-of these folders and adds what came of it to WORK/rows.json: call it several times, the names in turns, on a machine that
-does nothing else. `llama PYTHON` measures llama.cpp on the same language model, by a Python that has
-`llama-cpp-python` and `gguf` (benchmarks/decode_llama.py). `write` makes benchmarks/results/decode.md of all rows.
+`make` writes the shape of SmolVLM2-2.2B-Instruct (tests/configs/SmolVLM2-2.2B-Instruct.json), random weights in
+bfloat16, into WORK, prunes it by magnitude and exports it (one block of each part, which then stands for all of them);
+about 15 GB. `measure NAME...` runs `ressa bench` once on each of these folders and adds what came of it to
+WORK/rows.json: call it several times, the names in turns, on a machine that does nothing else. `llama PYTHON` measures
+llama.cpp on the same language model, by a Python that has `llama-cpp-python` and `gguf` (benchmarks/decode_llama.py).
+`write` makes benchmarks/results/decode.md of all rows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Idefics3ImageProcessorPil,
@@ -30,11 +32,13 @@ from transformers import (
 
 import ressa
 from ressa.machine import processor, versions
+from ressa.reporting.stored import size_of
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "tests" / "configs" / "SmolVLM2-2.2B-Instruct.json"
 RESULTS = HERE / "results" / "decode.md"
 TOKENS = 64
+BLOCK = ".layers.0."
 SPECIALS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<pad>", "<unk>"]
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>"
@@ -72,24 +76,51 @@ def write_dense(out: Path, shape: dict[str, Any]) -> None:
     shape["text_config"] = shape["text_config"] | ids | {"bos_token_id": None, "eos_token_id": None}
     torch.manual_seed(0)
     model = SmolVLMForConditionalGeneration._from_config(SmolVLMConfig(**shape), dtype=torch.bfloat16)
-    model.save_pretrained(out, max_shard_size="1GB")
+    for parameter in model.parameters():  # trained weights hold hardly a zero: one would cost its matrix a bitmask
+        parameter.data.masked_fill_(parameter.data == 0, 1e-3)
+    model.save_pretrained(out)
     made.save_pretrained(out)
 
 
 def make(work: Path) -> None:
-    if not (dense := folder(work, "dense")).exists():
-        write_dense(work / "dense.partial", json.loads(CONFIG.read_text()))
-        (work / "dense.partial").rename(dense)
-    for name, (pattern, how) in EXPORTS.items():
-        pruned = dense if pattern == "dense" else work / f"pruned {pattern.replace('%', '').replace(':', 'of')}"
-        if folder(work, name).exists():
-            continue
-        if not pruned.exists():
-            ressa.prune(dense, pruned, method="magnitude", sparsity=pattern)
-        told = ressa.export(pruned, folder(work, name), **how)["export"]
-        print(name, told["bytes"], flush=True)
-    for pruned in work.glob("pruned *"):
-        shutil.rmtree(pruned)
+    """All folders, first with one block of vision and one of language each, then grown to all of them."""
+    shape, small = json.loads(CONFIG.read_text()), work / "one block"
+    parts = ("text_config", "vision_config")
+    if not (small / "dense").exists():
+        write_dense(small / "dense", shape | {part: shape[part] | {"num_hidden_layers": 1} for part in parts})
+        for pattern in dict.fromkeys(pattern for pattern, _ in EXPORTS.values() if pattern != "dense"):
+            ressa.prune(small / "dense", folder(small, pattern), method="magnitude", sparsity=pattern)
+        for name, (pattern, how) in EXPORTS.items():
+            ressa.export(folder(small, pattern), folder(small, name), **how)
+    for name in ("dense", *EXPORTS):
+        if not folder(work, name).exists():
+            grow(folder(small, name), folder(work, name), [shape[part]["num_hidden_layers"] for part in parts])
+            print(name, size_of(folder(work, name)), flush=True)
+
+
+def grow(small: Path, out: Path, blocks: list[int]) -> None:
+    """The folder with its one block of language and its one of vision as often as the model has them.
+
+    The weights of all blocks are then the same, each in a place of its own, and reading them takes what it takes.
+    """
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.copytree(small, partial, dirs_exist_ok=True)
+    config = json.loads((small / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"], config["vision_config"]["num_hidden_layers"] = blocks
+    (partial / "config.json").write_text(json.dumps(config))
+    where, tensors = {}, load_file(small / "model.safetensors")
+    (partial / "model.safetensors").unlink()
+    for number in range(max(blocks)):
+        file = f"model-{number:05}.safetensors"
+        own = {}
+        for key, tensor in tensors.items():
+            if number < blocks["vision" in key] if BLOCK in key else number == 0:
+                own[key.replace(BLOCK, f".layers.{number}.")] = tensor
+        save_file(own, partial / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(own, file)
+    index = {"metadata": {"total_size": size_of(partial)}, "weight_map": where}
+    (partial / "model.safetensors.index.json").write_text(json.dumps(index))
+    partial.rename(out)
 
 
 def measure(work: Path, names: list[str], threads: int, batch_size: int, tokens: int) -> None:
@@ -97,7 +128,7 @@ def measure(work: Path, names: list[str], threads: int, batch_size: int, tokens:
         how: dict[str, Any] = {"tokens": tokens, "batch_size": batch_size, "repetitions": 1, "threads": threads}
         told = ressa.bench(folder(work, name), **how)
         (model,) = told["models"].values()
-        add(work, {"name": name, "threads": threads, "machine": told["machine"], "model": model, "tokens": tokens})
+        add(work, {"name": name, "machine": told["machine"], "model": model})
         rates = {batch: round(rate["median"], 2) for batch, rate in model["tokens_per_second"].items()}
         print(name, threads, rates, f"load {model['load_seconds']['median']:.1f} s", flush=True)
 
@@ -111,7 +142,8 @@ def measure_llama(work: Path, python: str, threads: int, kinds: list[str]) -> No
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
         told = json.loads(done.stdout.splitlines()[-1])
-        add(work, {"name": f"llama.cpp {kind}", "threads": threads, "llama": told})
+        machine = processor() | {"compute": "bfloat16", "threads": threads}  # whose table it stands in
+        add(work, {"name": f"llama.cpp {kind}", "machine": machine, "llama": told})
         print(kind, told, flush=True)
 
 
@@ -121,52 +153,62 @@ def add(work: Path, row: dict[str, Any]) -> None:
     file.write_text(json.dumps([*rows, row], indent=1) + "\n")
 
 
-def arithmetic(work: Path, name: str) -> int:
-    """The bytes that the format says the parameters take: packed linears by their entries, all else as it was."""
-    dense = sum(file.stat().st_size for file in folder(work, "dense").glob("*.safetensors"))
-    if not (manifest := folder(work, name) / "ressa.json").exists():
-        return dense
-    linears = json.loads(manifest.read_text())["export"]["linears"].values()
-    return dense - sum(2 * one["shape"][0] * one["shape"][1] - one["bytes"] for one in linears)
+def arithmetic(work: Path, name: str, dense: int) -> int:
+    """The bytes that the format says the parameters take: packed linears by its formula, all else as it was."""
+    manifest, total = folder(work / "one block", name) / "ressa.json", dense
+    if not manifest.exists():
+        return total
+    shape, width = json.loads(CONFIG.read_text()), round(2 * dense / size_of(folder(work, "dense")))
+    for linear, entry in json.loads(manifest.read_text())["export"]["linears"].items():
+        rows, columns = entry["shape"]
+        part = "vision_config" if "vision" in linear else "text_config"
+        blocks = shape[part]["num_hidden_layers"] if BLOCK in linear else 1  # the connector
+        total -= blocks * (width * rows * columns - entry["bytes"])
+    return total
 
 
-def table(work: Path, threads: int) -> list[str]:
-    rows = [row for row in json.loads((work / "rows.json").read_text()) if row["threads"] == threads]
-    names = [n for n in ("dense", *EXPORTS) if any(row["name"] == n for row in rows)]
-    found = {n: [row["model"] for row in rows if row["name"] == n] for n in names}
-    dense = median(found["dense"], rate)
+def table(work: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """Of rows that were measured alike: a line for each of our folders, and for llama.cpp."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["name"], []).append(row.get("model") or row["llama"])
+    names = [name for name in ("dense", *EXPORTS) if name in found]
+    dense, whole = median(found["dense"], rate), found["dense"][0]["parameter_bytes"]
     lines = [
-        "| | tokens/s (least, most) | x dense | bound | parameters in RAM | of dense | of the format's arithmetic "
+        "| | tokens/s (least, most) | x dense | bound | parameters in RAM | of dense | over the format's arithmetic "
         "| peak RSS | load | prefill |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    whole = found["dense"][0]["parameter_bytes"]
     for name in names:
         runs, size = found[name], found[name][0]["parameter_bytes"]
-        rates = [rate(run) for run in runs]
-        lines.append(
-            f"| {name} | {statistics.median(rates):.2f} ({min(rates):.2f}, {max(rates):.2f}) "
-            f"| {statistics.median(rates) / dense:.2f} | {runs[0]['bound']:.2f} | {size / 1e6:,.0f} MB "
-            f"| {size / whole:.1%} | {size / arithmetic(work, name):.3f} "
-            f"| {median(runs, lambda r: r['peak_bytes']['median']) / 1e6:,.0f} MB "
-            f"| {median(runs, lambda r: r['load_seconds']['median']):.1f} s "
-            f"| {median(runs, lambda r: r['prefill_seconds']['median']):.1f} s |"
+        seconds = [f"{median(runs, lambda r, k=k: r[k]['median']):.1f} s" for k in ("load_seconds", "prefill_seconds")]
+        peak = median(runs, lambda r: r["peak_bytes"]["median"])
+        cells = [f"{runs[0]['bound']:.2f}", megabytes(size), f"{size / whole:.1%}"]
+        cells += [f"{size / arithmetic(work, name, whole):.3f}", megabytes(peak), *seconds]
+        lines.append(f"| {name} | {rates(runs, dense)} | {' | '.join(cells)} |")
+    for name in (name for name in found if name not in names):
+        runs = found[name]
+        seconds = [f"{median(runs, lambda r, k=k: r[k]):.1f} s" for k in ("load_seconds", "prefill_seconds")]
+        sizes = (
+            f"| {megabytes(runs[0]['file_bytes'])} (file) | | | {megabytes(median(runs, lambda r: r['peak_bytes']))}"
         )
-    for name in dict.fromkeys(row["name"] for row in rows if "llama" in row):
-        runs = [row["llama"] for row in rows if row["name"] == name]
-        rates = [run["tokens_per_second"] for run in runs]
-        lines.append(
-            f"| {name} (no vision) | {statistics.median(rates):.2f} ({min(rates):.2f}, {max(rates):.2f}) "
-            f"| {statistics.median(rates) / dense:.2f} | | {runs[0]['file_bytes'] / 1e6:,.0f} MB (file) | | "
-            f"| {median(runs, lambda r: r['peak_bytes']) / 1e6:,.0f} MB "
-            f"| {median(runs, lambda r: r['load_seconds']):.1f} s "
-            f"| {median(runs, lambda r: r['prefill_seconds']):.1f} s (text) |"
-        )
+        lines.append(f"| {name}, no vision | {rates(runs, dense)} | {sizes} | {' | '.join(seconds)} |")
     return lines
 
 
+def rates(runs: list[dict[str, Any]], dense: float) -> str:
+    found = [rate(run) for run in runs]
+    middle = statistics.median(found)
+    return f"{middle:.2f} ({min(found):.2f}, {max(found):.2f}) | {middle / dense:.2f}"
+
+
 def rate(run: dict[str, Any]) -> float:
-    return run["tokens_per_second"]["1"]["median"]
+    found = run["tokens_per_second"]
+    return found if isinstance(found, float) else found["1"]["median"]
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 def median(runs: list[Any], what: Any) -> float:
@@ -175,21 +217,21 @@ def median(runs: list[Any], what: Any) -> float:
 
 def write(work: Path) -> None:
     rows = json.loads((work / "rows.json").read_text())
-    machine = next(row["machine"] for row in rows if "machine" in row)
-    counts = {row["name"]: sum(other["name"] == row["name"] for other in rows) for row in rows}
-    lines = [
-        "# Decode of a 1.7B language model",
-        "",
-        f"{datetime.date.today()}, {machine['processor']}, {machine['capability']}, computed in {machine['compute']}; "
-        + ", ".join(f"{name} {number}" for name, number in versions().items())
-        + ". By `benchmarks/decode.py`, which says how.",
-        "",
-    ]
-    for threads in sorted({row["threads"] for row in rows}, reverse=True):
-        lines += [f"## {threads} threads" if threads > 1 else "## One thread", "", *table(work, threads), ""]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        told = row["machine"]
+        plural = "s" if told["threads"] > 1 else ""
+        name = f"{told['processor']}, {told['capability']}, {told['compute']}, {told['threads']} thread{plural}"
+        groups.setdefault(name, []).append(row)
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    llama = next((row["llama"] for row in rows if "llama" in row), None)
+    packages += f", llama-cpp-python {llama['version']}" if llama else ""
+    lines = ["# Decode of a 1.7B language model", "", f"{datetime.date.today()}, {packages}."]
+    lines += ["By `benchmarks/decode.py`, which says how.", ""]
+    for name, own in groups.items():
+        lines += [f"## {name}", "", *table(work, own), ""]
     notes = RESULTS.read_text().partition("## Notes\n")[2] if RESULTS.exists() else "\n"
     RESULTS.write_text("\n".join(lines) + "\n## Notes\n" + notes)
-    print(counts, processor())
 
 
 def main() -> None:

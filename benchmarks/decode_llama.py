@@ -1,9 +1,9 @@
 """llama.cpp on random weights of a Llama shape: `python decode_llama.py FILE KIND CONFIG THREADS TOKENS`.
 
 For a Python of its own with `llama-cpp-python` and `gguf`; benchmarks/decode.py calls it. Writes FILE if it is not
-there: all matrices of KIND (Q8_0 or Q4_0), the last one in Q8_0; blocks of random integers with one small scale, for the
-time does not depend on them. Prompt: 100 tokens; then TOKENS more, each the likeliest. Prints JSON: tokens per second
-from the logits of the first to those of the last, as `ressa bench` counts.
+there: all matrices of KIND (Q8_0 or Q4_0), the last one in Q8_0; blocks of random integers with one small scale, for
+the time does not depend on them. Prompt: 100 tokens; then TOKENS more, each the likeliest. Prints JSON: tokens per
+second from the logits of the first to those of the last, as `ressa bench` counts.
 """
 
 from __future__ import annotations

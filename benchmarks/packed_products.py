@@ -1,7 +1,7 @@
 """Products of packed weights with one token, streamed from memory: `python benchmarks/packed_products.py`.
 
-Writes results/packed_products.json and results/packed_products.md: microseconds of each product, and how many times as fast it is as
-torch eager in its faster dtype, and as our dense kernel of the same kind of values. Each matrix lies in memory many
+Writes results/packed_products.json and .md: microseconds of each product, and how many times as fast it is as torch
+eager in its faster dtype, and as our dense kernel of the same kind of values. Each matrix lies in memory many
 times (300 MB and more), and every call reads another copy, as decoding reads a model's layers. The contenders take
 turns, so that what else the machine does hits all of them. Medians, of ratios within a turn of all too.
 
@@ -42,9 +42,10 @@ HUGE_PAGES = 14  # MADV_HUGEPAGE
 
 INTRODUCTION = """# Products of packed weights with one token
 
-`python benchmarks/packed_products.py`: microseconds of a product, and how many times as fast it is as torch eager in its faster
-dtype (x torch), and as our dense kernel of the same kind of values (x dense). Gaussian weights, random patterns, every
-call reads another copy of the matrix from memory; contenders take turns; medians, of ratios within a turn too. int8 and
+`python benchmarks/packed_products.py`: microseconds of a product, and how many times as fast it is as torch eager in
+its faster dtype (x torch), and as our dense kernel of the same kind of values (x dense). Gaussian weights, random
+patterns, every call reads another copy of the matrix from memory; contenders take turns; medians, of ratios within a
+turn too. int8 and
 int4 round the activations to 8 bits, in our kernels and in llama.cpp's (llama-cpp-python 0.3.36, built here with
 GGML_NATIVE and its own threads: two of them were slower than one for Q8_0 and Q4_0, why was not looked into, so compare
 with it on one)."""

@@ -31,7 +31,7 @@ def _nothing_is_loaded(monkeypatch):
     def load(*_, **__):
         raise AssertionError("weights were loaded")
 
-    for name in ("pruning.verb.load", "repairing.verb.load"):
+    for name in ("pruning.verb.load_streamed", "repairing.verb.load"):
         monkeypatch.setattr(f"ressa.{name}", load)
     for name in ("evaluation.verb", "evaluation.blocks"):
         monkeypatch.setattr(f"ressa.{name}.load_to_ask", load)

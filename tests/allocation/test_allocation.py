@@ -493,7 +493,7 @@ def test_a_wrong_request_is_refused_before_weights_are_loaded(
     def refuse(*_args, **_kwargs):
         raise AssertionError("weights were loaded before the request was checked")
 
-    monkeypatch.setattr(importlib.import_module("ressa.pruning.verb"), "load", refuse)
+    monkeypatch.setattr(importlib.import_module("ressa.pruning.verb"), "load_streamed", refuse)
     with pytest.raises(RessaError, match=message) as refusal:
         prune(llava_folder, tmp_path / "out", **({"data": tiny_data} | wrong))
     assert "\n" not in str(refusal.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,9 @@ from ressa.allocation.file import write_allocation
 from ressa.calibration.resume import FinishedBlocks, stamp
 from ressa.errors import RessaError
 from ressa.model.load import load
+from ressa.model.precision import dtypes_of
+from ressa.model.shards import Shards
+from ressa.model.streamed import Streamed
 from ressa.model.structure import structure
 
 sweep = importlib.import_module("ressa.calibration.sweep")
@@ -122,22 +126,35 @@ def test_another_chat_template_begins_anew(llava_folder, tmp_path):
     assert stamp(folder) != before
 
 
-def test_blocks_of_another_run_or_cut_short_are_not_taken(llava_folder, tmp_path):
-    block = structure(load(llava_folder)[0]).blocks()[0]
-    ours = FinishedBlocks(tmp_path, "ours")
-    FinishedBlocks(tmp_path, "theirs").keep(block)
+def filled(folder, net):
+    folder.mkdir(exist_ok=True)
+    blocks = structure(net).blocks()
+    return FinishedBlocks(Shards(folder, net, dtypes_of(net), blocks), Streamed(net)), blocks[0]
+
+
+def test_a_block_whose_bytes_are_not_those_that_were_written_is_not_taken_for_finished(llava_folder, tmp_path):
+    net, _ = load(llava_folder)
+    ours, block = filled(tmp_path / "work", net)
     assert not ours.has(block)
     ours.keep(block)
     assert ours.has(block)
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-10])
-    assert not ours.has(block)
+    assert filled(tmp_path / "work", net)[0].has(block)
+    file, journal = tmp_path / "work" / "model.safetensors", tmp_path / "work" / "finished.jsonl"
+    journal.write_text(journal.read_text() + '{"block": "cut sho')
+    assert filled(tmp_path / "work", net)[0].has(block)
+    whole = file.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    end = next(told["data_offsets"][1] for key, told in header.items() if "encoder.layers.0.mlp.fc1.weight" in key)
+    file.write_bytes(whole[: start + end - 4] + b"ruin" + whole[start + end :])
+    assert not filled(tmp_path / "work", net)[0].has(block)
 
 
 def test_a_block_that_cannot_be_written_is_one_line(llava_folder, tmp_path):
-    block = structure(load(llava_folder)[0]).blocks()[0]
+    ours, block = filled(tmp_path / "work", load(llava_folder)[0])
+    shutil.rmtree(tmp_path / "work")
     with pytest.raises(RessaError, match=r"cannot be kept there \("):
-        FinishedBlocks(tmp_path / "gone", "ours").keep(block)
+        ours.keep(block)
 
 
 def test_a_killed_command_goes_on(llava_folder, tiny_data, tmp_path):
@@ -153,7 +170,7 @@ def test_a_killed_command_goes_on(llava_folder, tiny_data, tmp_path):
         return subprocess.run(words, env=os.environ).returncode
 
     assert call("out", 2) == -signal.SIGKILL
-    assert len(list((tmp_path / ".out.prune").glob("*.safetensors"))) == 2
+    assert len((tmp_path / ".out.prune" / "finished.jsonl").read_text().splitlines()) == 2
     assert call("out", -1) == 0
     assert call("whole", -1) == 0
     assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole")

@@ -17,6 +17,9 @@ from ressa.errors import RessaError
 from ressa.methods import METHODS
 from ressa.methods.magnitude import magnitude
 from ressa.model.load import load
+from ressa.model.precision import dtypes_of
+from ressa.model.shards import Shards
+from ressa.model.streamed import Streamed
 from ressa.model.structure import structure
 from ressa.statistics import Gram, needs
 
@@ -69,12 +72,13 @@ def test_a_block_that_no_record_enters_is_refused_and_nothing_is_kept_for_anothe
     for batch in data.batches:  # as text alone
         del batch["pixel_values"]
         batch["input_ids"].fill_(5)
-    finished = FinishedBlocks(tmp_path / "kept", "run")
-    finished.folder.mkdir()
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    finished = FinishedBlocks(Shards(folder, data.net, dtypes_of(data.net), data.blocks), Streamed(data.net))
     with pytest.raises(RessaError, match=f"no calibration record enters {data.blocks[0].name}: add records"):
         for _ in sweep(data, Gram, finished=finished):
             pass
-    assert not finished.folder.exists()
+    assert not folder.exists()
 
 
 def test_an_allocation_of_some_linears_of_a_block_leaves_the_others_dense(llava_folder, tiny_data, tmp_path):

@@ -70,10 +70,14 @@ def test_pictures_and_tokens_are_read_from_the_config():
 def test_what_does_not_fit_is_told_with_the_first_change_that_helps():
     steps = plan(LLAVA, memory="16GiB")["steps"]
     assert steps["load"]["fits"]
-    assert steps["prune: wanda"]["fits"]
-    assert not steps["prune: alps"]["fits"]
-    assert steps["prune: alps"]["change"].startswith("a block at a time")
-    assert steps["prune: alps"]["device_bytes"] < 16 * 1024**3
+    assert all(steps[f"prune: {name}"]["fits"] for name in ("magnitude", "wanda", "sparsegpt"))
+    small = plan(LLAVA, memory="3GiB", samples=1024)["steps"]
+    assert not small["prune: wanda"]["fits"]
+    assert small["prune: wanda"]["change"].startswith("--activations disk: ")
+    assert small["prune: admm"]["change"].startswith("not even --activations disk --batch-size 1, which takes")
+    assert small["prune: wanda"]["device_bytes"] < small["prune: wanda"]["bytes"]
+    assert small["prune: magnitude"]["fits"]
+    assert not small["load"]["fits"]
     assert plan(LLAVA, memory="8GiB")["steps"]["repair"]["change"].startswith("not even with --teacher-cache DIR")
 
 

@@ -140,7 +140,7 @@ def never_loads(monkeypatch):
         raise AssertionError("weights were loaded before the request was checked")
 
     # by way of importlib: `ressa.pruning.verb` may be the verb, which the package exports under its module's name
-    monkeypatch.setattr(importlib.import_module("ressa.pruning.verb"), "load", refuse)
+    monkeypatch.setattr(importlib.import_module("ressa.pruning.verb"), "load_streamed", refuse)
 
 
 EARLY = {

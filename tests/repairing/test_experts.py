@@ -19,7 +19,9 @@ from ressa.calibration.walk import walk
 from ressa.errors import RessaError
 from ressa.model.folder import verify
 from ressa.model.matrix import AsLinear, fused, fused_experts, holder, is_expert, transposed, weight_of
-from ressa.model.precision import matrices_of
+from ressa.model.precision import dtypes_of, matrices_of
+from ressa.model.shards import Shards
+from ressa.model.streamed import Streamed
 from ressa.model.structure import same_blocks, structure
 from ressa.patterns import NofM
 from ressa.pruning.blocks import prune_block
@@ -194,9 +196,9 @@ def test_shapes_tell_how_experts_are_kept_where_the_module_does_not():
 
 
 def test_what_a_stopped_run_had_pruned_is_put_back(case, tmp_path):
-    _, block, names = _last(case)
+    model, block, names = _last(case)
     before = {name: block.linears[name].weight.detach().clone() for name in names}
-    finished = FinishedBlocks(tmp_path, "run")
+    finished = FinishedBlocks(Shards(tmp_path, model, dtypes_of(model), [block]), Streamed(model))
     finished.keep(block)
     with torch.no_grad():
         for name in names:

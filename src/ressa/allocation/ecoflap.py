@@ -54,7 +54,8 @@ def ecoflap(
 def saliency(data: CalibrationData) -> dict[str, float]:
     """The mean of |weight| * |gradient of the answers' loss| over the weights of each block and over the batches.
 
-    One backward a batch; a matrix's gradient is used and dropped as soon as it is there.
+    One backward a batch, for which the whole model is in memory; a matrix's gradient is used and dropped as soon as it
+    is there.
     """
     sums = dict.fromkeys((block.name for block in data.blocks), 0.0)
     answers = 0.0
@@ -67,7 +68,7 @@ def saliency(data: CalibrationData) -> dict[str, float]:
 
         return add
 
-    with _only(data, requires_grad=True), torch.enable_grad():
+    with data.places.whole(), _only(data, requires_grad=True), torch.enable_grad():
         handles = [
             weight.register_post_accumulate_grad_hook(hook(block.name))
             for block in data.blocks
@@ -94,7 +95,7 @@ def zeroth_order(data: CalibrationData) -> dict[str, float]:
     random = torch.Generator().manual_seed(data.seed)
     asked = sum(map(_answers, data.batches))
     scores: dict[str, float] = {}
-    with _only(data, requires_grad=False):
+    with data.places.whole(), _only(data, requires_grad=False):
         for block in data.counted(data.blocks, "perturbing"):
             linears, slope = list(block.linears.values()), 0.0
             before = [linear.weight.detach().clone() for linear in linears]

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ressa.calibration.places import Places
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.samples import drawn
 from ressa.calibration.samples import samples as draw
 from ressa.calibration.tokens import TokenWeights, token_weights
 from ressa.data.records import Record
+from ressa.model.resident import InMemory
+from ressa.model.streamed import Streamed
 from ressa.model.structure import Block
 from ressa.settings import Progress
 
@@ -37,7 +40,24 @@ class CalibrationData:
     autocast: torch.dtype | None = None
     progress: Progress | None = None
     blocks: tuple[Block, ...] = ()
+    streamed: Streamed | None = None  # `net`, whose blocks are in files
+    every: tuple[Block, ...] = ()  # of `net`, in the order of the forward pass; needed if it is streamed
     _made: dict[str, Any] = field(default_factory=dict, repr=False)  # shared by all that are made `over` this one
+
+    @property
+    def places(self) -> Places:
+        """Where the weights of the blocks are."""
+        return self.streamed or InMemory()
+
+    @property
+    def road(self) -> list[Block]:
+        """`blocks`, and those before the last of them that batches pass: each is read once for all batches."""
+        wanted = {block.name: block for block in self.blocks}
+        if self.streamed is None or not wanted:
+            return list(self.blocks)
+        last = max(at for at, block in enumerate(self.every) if block.name in wanted)
+        road = [block for block in self.every[: last + 1] if block.name in wanted or block.name in self.streamed.places]
+        return [wanted.get(block.name) or replace(block, passed=True) for block in road]
 
     def over(self, blocks: Iterable[Block]) -> CalibrationData:
         """The same data, for these blocks."""

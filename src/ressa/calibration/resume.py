@@ -6,23 +6,23 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.files.folders import tidy_parents
 from ressa.machine import versions
 from ressa.model.load import read_config, resolve
+from ressa.model.shards import JOURNAL, Shards
+from ressa.model.streamed import Streamed, matrices
 from ressa.model.structure import Block
+
+NOTE = "arguments.json"
+LEFT = (NOTE, JOURNAL)  # what a finished run leaves in the folder
 
 
 def work_path(out: Path, what: str) -> Path:
@@ -37,7 +37,7 @@ def begin(work: Path, identity: dict[str, Any]) -> str:
     Raises:
         RessaError: another process is at work there.
     """
-    note, text = work / "arguments.json", json.dumps(identity | {"versions": versions("peft")}, indent=1)
+    note, text = work / NOTE, json.dumps(identity | {"versions": versions("peft")}, indent=1)
     work.mkdir(parents=True, exist_ok=True)
     _hold(work)
     if not note.is_file() or note.read_text(encoding="utf-8") != text:
@@ -89,57 +89,55 @@ def digest_of(records: list[Record]) -> str:
 
 @dataclass(frozen=True)
 class FinishedBlocks:
-    """The pruned weights of blocks, a file each in `folder`, which tells the digest of the run that made it."""
+    """The blocks that stand in the output's own files; those that an earlier run wrote are read from there.
 
-    folder: Path
-    digest: str
+    Args:
+        changed: the linears that are pruned.
+    """
+
+    shards: Shards
+    streamed: Streamed
+    changed: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        self.streamed.write_to(self.shards.create())
+        for block in filter(self.has, self.shards.blocks):
+            self.streamed.kept(block)
 
     def has(self, block: Block) -> bool:
-        """Whether a run with the same digest has written it, whole."""
-        try:
-            with safe_open(self._file(block), framework="pt") as saved:
-                return (saved.metadata() or {}).get("run") == self.digest
-        except (OSError, SafetensorError):
-            return False
+        """Whether this run or one like it has written it, whole."""
+        return self.shards.has(block)
 
-    @property
-    def begun(self) -> bool:
-        return any(self.folder.glob("*.safetensors"))
-
-    @torch.no_grad()
     def put_back(self, block: Block) -> None:
-        saved = load_file(self._file(block))
-        for name, linear in block.linears.items():
-            linear.weight.copy_(saved[name])
+        """The block as it was written, in the place of what is in memory."""
+        self.streamed.put_back(block)
 
     def keep(self, block: Block) -> None:
-        """The file appears whole or not at all. Raises RessaError if it cannot be written; the others stay."""
-        part = self.folder / f"{uuid.uuid4().hex}.partial"
-        clone = {"memory_format": torch.contiguous_format}  # experts are views, weights of Conv1D transposed ones
-        weights = {name: linear.weight.detach().cpu().clone(**clone) for name, linear in block.linears.items()}
-        try:
-            save_file(weights, part, {"run": self.digest})
-            part.replace(self._file(block))
-        except (OSError, SafetensorError) as error:
-            raise RessaError(f"{self.folder}: {block.name} cannot be kept there ({error})") from None
-        finally:
-            part.unlink(missing_ok=True)
+        """Raises RessaError if it cannot be written; the others stay."""
+        changed = {name: linear for name, linear in block.linears.items() if name in self.changed}
+        self.shards.keep(block, [place.name for place in matrices(replace(block, linears=changed))])
+        self.streamed.kept(block)
+
+    def complete(self) -> None:
+        """Writes the blocks that are left as they were read, then what is outside of blocks."""
+        for block in self.shards.blocks:
+            if not self.has(block):
+                with self.streamed.present(block):
+                    self.keep(block)
+        self.shards.finish()
 
     def forget(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _file(self, block: Block) -> Path:
-        return self.folder / f"{block.name}.safetensors"
+        shutil.rmtree(self.shards.folder, ignore_errors=True)
 
 
 @contextmanager
-def finished_blocks(out: Path, identity: dict[str, Any]) -> Iterator[FinishedBlocks]:
-    """What an earlier run of `prune` with the same identity has finished. Nothing is left where nothing was."""
+def finished_blocks(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
+    """The hidden folder in which the output of such a run is filled. Nothing is left where nothing was."""
     work = work_path(out, "prune")
     with tidy_parents(work):
-        finished = FinishedBlocks(work, begin(work, identity))
+        begin(work, identity)
         try:
-            yield finished
+            yield work
         finally:
-            if not finished.begun:
-                finished.forget()
+            if work.is_dir() and not (work / JOURNAL).is_file():
+                shutil.rmtree(work, ignore_errors=True)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import Cache, PreTrainedModel
 
-from ressa.calibration.tensors import give_back, kind_of, moved, swap, version
+from ressa.calibration.places import Places
+from ressa.calibration.tensors import give_back, kind_of, moved, version
 from ressa.calibration.visit import Batch, Call, StopForward, Visit
 from ressa.errors import RessaError
 from ressa.machine import products_in
@@ -48,15 +49,17 @@ class Schedule:
         batches: Sequence[Batch],
         device: torch.device | None,
         autocast: torch.dtype | None,
+        places: Places,
     ) -> None:
         self.model, self.blocks, self.batches, self.device = model, blocks, batches, device
-        self.home = model.device
+        self.places = places
+        self.home = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
         self.products = partial(products_in, autocast, self.home, device or self.home)
         self.originals: list[tuple[nn.Module, Callable[..., Any], bool]] = []
         self.running: dict[Any, Forward] = {}
         self.done: set[int] = set()
         self.resident: int | None = None
-        self.held: dict[int, list[Tensor]] = {}  # changed weights, while dense ones stand in for them
+        self.held: set[int] = set()  # blocks that were changed and run as they were before
         self.kept: dict[int, Any] = {}  # what the dense block of this visit made of batches, by batch
         for index, block in enumerate(blocks):
             module = block.module
@@ -72,8 +75,8 @@ class Schedule:
                 module.forward = original
             else:
                 del module.forward
-        for index in list(self.held):
-            swap(self.blocks[index].module, self.held.pop(index))
+        while self.held:
+            self.places.go_changed(self.blocks[self.held.pop()])
 
     def visits(self, dense: bool, progress: Progress | None, outputs: list[Any] | None) -> Iterator[Visit]:
         counts = self._count_entries()
@@ -81,16 +84,18 @@ class Schedule:
         while standing := [forward.at for forward in forwards if forward.at is not None]:
             index = min(standing)
             block = self.blocks[index]
-            if progress:
-                progress(len(self.done), len(self.blocks), block.name)
-            with self._on_device(index):
+            if progress and not block.passed:
+                progress(*self._counted(), block.name)
+            with self._on_device(index, dense=dense):
                 calls = tuple(call for forward in forwards for call in self._calls(forward, index, counts))
                 onward, state = dense and all(counts[call.batch][index] <= 1 for call in calls), _state(block)
-                before = [weight.detach().clone() for weight in block.module.parameters()] if dense > onward else []
+                if dense > onward:
+                    self.places.remember(block)
                 yield Visit(block, calls, onward, partial(self._execute, block, state if onward else None))
                 self.done.add(index)
-                if before:
-                    self.held[index] = swap(block.module, before)
+                if dense > onward:
+                    self.places.go_dense(block)
+                    self.held.add(index)
                 if onward and len(self.kept) < len(calls) and state != _state(block):
                     raise RessaError(f"{block.name} was changed before every batch had run it: none can go on as dense")
                 for forward in forwards:
@@ -99,17 +104,24 @@ class Schedule:
                 # a batch that is to come again must find the block dense again
                 give_back()
                 if index in self.held and all(forward.gathered[index] <= 1 for forward in forwards):
-                    swap(block.module, self.held.pop(index))
+                    self.held.remove(index)
+                    self.places.go_changed(block)
         if progress:
-            progress(len(self.blocks), len(self.blocks), "")
+            progress(self._counted()[1], self._counted()[1], "")
         if outputs is not None:
             outputs.extend(forward.output for forward in forwards)
+
+    def _counted(self) -> tuple[int, int]:
+        """(blocks done, blocks in all), without those that are only passed."""
+        done = sum(not self.blocks[index].passed for index in self.done)
+        return done, sum(not block.passed for block in self.blocks)
 
     def enter(self, index: int, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the forward of block `index`."""
         forward = self.running.get(getcurrent())
         if forward is not None:
             if forward.pauses(index):
+                self.places.settle((args, kwargs))
                 forward.green.parent.switch((index, Call(forward.batch, args, kwargs)))
             if forward.pauses == self._undone:
                 self._count(forward, index)
@@ -122,7 +134,7 @@ class Schedule:
 
     def _count(self, forward: Forward, index: int) -> None:
         forward.passed[index] += 1
-        if forward.passed[index] > forward.gathered[index]:
+        if not self.blocks[index].passed and forward.passed[index] > forward.gathered[index]:
             raise RessaError(
                 f"{self.blocks[index].name} was pruned before batch {forward.batch} had entered it for the last time: "
                 "its forward goes another way than that of a batch of the same shapes"
@@ -135,7 +147,7 @@ class Schedule:
         """
         known: dict[tuple[Any, ...], Counter[int]] = {}
         counts = []
-        with _idle_linears(self.model):
+        with _idle_linears(self.model), self.places.standing_in():
             for number, batch in enumerate(self.batches):
                 kind = tuple(sorted((key, kind_of(value)) for key, value in batch.items()))
                 if kind not in known:
@@ -146,6 +158,8 @@ class Schedule:
     def _calls(self, forward: Forward, index: int, counts: list[Counter[int]]) -> list[Call]:
         """All entries of a batch into block `index`. It stands at the first; for more it must run ahead and back."""
         planned = counts[forward.batch][index]
+        if self.blocks[index].passed:
+            return []
         if forward.at == index and planned <= 1:
             calls = [forward.call] if forward.call else []
         else:
@@ -210,13 +224,14 @@ class Schedule:
             output = block.module(*args, **kwargs)
             if state == _state(block):
                 self.kept.setdefault(call.batch, self._returned(output, call.args, call.kwargs))
+                self.places.settle(self.kept[call.batch])
         if before != [version(tensor) for tensor in tensors]:
             raise RessaError(f"{block.name} changes its own arguments and cannot be run twice; leave its part out")
         return tensors
 
     def _run_block(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         original = self.originals[index][1]
-        if self.device is None:
+        if self.device is None:  # a block that is not in memory is read by its own forward
             return original(*args, **kwargs)
         with self._on_device(index):
             there = moved((args, kwargs), self.device)
@@ -230,20 +245,21 @@ class Schedule:
         return moved(output, home)
 
     @contextmanager
-    def _on_device(self, index: int) -> Iterator[None]:
-        """Block `index` on the device, unless it is there already."""
-        module = self.blocks[index].module
-        if self.device is None or self.resident == index:
-            yield
-            return
-        home, outer = next(module.parameters()).device, self.resident
-        module.to(self.device)
-        self.resident = index
-        try:
-            yield
-        finally:
-            module.to(home)
-            self.resident = outer
+    def _on_device(self, index: int, *, dense: bool = False) -> Iterator[None]:
+        """Block `index` in memory and on the device, unless it is there already."""
+        block = self.blocks[index]
+        with self.places.present(block, dense=dense):
+            if self.device is None or self.resident == index:
+                yield
+                return
+            home, outer = self.home, self.resident
+            block.module.to(self.device)
+            self.resident = index
+            try:
+                yield
+            finally:
+                block.module.to(home)
+                self.resident = outer
 
 
 @contextmanager

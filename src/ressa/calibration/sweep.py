@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ressa.calibration.asymmetric import shifts
 from ressa.calibration.data import CalibrationData
@@ -16,6 +17,7 @@ from ressa.calibration.resume import FinishedBlocks
 from ressa.calibration.visit import Visit
 from ressa.calibration.walk import walk, walk_both
 from ressa.errors import RessaError
+from ressa.model.streamed import Streamed
 from ressa.model.structure import Block
 
 
@@ -63,9 +65,7 @@ def sweep(
         RessaError: a block that no calibration record enters.
     """
     if needs is None:
-        for block in data.counted(data.blocks, ""):
-            names = [name for name in block.linears if changed is None or name in changed]
-            yield Turn(block, names, dict.fromkeys(names))
+        yield from _without_data(data, changed, finished)
         return
     entered = set()
     for visit, original in _visits(data, settings):
@@ -75,7 +75,7 @@ def sweep(
                 visit.run(call)  # the batch goes on with what the dense block makes of it
             finished.put_back(visit.block)
             continue
-        for names in _groups(visit, settings.order, changed):
+        for names in () if visit.block.passed else _groups(visit, settings.order, changed):
             turn = Turn(visit.block, names, gather(visit, needs, data.tokens, names), visit)
             if original:
                 _move_weights(turn, visit, original, data, settings.asymmetric)
@@ -85,10 +85,23 @@ def sweep(
         if finished:
             finished.keep(visit.block)
     for block in data.blocks:
-        if block.name not in entered:
+        if block.name not in entered and not block.passed:
             if finished:
                 finished.forget()  # of no use to a run that could go through
             raise not_entered(block)
+
+
+def _without_data(
+    data: CalibrationData, changed: Collection[str] | None, finished: FinishedBlocks | None
+) -> Iterator[Turn]:
+    for block in data.counted(data.blocks, ""):
+        if finished and finished.has(block):
+            continue
+        names = [name for name in block.linears if changed is None or name in changed]
+        with data.places.present(block):
+            yield Turn(block, names, dict.fromkeys(names))
+            if finished:
+                finished.keep(block)
 
 
 def not_entered(block: Block) -> RessaError:
@@ -97,13 +110,18 @@ def not_entered(block: Block) -> RessaError:
 
 def _visits(data: CalibrationData, settings: SweepSettings) -> Iterator[tuple[Visit, Visit | None]]:
     """Each block with all its calls, and for the asymmetric target the same block of a copy that stays dense."""
-    ours, batches = (data.net, data.blocks), data.batches
+    ours, batches = (data.streamed or data.net, data.road), data.batches
     where: dict[str, Any] = {"device": data.device, "autocast": data.autocast, "progress": data.progress}
     where["propagate"] = settings.propagate
     if settings.asymmetric:
-        yield from walk_both(ours, deepcopy(ours), batches, **where)
+        yield from walk_both(ours, _copied(data), batches, **where)
     else:
         yield from ((visit, None) for visit in walk(*ours, batches, **where))
+
+
+def _copied(data: CalibrationData) -> tuple[PreTrainedModel | Streamed, Sequence[Block]]:
+    """The same model once more; of one whose blocks are in files only what is outside of them takes memory twice."""
+    return data.streamed.copy(data.road) if data.streamed else deepcopy((data.net, data.road))
 
 
 def _groups(visit: Visit, order: str, changed: Collection[str] | None) -> Iterator[list[str]]:

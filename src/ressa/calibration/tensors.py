@@ -1,4 +1,4 @@
-"""What `walk` does with tensors: move whole argument trees, exchange a block's weights, tell batches apart."""
+"""What `walk` does with tensors: move whole argument trees, tell batches apart."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
-
-
-def swap(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
-    """Puts `tensors` into the module's parameters; returns what they were."""
-    before = [parameter.detach().clone() for parameter in module.parameters()]
-    with torch.no_grad():
-        for parameter, tensor in zip(module.parameters(), tensors, strict=True):
-            parameter.copy_(tensor)
-    return before
 
 
 def moved(tree: Any, device: torch.device) -> Any:

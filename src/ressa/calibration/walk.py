@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from ressa.calibration.schedule import Schedule
 from ressa.calibration.visit import Batch, Visit
 from ressa.errors import unknown
+from ressa.model.resident import InMemory
+from ressa.model.streamed import Streamed
 from ressa.model.structure import Block
 from ressa.settings import Progress
 
@@ -23,7 +25,7 @@ PROPAGATE = ("sequential", "dense")
 
 
 def walk(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Streamed,
     blocks: Sequence[Block],
     batches: Sequence[Batch],
     *,
@@ -42,6 +44,7 @@ def walk(
     no part in its visit.
 
     Args:
+        model: in memory, or one whose blocks are read when they are visited.
         device: blocks move there for their visit, one at a time, and back; None leaves them where they are.
         autocast: what forwards compute products in, where that is less than the weights have; None for theirs.
         progress: called with (blocks done, blocks in all, the next one's name).
@@ -53,20 +56,21 @@ def walk(
     """
     if propagate not in PROPAGATE:
         raise unknown("propagate", propagate, PROPAGATE)
-    schedule = Schedule(model, blocks, batches, None if device is None else torch.device(device), autocast)
-    was_training = model.training
-    model.eval()
+    net, places = (model.net, model) if isinstance(model, Streamed) else (model, InMemory())
+    schedule = Schedule(net, blocks, batches, None if device is None else torch.device(device), autocast, places)
+    was_training = net.training
+    net.eval()
     try:
         yield from schedule.visits(propagate == "dense", progress, outputs)
     finally:
         schedule.end()
         if was_training:
-            model.train()
+            net.train()
 
 
 def walk_both(
-    ours: tuple[PreTrainedModel, Sequence[Block]],
-    dense: tuple[PreTrainedModel, Sequence[Block]],
+    ours: tuple[PreTrainedModel | Streamed, Sequence[Block]],
+    dense: tuple[PreTrainedModel | Streamed, Sequence[Block]],
     batches: Sequence[Batch],
     *,
     propagate: str = "sequential",

@@ -136,13 +136,15 @@ def forward_flop(shape: Shape, load: Workload, samples: float) -> float:
 class Sizes:
     """What costs depend on of a whole model.
 
-    `width` is the bytes of a stored weight, `narrow` the numbers in matrices of linears, `trained` those of connector,
-    norms and biases, which repair trains as they are; `head` the weights of the output head over so many `words`, and
-    `tied` that they are the embedding's too. `heads` are those of attention in vision and in language.
+    `outside` are the parameters that pruning holds all the time, those of no linear in a block; `width` is the bytes of
+    a stored weight, `narrow` the numbers in matrices of linears, `trained` those of connector, norms and biases, which
+    repair trains as they are; `head` the weights of the output head over so many `words`, and `tied` that they are the
+    embedding's too. `heads` are those of attention in vision and in language.
     """
 
     shapes: tuple[Shape, ...]
     parameters: int
+    outside: int
     width: int
     narrow: int
     trained: int
@@ -162,9 +164,11 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
     vectors = sum(p.numel() for block in blocks for p in block.module.parameters() if p.ndim == 1)
     connector, head, text = parts.parts.get("connector"), net.get_output_embeddings(), net.config.get_text_config()
     apart = matrices_of(net, WIDE if width < WIDE else 2)  # a model on no device is float32 whatever is stored
+    total = sum(part.parameters for part in parts.parts.values())
     return Sizes(
         tuple(shape_of(block) for block in blocks),
-        sum(part.parameters for part in parts.parts.values()),
+        total,
+        total - sum(linear.weight.numel() for block in parts.blocks() for linear in block.linears.values()),
         width,
         sum(parameter.numel() for parameter in apart) - (connector.parameters if connector else 0),
         vectors + (connector.parameters if connector else 0),

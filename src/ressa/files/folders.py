@@ -51,9 +51,7 @@ def check_writable(out: str | Path, *read: str | Path | None) -> Path:
 
 def _probe(out: Path, folder: Path, *names: str) -> None:
     """Raises RessaError if no file could be made in `folder`, which may not be there yet, or in `names` below it."""
-    above = folder
-    while not os.path.lexists(above):
-        above = above.parent
+    above = nearest(folder)
     if not above.is_dir():
         what = "a link to nothing" if above.is_symlink() else "a file"
         raise RessaError(f"{out}: {above} is {what}; name a folder")
@@ -71,6 +69,14 @@ def _probe(out: Path, folder: Path, *names: str) -> None:
             for name in files:
                 os.unlink(os.path.join(made, name))
             os.rmdir(made)
+
+
+def nearest(folder: Path) -> Path:
+    """The folder that `folder` will be made in: the nearest above it that is there."""
+    above = folder.absolute()
+    while not os.path.lexists(above):
+        above = above.parent
+    return above
 
 
 def _check_apart(out: Path, read: Sequence[str | Path | None]) -> None:
@@ -97,12 +103,17 @@ def partial(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def appear(folder: Path, path: Path, last: str) -> None:
-    """Gives a `partial` folder its name, `path`, once all of it is on the disk, the file called `last` as the last."""
+def appear(folder: Path, path: Path, last: str, without: Sequence[str] = ()) -> None:
+    """Gives a `partial` folder its name, `path`, once all of it is on the disk, the file called `last` as the last.
+
+    `without`: files that were needed until then.
+    """
     for file in sorted(folder.rglob("*"), key=lambda file: file.name == last):
         sync(file)
     sync(folder)
     os.replace(folder, path)
+    for name in without:
+        (path / name).unlink(missing_ok=True)
     sync(path.parent)
 
 

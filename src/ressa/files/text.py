@@ -39,7 +39,7 @@ def read_json(path: Path, absent: Any = None) -> Any:
         raise RessaError(f"{path}: is not JSON any more; delete it, or name another folder") from None
 
 
-def to_bytes(text: str) -> int:
+def to_bytes(text: str, what: str = "memory") -> int:
     """The bytes in "24GiB"; a G, GB or GiB is 1024^3, as memory is sold. Raises RessaError for what is no size.
 
     >>> to_bytes("1.5 GiB") == 1536 * to_bytes("1M")
@@ -47,7 +47,7 @@ def to_bytes(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not found or not float(found[1]):
-        raise RessaError(f"memory: '{text}' is no size; write it as 24GiB or 512MiB")
+        raise RessaError(f"{what}: '{text}' is no size; write it as 24GiB or 512MiB")
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 

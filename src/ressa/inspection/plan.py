@@ -118,29 +118,25 @@ def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
 
 
 def _prune(method: Method, sizes: Sizes, load: Workload, limit: int | None) -> dict[str, Any]:
-    weights = sizes.parameters * sizes.width
+    """One block is in memory at a time, beside what is outside of the blocks and what waits between them."""
     largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
+    outside = sizes.outside * sizes.width
 
-    def needs(load: Workload) -> tuple[float, float]:
+    def needs(load: Workload, waiting: bool = True) -> tuple[float, float]:
         beside, there = prune_bytes(method, sizes.shapes, load, sizes.width)
-        return weights + beside, there + largest
+        return outside + largest + (beside if waiting else there), there + largest
 
     whole, device = needs(load)
-    work = prune_flop(method, sizes.shapes, load)
-    one = replace(load, batch_size=1)
-    ways = (
-        (
-            device,
-            f"a block at a time, ressa.prune(..., device=): {format_bytes(device)} there, {format_bytes(whole)} of RAM",
-        ),
-        (
-            needs(one)[1],
-            f"a block at a time with --batch-size 1: {format_bytes(needs(one)[1])} there, "
-            f"{format_bytes(needs(one)[0])} of RAM",
-        ),
-        (math.inf, f"not even a block at a time with --batch-size 1, which takes {format_bytes(needs(one)[1])}"),
-    )
-    return _fits(_row(whole, sum(work.values()), device_bytes=device, work=work), limit, ways)
+    work, one = prune_flop(method, sizes.shapes, load), replace(load, batch_size=1)
+    least = needs(one, waiting=False)[0]
+    ways = [
+        (needs(load, waiting=False)[0], "--activations disk"),
+        (needs(one)[0], "--batch-size 1"),
+        (least, "--activations disk --batch-size 1"),
+    ]
+    told = [(size, f"{words}: {format_bytes(size)}") for size, words in ways if size < whole]
+    told.append((math.inf, f"not even --activations disk --batch-size 1, which takes {format_bytes(least)}"))
+    return _fits(_row(whole, sum(work.values()), device_bytes=device, work=work), limit, told)
 
 
 def _repair(sizes: Sizes, load: Workload, settings: Plan, limit: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ressa.data.seeing import sample_seen
 from ressa.errors import RessaError
-from ressa.model.load import load
+from ressa.model.streamed import Streamed, load_streamed
 from ressa.model.structure import BY_DEFAULT, PARTS, Part, structure
 from ressa.patterns import parse
 from ressa.settings import check_paths
@@ -16,7 +16,7 @@ UNSEEN = "not seen"
 
 
 def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
-    """What `model` is made of, and what pruning it to `sparsity` would touch.
+    """What `model` is made of, and what pruning it to `sparsity` would touch; a block is in memory at a time.
 
     Returns:
         {"parts": {name: {modules, parameters, blocks, linears, weights, zeros, pruned_by_default,
@@ -26,7 +26,7 @@ def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
     """
     check_paths("inspect", model=model)
     pattern = parse(sparsity)
-    net, processor = load(model)
+    net, processor, streamed = load_streamed(model)
     plan = structure(net)
     unfit = {}
     for block in plan.blocks():
@@ -35,7 +35,7 @@ def inspect(model: str | Path, sparsity: str = "2:4") -> dict[str, Any]:
                 pattern.check(linear.weight.shape, name)
             except RessaError as error:
                 unfit[name] = str(error)
-    parts = {name: _part(part) for name, part in plan.parts.items()}
+    parts = {name: _part(part, streamed) for name, part in plan.parts.items()}
     report = {"model": str(model), "sparsity": sparsity, "parts": parts, "pictures": _pictures(net, processor)}
     return report | {"kept": plan.kept, "unfit": unfit}
 
@@ -47,17 +47,20 @@ def _pictures(net: Any, processor: Any) -> str | None:
         return f"{UNSEEN}: {error}"
 
 
-def _part(part: Part) -> dict[str, Any]:
-    linears = [linear for block in part.blocks for linear in block.linears.values()]
-    # one is unpacked at once
-    counts = [(w.numel(), int((w == 0).sum())) for w in (linear.weight for linear in linears)]
+def _part(part: Part, streamed: Streamed) -> dict[str, Any]:
+    weights = zeros = 0
+    for block in part.blocks:
+        with streamed.present(block):
+            for linear in block.linears.values():
+                weight_OI = linear.weight  # one is unpacked at once
+                weights, zeros = weights + weight_OI.numel(), zeros + int((weight_OI == 0).sum())
     return {
         "modules": list(part.modules),
         "parameters": part.parameters,
         "blocks": len(part.blocks),
-        "linears": len(linears),
-        "weights": sum(weights for weights, _ in counts),
-        "zeros": sum(zeros for _, zeros in counts),
+        "linears": sum(len(block.linears) for block in part.blocks),
+        "weights": weights,
+        "zeros": zeros,
         "pruned_by_default": part.name in BY_DEFAULT,
         "can_be_pruned": part.name in PARTS,
     }

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ressa.errors import RessaError, RessaWarning
-from ressa.files.folders import appear, check_output, partial
+from ressa.files.folders import appear, check_output, partial, writing
 from ressa.files.folders import check_writable as check_writable  # verbs know it from here
 from ressa.files.text import read_json
 from ressa.model.described import described
 from ressa.model.load import auto_class, read_config, resolve
-from ressa.model.matrix import fused_experts, matrix, weight_of
+from ressa.model.matrix import matrix
 from ressa.model.quantised import is_packed
 from ressa.model.sound import check_finite
+from ressa.model.stored import Converted, Stored
+from ressa.model.streamed import matrices
 from ressa.model.structure import structure
 from ressa.patterns import Pattern, parse
 
 PRUNED_FROM = 0.05  # where no ressa.json says, a linear with at least this share of zeros counts as pruned
 MANIFEST = "ressa.json"
+CONFIGS = "configs"  # made in a folder beside the weights first
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,39 @@ def write_folder(
         appear(folder, path, MANIFEST)
 
 
+def complete_folder(
+    work: Path,
+    out: Path,
+    model: PreTrainedModel,
+    processor: Any,
+    patterns: Mapping[str, Pattern],
+    manifest: Callable[[Mapping[str, Zeros]], dict[str, Any]],
+    without: Sequence[str] = (),
+) -> dict[str, Any]:
+    """As `write_folder`, where the weights already lie in `work`, a folder beside `out`, which becomes it.
+
+    Args:
+        manifest: makes ressa.json of the zeros that were counted on the disk, by linear.
+        without: files in `work` that `out` is not to have.
+
+    Raises:
+        RessaError: as `verify`.
+    """
+    with writing(out, work):
+        beside = work / CONFIGS  # transformers takes shards that it did not write for left over
+        model.save_pretrained(beside, state_dict={})
+        for file in beside.iterdir():
+            file.replace(work / file.name)
+        beside.rmdir()
+        processor.save_pretrained(work)
+        _plain_config(work / "config.json")
+        told = manifest(verify(work, patterns))
+        _write_card(work, told, out.name)
+        (work / MANIFEST).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        appear(work, out.absolute(), MANIFEST, without)
+    return told
+
+
 def refuse_packed(*names: str | Path) -> None:
     """Raises RessaError for a folder that is packed: its weights can be read and not changed."""
     for name in names:
@@ -124,52 +159,57 @@ def zeros(folder: str | Path) -> dict[str, Zeros]:
     return {name: Zeros(int((weight == 0).sum()), weight.numel()) for name, weight in _matrices(Path(folder))}
 
 
-def verify(folder: str | Path, patterns: Mapping[str, Pattern]) -> None:
-    """Raises RessaError naming the first matrix on disk that breaks its pattern, or is not there."""
-    left = dict(patterns)
+def verify(folder: str | Path, patterns: Mapping[str, Pattern]) -> dict[str, Zeros]:
+    """The zeros of each of these matrices. Raises RessaError naming the first on disk that breaks its pattern, or is
+    not there."""
+    left, found = dict(patterns), dict[str, Zeros]()
     for name, weight in chain(_matrices(Path(folder)), _joined(folder, left)):
         pattern = left.pop(name, None)
-        if pattern is not None and not pattern.holds(weight):
+        if pattern is None:
+            continue
+        if not pattern.holds(weight):
             raise RessaError(f"{folder}: {name} is not {pattern} on disk")
+        found[name] = Zeros(int((weight == 0).sum()), weight.numel())
     if left:
         raise RessaError(f"{folder}: no weights of {next(iter(left))} on disk, so its pattern cannot be verified")
+    return found
 
 
 def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """(module name, weight (O, I)) of all tensors with more than one dimension, one in memory at a time."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise RessaError(f"{folder}: no safetensors in this folder")
-    try:
-        stored = {key: file for file in files for key in _keys(file)}
-        model = empty_model(folder)
-        modules = dict(model.named_modules())
-        for key, name in module_names(model, list(stored)).items():
-            with safe_open(stored[key], framework="pt") as tensors:
-                if len(tensors.get_slice(key).get_shape()) > 1:
-                    weight = tensors.get_tensor(key)
-                    yield name, matrix(modules[name], weight) if name in modules else weight
-    except (SafetensorError, OSError) as error:
-        raise RessaError(f"{folder}: damaged safetensors ({error})") from None
+    stored, model = _stored(folder), empty_model(folder)
+    modules = dict(model.named_modules())
+    for key, name in module_names(model, stored.keys).items():
+        if len(stored.lazy(key).get_shape()) > 1:
+            weight = stored.tensor(key)
+            yield name, matrix(modules[name], weight) if name in modules else weight
 
 
 def _joined(folder: str | Path, wanted: Mapping[str, Pattern]) -> Iterator[tuple[str, Tensor]]:
     """Those of the `wanted` matrices that the files hold in another cut (experts apart, query, key and value joined).
 
-    Only transformers knows how they are put together, so the model is loaded for them.
+    Only transformers knows how they are put together, so it is asked to, block by block.
     """
-    known = dict(empty_model(Path(folder)).named_modules()) if wanted else {}
-    experts = {f"{name}.{one}" for name, module in known.items() for one in fused_experts(module)}
-    names = [name for name in wanted if name in known or name in experts]
-    if names:
-        config = read_config(folder)
-        model = auto_class(config, folder).from_pretrained(folder, dtype="auto", use_safetensors=True)
-        yield from ((name, weight_of(model, name)) for name in names)
+    if not wanted:
+        return
+    model = empty_model(Path(folder))
+    converted = Converted(model, _stored(Path(folder)))
+    for block in structure(model).blocks():
+        if not (names := [name for name in block.linears if name in wanted]):
+            continue
+        places = matrices(block)
+        empty = [place.parameter for place in places]
+        converted.read(converted.sources(place.name for place in places))
+        yield from ((name, weight) for name in names if not (weight := block.linears[name].weight).is_meta)
+        for place, nothing in zip(places, empty, strict=True):
+            place.put(nothing)
 
 
-def _keys(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as tensors:
-        return list(tensors.keys())
+def _stored(folder: Path) -> Stored:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise RessaError(f"{folder}: no safetensors in this folder")
+    return Stored(folder, files)
 
 
 def prunable_weights(name: str | Path) -> dict[str, int]:

@@ -13,9 +13,9 @@ from ressa.model.matrix import fused, holder
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer, by its name."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    """Every parameter and buffer, by each of its names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ressa.errors import RessaError, RessaWarning
 
@@ -57,7 +57,7 @@ def _headers(name: Any, file: Path) -> Iterator[tuple[str, list[int], str]]:
         if stream.read(len(LFS)) == LFS:
             raise RessaError(f"{name}: {file.name} is a Git LFS pointer, no weights: fetch them with 'git lfs pull'")
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework="pt", backend="pread") as tensors:
             for key in tensors.keys():  # noqa: SIM118  (no dict)
                 part = tensors.get_slice(key)
                 yield key, part.get_shape(), part.get_dtype()
@@ -96,8 +96,13 @@ def check_loaded(name: Any, model: nn.Module, info: Mapping[str, Any]) -> None:
 
 
 def check_finite(name: Any, model: nn.Module) -> None:
-    """Raises RessaError naming the first parameter that holds NaN or infinity."""
-    for key, parameter in model.named_parameters():
+    """Raises RessaError naming the first parameter that holds NaN or infinity; of what is not in memory nothing."""
+    check_numbers(name, ((key, parameter) for key, parameter in model.named_parameters() if not parameter.is_meta))
+
+
+def check_numbers(name: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises RessaError naming the first of these tensors that holds NaN or infinity."""
+    for key, parameter in tensors:
         # a sum in float64 is finite if and only if every number is; elementwise only where it is not
         if parameter.is_floating_point() and not parameter.detach().sum(dtype=torch.float64).isfinite():
             found = parameter.detach().float()

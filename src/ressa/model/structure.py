@@ -25,13 +25,17 @@ ORDER: tuple[PartName, ...] = ("vision", "audio", "connector", "language")  # so
 
 @dataclass(frozen=True)
 class Block:
-    """What is pruned in one go, and stands on the device alone. `linears` go by their names in the model."""
+    """What is pruned in one go, and stands on the device alone. `linears` go by their names in the model.
+
+    `passed`: batches meet here so that the block is read once for all of them, and nothing is gathered or changed.
+    """
 
     name: str
     part: PartName
     module: nn.Module
     linears: dict[str, nn.Linear | AsLinear]
     stack: Stack | None = None
+    passed: bool = False
 
 
 @dataclass(frozen=True)

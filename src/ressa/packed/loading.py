@@ -93,7 +93,7 @@ def _say_once(why: str) -> None:
 class Names:
     """Name of a stored tensor -> its name in the loaded model, as transformers' own loading has it."""
 
-    def __init__(self, model: PreTrainedModel, quantizer: HfQuantizer) -> None:
+    def __init__(self, model: PreTrainedModel, quantizer: HfQuantizer | None) -> None:
         transforms = get_model_conversion_mapping(model, None, quantizer)
         self.renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
         self.converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]

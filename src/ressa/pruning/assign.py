@@ -13,6 +13,7 @@ from ressa.allocation.by_modality import by_modality
 from ressa.allocation.file import Saved
 from ressa.allocation.keep_dense import most_sensitive, sensitivity
 from ressa.calibration.data import CalibrationData
+from ressa.calibration.places import Matrices
 from ressa.calibration.sweep import Turn
 from ressa.errors import RessaError, unknown
 from ressa.model.structure import PARTS, Block, Structure
@@ -96,9 +97,10 @@ def _shared_out(request: Request, plan: Structure, data: CalibrationData) -> dic
     pools = {block.part: parts[block.part] for block in blocks} if request.pool == "part" else {"": sum(parts.values())}
     for part, zeros in pools.items():
         pool = [block for block in blocks if part in ("", block.part)]
-        weights = _linears(pool) if entry.unit == "linear" else {block.name: block for block in pool}
-        sizes = {name: _size(unit) for name, unit in weights.items()}
-        scores = weights if entry.unit == "linear" else {name: measured.get(name, 0.0) for name in sizes}
+        units = _linears(pool) if entry.unit == "linear" else {block.name: block for block in pool}
+        sizes = {name: _size(unit) for name, unit in units.items()}
+        bare = Matrices(pool, data.places)
+        scores = bare if entry.unit == "linear" else {name: measured.get(name, 0.0) for name in sizes}
         sparsity |= entry.share(scores, sizes, zeros, **settings)
     allocation = {"name": request.name, "unit": entry.unit, "sparsity": sparsity, "zeros": parts, "weights": held}
     allocation |= {} if request.name == "uniform" else {"budget": request.pool}

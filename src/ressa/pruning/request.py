@@ -9,6 +9,7 @@ from ressa import allocation as allocations
 from ressa import methods
 from ressa.calibration.tokens import check_counts
 from ressa.errors import RessaError
+from ressa.files.text import to_bytes
 from ressa.model.structure import PARTS, PartName
 from ressa.patterns import Group, NofM, Pattern, parse
 from ressa.pruning.settings import Prune
@@ -30,6 +31,8 @@ class Request:
         methods.get(asked.method, damp=asked.damp)
         methods.check_moving(asked.method, asked.asymmetric)
         check_counts(self.token_weights)
+        if asked.shard_size is not None:
+            to_bytes(asked.shard_size, "shard_size")
         for name in ("sparsity", "total", *PARTS):
             if (share := getattr(asked, name)) is not None:
                 with naming(name) if name != "sparsity" else nullcontext():

@@ -87,6 +87,14 @@ class Prune:
         least=0,
         most=1,
     )
+    activations: str = setting(
+        "ram",
+        "Where what blocks hand on waits: ram, or disk (beside the output), for many or long records.",
+        among=("ram", "disk"),
+    )
+    shard_size: str | None = setting(
+        None, "Cut the weights into files of at most this size (5GB), with an index. [one file up to 50GB]"
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.method, Mapping):  # in YAML: {name: ria, power: 0.3}

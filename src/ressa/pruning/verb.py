@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Set
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ from transformers import AutoModelForCausalLM
 from ressa import methods
 from ressa.allocation.file import read_allocation
 from ressa.calibration.data import CalibrationData
-from ressa.calibration.resume import digest_of, finished_blocks, stamp
+from ressa.calibration.resume import LEFT, FinishedBlocks, digest_of, finished_blocks, stamp
 from ressa.calibration.samples import drawn
 from ressa.calibration.sweep import SweepSettings, sweep
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
+from ressa.files.folders import nearest, writing
+from ressa.files.text import to_bytes
 from ressa.machine import Machine, check_machine, forget_peak, peak_memory, plain, versions
-from ressa.model.folder import check_output, refuse_adapter, refuse_packed, write_folder
-from ressa.model.load import auto_class, load, machine_for, read_config, resolve
+from ressa.model.folder import Zeros, check_output, complete_folder, refuse_adapter, refuse_packed
+from ressa.model.load import auto_class, machine_for, read_config, resolve
 from ressa.model.precision import cast_back, dtypes_of
+from ressa.model.shards import Shards
+from ressa.model.streamed import load_streamed
 from ressa.model.structure import Block, Structure, structure
 from ressa.patterns import Pattern, Unstructured, parse
 from ressa.pruning.assign import assign_patterns
@@ -45,8 +49,9 @@ def prune(
 ) -> dict[str, Any]:
     """Prunes `model` and writes it, with its processor and ressa.json, to `out`. Returns what stands in ressa.json.
 
-    A run that was stopped goes on at its first unfinished block when it is called again with the same arguments; it
-    keeps finished ones in a hidden folder beside `out`, which goes when `out` is written.
+    A model larger than memory is pruned block by block: what is outside of its blocks is read once, each block when it
+    is its turn, and written into the output's own files. These are filled in a hidden folder beside `out`, which
+    becomes `out`. A run that was stopped goes on there when it is called again with the same arguments.
 
     Args:
         model: a model folder, a hub name, or `demo`.
@@ -70,33 +75,49 @@ def prune(
     _check_parts(model, settings)
     records = None if data is None else read_records(data, settings.split)
 
-    net, processor = load(model)
+    net, processor, streamed = load_streamed(model)
     chosen, dtypes = machine_for(net, runtime.device, runtime.dtype), dtypes_of(net)
     if chosen.working != chosen.stored:
         net.float()
+    streamed.spill_to = nearest(out) if settings.activations == "disk" else None
     plan = structure(net, patch_embedding=settings.patch_embedding)
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
+    where |= {"streamed": streamed, "every": tuple(plan.blocks())}
     sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
     calibration = CalibrationData(net, processor, records, *sizes, **where)
     patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
-    pruned = dict.fromkeys(name for name, pattern in patterns.items() if pattern.sparsity)
-    blocks = [block for block in plan.blocks() if block.linears.keys() & pruned]
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
     identity = _identity(arguments, chosen, records or [], patterns)
-    with finished_blocks(out, identity) if method.needs else nullcontext() as finished:
-        resumed = sum(map(finished.has, blocks)) if finished else 0
+    pruned = {name for name, pattern in patterns.items() if pattern.sparsity}
+    with finished_blocks(out, identity) as work:
+        finished, blocks = _output(work, out, calibration, settings, dtypes, pruned)
+        resumed = sum(map(finished.has, blocks))  # what they took is not in the seconds
         how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
         for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
             prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
-    cast_back(net, dtypes, pruned)
-    manifest = _manifest(arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
-    manifest["pictures"] = calibration.seen
-    if resumed:
-        manifest["resumed_blocks"] = resumed  # what they took is not in the seconds
-    write_folder(out, net, processor, manifest, patterns=patterns)
-    if finished:
-        finished.forget()
-    return manifest
+        with writing(out, work):
+            finished.complete()
+        cast_back(net, dtypes, ())
+        told = partial(_manifest, arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
+        more = {"pictures": calibration.seen} | ({"resumed_blocks": resumed} if resumed else {})
+        return complete_folder(work, out, net, processor, patterns, lambda zeros: told(zeros) | more, LEFT)
+
+
+def _output(
+    work: Path,
+    out: Path,
+    calibration: CalibrationData,
+    settings: Prune,
+    dtypes: Mapping[str, torch.dtype],
+    pruned: Set[str],
+) -> tuple[FinishedBlocks, list[Block]]:
+    """The output's files, in `work`, with what an earlier run left there; and the blocks that are pruned."""
+    streamed, size = calibration.streamed, None if settings.shard_size is None else to_bytes(settings.shard_size)
+    assert streamed is not None
+    blocks = [block for block in calibration.every if block.linears.keys() & pruned]
+    written = [block for block in calibration.every if block.name in streamed.places or block in blocks]
+    with writing(out, work):
+        return FinishedBlocks(Shards(work, streamed.net, dtypes, written, size), streamed, pruned), blocks
 
 
 def _check_data(request: Request, method: Method, data: Any) -> None:
@@ -134,13 +155,14 @@ def _manifest(
     patterns: dict[str, Pattern],
     allotted: dict[str, Any],
     seconds: float,
+    found: Mapping[str, Zeros],
 ) -> dict[str, Any]:
     """What ressa.json says: the request, what it ran on, and what came of it, per matrix and per part."""
     matrices: dict[str, dict[str, Any]] = {}
     parts: dict[str, dict[str, Any]] = {}
     for part in plan.parts.values():
         own = {
-            name: _matrix(linear.weight, block, patterns[name])
+            name: _matrix(linear.weight.shape, found[name], block, patterns[name])
             for block in part.blocks
             for name, linear in block.linears.items()
             if name in patterns
@@ -166,9 +188,8 @@ def _manifest(
     }
 
 
-def _matrix(weight_OI: torch.Tensor, block: Block, pattern: Pattern) -> dict[str, Any]:
-    zeros, weights = int((weight_OI == 0).sum()), weight_OI.numel()
-    entry = {"part": block.part, "pattern": str(pattern), "shape": list(weight_OI.shape)}
+def _matrix(shape: torch.Size, found: Zeros, block: Block, pattern: Pattern) -> dict[str, Any]:
+    entry = {"part": block.part, "pattern": str(pattern), "shape": list(shape)}
     if isinstance(pattern, Unstructured):
         entry["group"] = pattern.group
-    return entry | {"weights": weights, "zeros": zeros, "sparsity": zeros / weights}
+    return entry | {"weights": found.weights, "zeros": found.zeros, "sparsity": found.sparsity}

@@ -82,7 +82,7 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
 
 }  // namespace
 
-const Isa avx2_isa = {"avx2", runs, panels8::plan, panels8::pack, panels8::row, work, activations, panel};
+const Isa avx2_isa = {"avx2", runs, panels8::plan, panels8::pack, panels8::row, work, activations, panel, panels8::unpack};
 
 }  // namespace ressa
 

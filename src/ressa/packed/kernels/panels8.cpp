@@ -1,4 +1,4 @@
-#include "panels8.h"
+#include "panels8_slots.h"
 
 namespace ressa::panels8 {
 namespace {
@@ -11,29 +11,11 @@ void put(uint8_t* at, int offset, int shift, int bits, unsigned value) {
   const uint32_t mask = ((1u << bits) - 1) << shift;
   store<uint32_t>(at + offset, (load<uint32_t>(at + offset) & ~mask) | (value << shift & mask));
 }
-unsigned get(const uint8_t* at, int offset, int shift, int bits) {
-  return load<uint32_t>(at + offset) >> shift & ((1u << bits) - 1);
-}
-
 unsigned group_bits(const uint8_t* bits, int64_t cols, int64_t col, int group) {
   const int64_t left = cols - col;
   unsigned set = bits[col / 8] | (group > 8 && left > 8 ? (unsigned)bits[col / 8 + 1] << 8 : 0);
   return set >> (col % 8) & ((1u << group) - 1);
 }
-
-struct Shape {
-  const Form& form;
-  const Block& b;
-  const Places* places;
-  int unit;
-  Shape(const Form& form, const Block& b) : form(form), b(b), places(form.layout == HALF16 ? &ressa::panels8::places() : nullptr), unit(panels8::unit(form)) {}
-  // The slot, in its group, of the weight that comes as number `rank` of those that `set` keeps; or -1.
-  int slot(unsigned set, int rank) const {
-    if (!places) return rank < b.kept ? rank : -1;
-    const unsigned slot = rank < 8 ? places->of[set].slots >> (4 * rank) & 15 : 15;
-    return slot == 15 ? -1 : (int)slot;
-  }
-};
 
 // Calls one(number of the kept weight, column, block, slot, fits) for all kept weights of a row in their order. The slot
 // is -1 where there is none; a weight of int4 whose scale is not that of its block does not fit either.
@@ -71,12 +53,6 @@ bool tells(const Shape& s, const uint8_t* bits, int64_t kept) {
   return s.form.layout != HALF16;
 }
 
-uint8_t* at_block(const Shape& s, uint8_t* panel, int64_t number) {
-  const int64_t scales = s.form.kind == RESSA_INT4 ? (number / s.unit + 1) * 16 : 0;
-  return panel + (s.form.kind == RESSA_BF16 ? 0 : 32) + scales + number * s.b.bytes;
-}
-const uint8_t* at_block(const Shape& s, const uint8_t* panel, int64_t number) { return at_block(s, const_cast<uint8_t*>(panel), number); }
-
 void set_index(const Shape& s, uint8_t* at, int slot, int col) {
   const Slot& where = s.b.slot[slot];
   unsigned index = (unsigned)col;
@@ -84,22 +60,6 @@ void set_index(const Shape& s, uint8_t* at, int slot, int col) {
   put(at, where.index, where.index_shift, where.low_bits, index);
   if (where.low_bits < s.b.index_bits)
     put(at, where.index2, where.index2_shift, s.b.index_bits - where.low_bits, index >> where.low_bits);
-}
-
-int get_index(const Shape& s, const uint8_t* at, int slot) {
-  const Slot& where = s.b.slot[slot];
-  unsigned index = get(at, where.index, where.index_shift, where.low_bits);
-  if (where.low_bits < s.b.index_bits)
-    index |= get(at, where.index2, where.index2_shift, s.b.index_bits - where.low_bits) << where.low_bits;
-  return (int)(s.places ? (index + WINDOW * (slot % 8)) & 15 : index);
-}
-
-int bias(const Shape& s) { return s.form.kind == RESSA_INT4 ? 8 : 0; }  // int4 is kept plus 8
-
-int16_t value_at(const Shape& s, const uint8_t* at, int slot) {
-  const unsigned value = get(at, s.b.slot[slot].value, s.b.slot[slot].value_shift, s.b.value_bits);
-  if (s.form.kind == RESSA_BF16) return (int16_t)value;
-  return (int16_t)(s.form.kind == RESSA_INT8 ? (int8_t)value : (int)value - bias(s));
 }
 
 // Free slots repeat a column that is kept, so that they tell nothing wrong. (Of HALF16, rows that have some keep their bits.)

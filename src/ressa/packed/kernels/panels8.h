@@ -75,5 +75,6 @@ void add_listed(const Form&, const uint8_t* body, const Work&, int tokens, int64
 int64_t plan(const Stored&, Form&);
 void pack(const Stored&, const Form&, uint8_t* body);
 void row(const Form&, const uint8_t* body, int64_t row, Row& out);
+bool unpack(const Form&, const uint8_t* body, int64_t panel, void* out, int32_t dtype);
 
 }  // namespace ressa::panels8
