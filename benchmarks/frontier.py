@@ -146,15 +146,16 @@ def in_three_bits(net: Any, work: Path) -> int:
     settings = Export(values="int4", samples=ROUNDED_WITH)
     linears = {name: linear for block in structure(net).blocks() for name, linear in block.linears.items()}
 
-    def runs(keep_OI: torch.Tensor) -> torch.Tensor:
-        return format.runs(keep_OI.sum(1), "int4", GROUP)
+    def lay(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keep_OI = torch.ones_like(weight_OI, dtype=torch.bool)
+        return keep_OI, format.runs(keep_OI.sum(1), "int4", GROUP)
 
     records = read_records(work / "data", "train")
-    made = calibrated(work / "dense", records, linears, Grid("int3", runs), settings, Runtime())
+    made = calibrated(work / "dense", records, linears, Grid("int3", lay), settings, Runtime())
     for name, (integers_N, scale_S) in made.items():
         weight_OI = linears[name].weight.data
-        keep_OI = weight_OI != 0
-        weight_OI.masked_scatter_(keep_OI, integers_N * scale_S.float().repeat_interleave(runs(keep_OI)))
+        values_N = integers_N * scale_S.float().repeat_interleave(lay(weight_OI)[1])
+        weight_OI.copy_(values_N.view(weight_OI.shape))
     return sum(-(-3 * len(integers_N) // 8) + 2 * len(scale_S) for integers_N, scale_S in made.values())
 
 

@@ -75,7 +75,7 @@ def test_every_integer_is_that_of_the_update_written_out(shape, pattern, kind, t
     monkeypatch.setattr(rounding, "nearest", far_off)  # no row is better rounded to nearest
     weight_OI, inputs = layer(shape, pattern)
     runs_S = laid(weight_OI, kind, 5)
-    integers_N, scale_S = compensated(weight_OI, inputs, runs_S, kind)
+    integers_N, scale_S = compensated(weight_OI, inputs, weight_OI != 0, runs_S, kind)
     step_OI = spread(weight_OI, torch.ones_like(integers_N), scale_S, runs_S)
     hessian_II = inputs.gram_II.double()
     hessian_II.diagonal().add_(0.01 * hessian_II.diagonal().mean())
@@ -91,7 +91,7 @@ def test_every_integer_is_that_of_the_update_written_out(shape, pattern, kind, t
 def test_no_row_ends_worse_than_rounded_to_nearest(shape, pattern, kind, group):
     weight_OI, inputs = layer(shape, pattern)
     runs_S = laid(weight_OI, kind, group)
-    integers_N, scale_S = compensated(weight_OI, inputs, runs_S, kind)
+    integers_N, scale_S = compensated(weight_OI, inputs, weight_OI != 0, runs_S, kind)
     assert integers_N.dtype == torch.int8
     assert (integers_N.abs() <= LARGEST[kind]).all()
     assert scale_S.dtype == SCALES[kind]
@@ -105,15 +105,23 @@ def test_no_row_ends_worse_than_rounded_to_nearest(shape, pattern, kind, group):
 def test_four_bits_lose_much_less_than_rounded_to_nearest(pattern, share):
     weight_OI, inputs = layer((64, 64), pattern)
     runs_S = laid(weight_OI, "int4", 16)
-    found_OI = spread(weight_OI, *compensated(weight_OI, inputs, runs_S, "int4"), runs_S)
+    found_OI = spread(weight_OI, *compensated(weight_OI, inputs, weight_OI != 0, runs_S, "int4"), runs_S)
     plain_OI = spread(weight_OI, *nearest(weight_OI[weight_OI != 0], runs_S, "int4"), runs_S)
     assert error_O(weight_OI, found_OI, inputs).sum() < share * error_O(weight_OI, plain_OI, inputs).sum()
+
+
+def test_a_zero_that_is_kept_stays_a_zero_too():
+    weight_OI, inputs = layer((16, 64), "50%")
+    everything = torch.ones_like(weight_OI, dtype=torch.bool)
+    integers_N, _ = compensated(weight_OI, inputs, everything, torch.full((64,), 16), "int4")
+    assert not integers_N.view(16, 64)[weight_OI == 0].any()
+    assert integers_N.any()
 
 
 def test_the_same_integers_come_of_it_every_time():
     weight_OI, inputs = layer((33, 129), "50%")
     runs_S = laid(weight_OI, "int4", 5)
-    first, again = (compensated(weight_OI, inputs, runs_S, "int4") for _ in range(2))
+    first, again = (compensated(weight_OI, inputs, weight_OI != 0, runs_S, "int4") for _ in range(2))
     assert first[0].equal(again[0])
     assert first[1].equal(again[1])
 
@@ -122,11 +130,12 @@ def test_inputs_that_are_always_zero_leave_weights_at_the_nearest():
     weight_OI, inputs = torch.randn(4, 8), Gram(8)
     inputs.add(torch.zeros(3, 8))
     runs_S = laid(weight_OI, "int8", 64)
-    assert compensated(weight_OI, inputs, runs_S, "int8")[0].equal(nearest(weight_OI.flatten(), runs_S, "int8")[0])
+    integers_N, _ = compensated(weight_OI, inputs, weight_OI != 0, runs_S, "int8")
+    assert integers_N.equal(nearest(weight_OI.flatten(), runs_S, "int8")[0])
 
 
 def test_a_weight_of_no_numbers_is_refused():
     _, inputs = layer((2, 4))
     weight_OI = torch.tensor([[1.0, float("nan"), 2, 3]])
     with pytest.raises(RessaError, match="NaN or infinity"):
-        compensated(weight_OI, inputs, torch.tensor([4]), "int8")
+        compensated(weight_OI, inputs, weight_OI != 0, torch.tensor([4]), "int8")

@@ -58,6 +58,19 @@ def test_a_weight_without_zeros_has_no_bitmask():
     assert (dense(pack(weight_OI, "int4")) - weight_OI).abs().max() < 1
 
 
+@pytest.mark.parametrize(("kind", "zeros"), [("int8", 2), ("int4", 4)])
+def test_a_few_zeros_are_stored_as_integers_where_their_bits_would_cost_more(kind, zeros):
+    weight_OI = sparse((2, 8)) + 10
+    weight_OI[0, :zeros] = 0  # of 16: as many bits as a bitmask
+    packed = pack(weight_OI, kind)
+    check(packed, "it")
+    assert packed.bitmask is None
+    assert dense(packed).eq(0).equal(weight_OI == 0)
+    weight_OI[1, 0] = 0
+    assert pack(weight_OI, kind).bitmask is not None
+    assert pack(weight_OI).bitmask is not None, "of floats a bitmask says what is pruned"
+
+
 def test_a_negative_zero_is_a_zero():
     assert pack(torch.tensor([[-0.0, 1.0]])).values.tolist() == [1.0]
 

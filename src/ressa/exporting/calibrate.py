@@ -33,7 +33,7 @@ class Grid:
     """Which integers, and what shares a scale."""
 
     kind: str
-    runs: Callable[[Tensor], Tensor]  # of a mask (O, I) of what is kept: how many kept weights each scale is for
+    lay: Callable[[Tensor], tuple[Tensor, Tensor]]  # of a weight: which are kept (O, I), how many for each scale (S,)
     scales: torch.dtype | None = None  # their dtype; None: as the packed format has it
 
 
@@ -68,8 +68,7 @@ def calibrated(
     for turn in sweep(data.over(blocks), Gram, changed=wanted):
         for name in turn.linears:
             weight_OI = turn.block.linears[name].weight
-            keep_OI = weight_OI != 0
-            runs_S = grid.runs(keep_OI)
+            keep_OI, runs_S = grid.lay(weight_OI)
             integers_N, scale_S = _rounded(name, weight_OI, grid, turn.inputs.get(name))
             values_N = integers_N * scale_S.float().repeat_interleave(runs_S)
             weight_OI.masked_scatter_(keep_OI, values_N.to(weight_OI.dtype))
@@ -79,11 +78,11 @@ def calibrated(
 
 def _rounded(name: str, weight_OI: Tensor, grid: Grid, inputs: Gram | None) -> Rounded:
     """One linear: what is lost is made up for, or without inputs (with a RessaWarning) rounded to nearest."""
-    keep_OI = weight_OI != 0
+    keep_OI, runs_S = grid.lay(weight_OI)
     try:
         if inputs is not None and inputs.tokens:
-            return compensated(weight_OI, inputs, grid.runs(keep_OI), grid.kind, grid.scales)
+            return compensated(weight_OI, inputs, keep_OI, runs_S, grid.kind, grid.scales)
         warnings.warn(f"no calibration token reaches {name}: rounded to nearest", RessaWarning, stacklevel=2)
-        return nearest(weight_OI[keep_OI], grid.runs(keep_OI), grid.kind, grid.scales)
+        return nearest(weight_OI[keep_OI], runs_S, grid.kind, grid.scales)
     except RessaError as error:
         raise RessaError(f"{name}: {error}") from None

@@ -77,13 +77,15 @@ class CompressedJob:
 
     @property
     def grid(self) -> Grid:
-        """Which integers; the scales of int4 are for groups of all weights, not only of the kept."""
+        """Which integers, of all weights, zeros too."""
 
-        def runs(keep_OI: Tensor) -> Tensor:
-            group = self.settings.group_size if self.settings.values == "int4" else keep_OI.shape[1]
-            return keep_OI.unflatten(1, (-1, group)).sum(2).flatten()
+        def lay(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+            rows, columns = weight_OI.shape
+            group = self.settings.group_size if self.settings.values == "int4" else columns
+            runs_S = torch.full((rows * (columns // group),), group, device=weight_OI.device)
+            return torch.ones_like(weight_OI, dtype=torch.bool), runs_S
 
-        return Grid(self.settings.values, runs, self.dtype)
+        return Grid(self.settings.values, lay, self.dtype)
 
     def write(self, out: Path, progress: Progress | None) -> dict[str, Any]:
         """Weights, their index and config.json; verified. Returns what ressa.json says of it."""
@@ -126,18 +128,18 @@ class CompressedJob:
 
     def _stored(self, stem: str, weight_OI: Tensor) -> dict[str, Tensor]:
         """What is stored of a linear, by the last part of each name."""
-        keep_OI = weight_OI != 0
-        integers_N, scale_S = self.made.get(self.linears[stem]) or self._nearest(stem, weight_OI[keep_OI], keep_OI)
-        integers_OI = torch.zeros(weight_OI.shape, dtype=torch.int8).masked_scatter_(keep_OI, integers_N)
+        integers_N, scale_S = self.made.get(self.linears[stem]) or self._nearest(stem, weight_OI)
+        integers_OI = integers_N.view(weight_OI.shape)
         scale_OG = scale_S.where(scale_S > 0, 1).view(len(weight_OI), -1)  # 0 where all are zeros: nobody divides by it
         if self.settings.values == "int8":
             return {"weight": integers_OI, "weight_scale": scale_OG}
         words = ((integers_OI.int() + 8).unflatten(1, (-1, 8)) << SHIFTS).sum(2, dtype=torch.int32)
         return {"weight_packed": words, "weight_scale": scale_OG, "weight_shape": torch.tensor(weight_OI.shape)}
 
-    def _nearest(self, stem: str, kept_N: Tensor, keep_OI: Tensor) -> Rounded:
+    def _nearest(self, stem: str, weight_OI: Tensor) -> Rounded:
+        _, runs_S = self.grid.lay(weight_OI)
         try:
-            return nearest(kept_N, self.grid.runs(keep_OI), self.settings.values, self.dtype)
+            return nearest(weight_OI.flatten(), runs_S, self.settings.values, self.dtype)
         except RessaError as error:
             raise RessaError(f"{self.linears[stem]}: {error}") from None
 

@@ -23,6 +23,7 @@ from ressa.packed.format import (
     VERSION,
     Packed,
     from_integers,
+    kept_places,
     pack,
     runs,
     unpack,
@@ -47,7 +48,12 @@ class PackingJob:
     def grid(self) -> Grid:
         """Which integers, for calibration."""
         kind = self.settings.values
-        return Grid(kind, lambda keep_OI: runs(keep_OI.sum(1), kind, self.group))
+
+        def lay(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+            keep_OI = kept_places(weight_OI, kind)
+            return keep_OI, runs(keep_OI.sum(1), kind, self.group)
+
+        return Grid(kind, lay)
 
     def write(self, out: Path, progress: Progress | None) -> dict[str, Any]:
         """Weights, their index and config.json; verified. Returns what ressa.json says of it."""
@@ -90,8 +96,9 @@ class PackingJob:
     def _packed(self, stem: str, weight_OI: Tensor) -> Packed:
         if self.settings.format == "dense":
             return self.source.packed(stem, self.group)
-        if self.linears[stem] in self.made:
-            return from_integers(*self.made[self.linears[stem]], weight_OI != 0, self.settings.values, self.group)
+        if made := self.made.get(self.linears[stem]):
+            kind = self.settings.values
+            return from_integers(*made, kept_places(weight_OI, kind), kind, self.group)
         try:
             return pack(weight_OI, self.settings.values, self.group)
         except RessaError as error:

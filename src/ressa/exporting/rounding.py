@@ -22,22 +22,24 @@ SHRINKS = [1 - step / 40 for step in range(20)]  # of the scale that reaches a r
 def compensated(
     weight_OI: Tensor,
     inputs: Gram,
+    keep_OI: Tensor,
     runs_S: Tensor,
     kind: str,
     scales: torch.dtype | None = None,
     *,
     damp: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
-    """(int8 integers (N,), scales (S,)) of `kind` for the weights that are not zero, as `packed.format.nearest` gives.
+    """(int8 integers (N,), scales (S,)) of `kind` for the kept weights, as `packed.format.nearest` gives them.
 
     Inputs are rounded from left to right. What rounding input q changes, weights further right take over by the
     optimal-brain update, -(w_q - round(w_q)) / [H^-1]_qq * [H^-1]_q: (GPTQ, equation 2), by the Cholesky factor of H^-1
-    (step 3). Where the weight is zero its integer is 0, and what it was to take over is handed on (SparseGPT, section
-    3.5). For that, `TURNS` of coordinate descent then set each integer to the best one beside the others (QuantEase).
-    Scales are chosen before (`_scales`). A row that ends with a larger error (w - w') H (w - w')T than rounding to
-    nearest has is rounded to nearest: no row ends worse.
+    (step 3). Where the weight is zero, kept or not, its integer is 0, and what it was to take over is handed on
+    (SparseGPT, section 3.5). For that, `TURNS` of coordinate descent then set each integer to the best one beside the
+    others (QuantEase). Scales are chosen before (`_scales`). A row that ends with a larger error (w - w') H (w - w')T
+    than rounding to nearest has is rounded to nearest: no row ends worse.
 
     Args:
+        keep_OI: which weights are kept: all that are not zero, and zeros or not.
         runs_S: how many kept weights each scale is for, row by row.
         scales: the dtype of scales. [as the packed format has it]
         damp: added to the Gram's diagonal, as a share of its mean.
@@ -45,8 +47,7 @@ def compensated(
     Raises:
         RessaError: NaN or infinity in the weight or in the inputs.
     """
-    keep_OI, gram_II = weight_OI != 0, inputs.gram_II
-    kept_N = weight_OI[keep_OI]
+    kept_N, gram_II = weight_OI[keep_OI], inputs.gram_II
     plain_N, plain_S = nearest(kept_N, runs_S, kind, scales)
     if not gram_II.any():
         return plain_N, plain_S  # whatever the weights are, nothing comes of them
@@ -54,7 +55,7 @@ def compensated(
     columns_N = keep_OI.nonzero()[:, 1]
     scale_S = _scales(kept_N.float(), factor_II.diagonal()[columns_N], runs_S, kind, plain_S.dtype)
     step_OI = torch.zeros_like(weight_OI, dtype=torch.float32)
-    step_OI.masked_scatter_(keep_OI, scale_S.float().repeat_interleave(runs_S))
+    step_OI.masked_scatter_(keep_OI, scale_S.float().repeat_interleave(runs_S)).masked_fill_(weight_OI == 0, 0)
     hessian_II = gram_II + damp * gram_II.diagonal().mean() * torch.eye(len(gram_II), device=gram_II.device)
     integers_OI = _settled(_passed_on(weight_OI, step_OI, factor_II, kind), weight_OI, step_OI, hessian_II, kind)
     integers_N = integers_OI[keep_OI]

@@ -22,6 +22,7 @@ VERSION = 1
 PARTS = SHAPE, VALUES, BITMASK, SCALE = "weight", "weight_values", "weight_bitmask", "weight_scale"  # stored tensors
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LARGEST = {"int8": 127, "int4": 7}  # of a quantised value: the scale is symmetric
+BITS = {"int8": 8, "int4": 4}
 SCALES = {"int8": torch.float32, "int4": torch.bfloat16}
 KINDS = {**{dtype: name for name, dtype in FLOATS.items()}, torch.int8: "int8", torch.uint8: "int4"}
 
@@ -63,16 +64,16 @@ def stored_as(tensors: Mapping[str, Tensor], group: int, name: str) -> Packed:
 
 
 def pack(weight_OI: Tensor, kind: str = "same", group: int = 64) -> Packed:
-    """The nonzero weights in row-major order, as `kind` ("same": the dtype they have), and where they stand.
+    """The kept weights in row-major order, as `kind` ("same": the dtype they have), and where they stand.
 
     Integers are rounded to nearest; a kept weight may become 0, a zero never anything else.
 
     Raises:
         RessaError: a dtype that the format does not have, or weights that `kind` cannot hold.
     """
-    mask_OI = weight_OI != 0
-    kept_N, counts_O = weight_OI[mask_OI], mask_OI.sum(1)
     kind = KINDS.get(weight_OI.dtype, str(weight_OI.dtype)) if kind == "same" else kind
+    mask_OI = kept_places(weight_OI, kind)
+    kept_N, counts_O = weight_OI[mask_OI], mask_OI.sum(1)
     if kind in FLOATS:
         values = kept_N.to(FLOATS[kind])
     elif kind in LARGEST:
@@ -82,6 +83,16 @@ def pack(weight_OI: Tensor, kind: str = "same", group: int = 64) -> Packed:
     if kind in FLOATS and FLOATS[kind] != weight_OI.dtype and not values.isfinite().all():
         raise RessaError(f"holds weights too large for {kind}; name another kind of values")
     return _packed(values, None, mask_OI, group)
+
+
+def kept_places(weight_OI: Tensor, kind: str) -> Tensor:
+    """Which weights are kept, bool (O, I): those that are not zero; of integers all, where that takes fewer bits.
+
+    A zero that is kept is the integer 0. The few that a dense weight has by chance would each cost a row of bits.
+    """
+    mask_OI = weight_OI != 0
+    few = kind in BITS and BITS[kind] * int((~mask_OI).sum()) <= mask_OI.numel()
+    return torch.ones_like(mask_OI) if few else mask_OI
 
 
 def from_integers(integers_N: Tensor, scale_S: Tensor, mask_OI: Tensor, kind: str, group: int) -> Packed:
