@@ -211,7 +211,7 @@ def test_an_audio_tower_is_told_of_and_never_pruned():
     assert plan.parts["audio"].parameters
     assert not plan.parts["audio"].blocks
     assert "hears sound" in plan.kept["model.audio_tower.layers.0.fc1"]
-    told = {name: _part(replace(part, blocks=())) for name, part in plan.parts.items()}
+    told = {name: _part(replace(part, blocks=()), None) for name, part in plan.parts.items()}
     assert {name: when(part) for name, part in told.items()} == {
         "vision": "pruned",
         "audio": "never",

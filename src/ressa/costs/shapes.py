@@ -180,7 +180,8 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
 
 
 def _heads(config: Any) -> int:
-    return getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None) or 16
+    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", None) or 16
+    return max(heads) if isinstance(heads, list | tuple) else heads  # one for each stage: those of the most
 
 
 def picture(config: Any) -> tuple[int, int]:

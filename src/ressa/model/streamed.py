@@ -77,7 +77,7 @@ def load_streamed(name: str | Path) -> tuple[PreTrainedModel, Any, Streamed]:
     streamed = Streamed(net, Stored(name, files_of(name, source)))
     for block in structure(net).blocks():
         with streamed.present(block):
-            check_finite(name, block.module)
+            check_finite(name, block.module, block.name)
     return net, processor, streamed
 
 
