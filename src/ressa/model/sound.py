@@ -95,10 +95,9 @@ def check_loaded(name: Any, model: nn.Module, info: Mapping[str, Any]) -> None:
         )
 
 
-def check_finite(name: Any, model: nn.Module, prefix: str = "") -> None:
+def check_finite(name: Any, model: nn.Module) -> None:
     """Raises RessaError naming the first parameter that holds NaN or infinity; of what is not in memory nothing."""
-    parameters = model.named_parameters(prefix=prefix)
-    check_numbers(name, ((key, parameter) for key, parameter in parameters if not parameter.is_meta))
+    check_numbers(name, ((key, parameter) for key, parameter in model.named_parameters() if not parameter.is_meta))
 
 
 def check_numbers(name: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:

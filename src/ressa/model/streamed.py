@@ -28,7 +28,7 @@ from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor
 from ressa.model.quantised import plain_dtype
 from ressa.model.resident import InMemory
-from ressa.model.sound import check_finite, check_loaded, check_stored
+from ressa.model.sound import check_loaded, check_numbers, check_stored
 from ressa.model.spill import spill
 from ressa.model.stored import Converted, Stored, files_of, state_of
 from ressa.model.structure import Block, structure
@@ -77,7 +77,7 @@ def load_streamed(name: str | Path) -> tuple[PreTrainedModel, Any, Streamed]:
     streamed = Streamed(net, Stored(name, files_of(name, source)))
     for block in structure(net).blocks():
         with streamed.present(block):
-            check_finite(name, block.module, block.name)
+            check_numbers(name, ((place.name, place.parameter) for place in streamed.places.get(block.name, ())))
     return net, processor, streamed
 
 
