@@ -47,16 +47,16 @@ def child(asked: dict[str, Any]) -> None:
     began: list[tuple[float, str]] = []
     told = {"method": asked["method"], "samples": max(asked["records"], 1), "threads": asked["threads"]}
     told |= {"data": asked["data"], "shard_size": "5GB"}
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     manifest = ressa.prune(
-        asked["model"], asked["out"], progress=lambda *at: began.append((time.perf_counter(), at[2])), **told
+        asked["model"], asked["out"], progress=lambda *at: began.append((time.process_time(), at[2])), **told
     )
-    seconds = time.perf_counter() - start
-    ends = [*[at for at, _ in began[1:]], time.perf_counter()]
+    took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - busy}
+    ends = [*[at for at, _ in began[1:]], time.process_time()]
     blocks = {name: end - at for (at, name), end in zip(began, ends, strict=True) if name}
     status = Path("/proc/self/status").read_text()
     found = {key: int(re.search(rf"{key}:\s+(\d+) kB", status)[1]) * 1024 for key in ("VmHWM", "VmPeak")}  # type: ignore[index]
-    print("\n" + json.dumps({"seconds": seconds, "blocks": blocks, "machine": manifest["machine"], **found}))
+    print("\n" + json.dumps({**took, "blocks": blocks, "machine": manifest["machine"], **found}))
 
 
 def measured(work: Path, name: str, threads: int) -> dict[str, Any]:
@@ -122,14 +122,26 @@ def _checked(out: Path) -> dict[str, Any]:
 
 def report(found: dict[str, dict[str, Any]]) -> str:
     machine = next(iter(found.values()))["machine"]
-    heads = ["model GB", "limit GB", "peak RSS GB", "anonymous GB", "mapped GB", "seconds", "language block s", "zeros"]
+    heads = [
+        "model GB",
+        "limit GB",
+        "peak RSS GB",
+        "anonymous GB",
+        "mapped GB",
+        "s",
+        "CPU s",
+        "of a language block",
+        "zeros",
+    ]
     rows = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name, took in found.items():
         language = [seconds for block, seconds in took["blocks"].items() if "language_model" in block][:-1]
         memory = [f"{took[key] / GB:.2f}" for key in ("size", "limit", "VmHWM", "RssAnon", "RssFile")]
         block = f"{min(language):.1f} to {max(language):.1f}" if language else ""
         zeros = f"{took['zeros']:,} of {took['weights']:,} in {took['matrices']} matrices"
-        rows.append(f"| {name} | " + " | ".join([*memory, f"{took['seconds']:.0f}", block, zeros]) + " |")
+        rows.append(
+            f"| {name} | " + " | ".join([*memory, f"{took['seconds']:.0f}", f"{took['cpu']:.0f}", block, zeros]) + " |"
+        )
     return "\n".join(
         [
             "# Models larger than memory",
@@ -139,9 +151,9 @@ def report(found: dict[str, dict[str, Any]]) -> str:
             "",
             *rows,
             "",
-            "The peak of anonymous memory is sampled, that of the resident set is exact. The time of a language block "
-            "is that from its beginning to the next one's, without the last, which ends otherwise. The machine was "
-            "shared: times are upper bounds.",
+            "The peak of anonymous memory is sampled, that of the resident set is exact. *Of a language block*: CPU "
+            "seconds from its beginning to the next one's, without the last, which ends otherwise. The machine was "
+            "shared with other work, and at times stood still: seconds on the clock say little, CPU seconds more.",
             "",
         ]
     )

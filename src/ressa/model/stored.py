@@ -114,17 +114,18 @@ class Converted:
         Raises:
             RessaError: transformers cannot convert them.
         """
-        before: Any = getattr(self.net, "_weight_conversions", None)
+        net: Any = self.net
+        before = getattr(net, "_weight_conversions", None)
         how = LoadStateDictConfig(weight_mapping=[*self._names.renamings, *self._names.converters])
         try:
             with _quiet():
                 told, _ = convert_and_load_state_dict_in_model(
-                    self.net, {key: self.stored.lazy(key) for key in keys}, how, None
+                    net, {key: self.stored.lazy(key) for key in keys}, how, None
                 )
         except (OSError, SafetensorError) as error:
             raise RessaError(f"{self.stored.name}: its weights cannot be read: {one_line(error)}") from None
         finally:
-            self.net._weight_conversions = before
+            net._weight_conversions = before
         if told.conversion_errors or told.mismatched_keys:
             wrong = next(iter([*told.conversion_errors, *told.mismatched_keys]))
             raise RessaError(f"{self.stored.name}: {wrong} cannot be made of what is stored")
