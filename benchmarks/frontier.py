@@ -289,9 +289,12 @@ def plot(every: dict[str, dict[Row, dict[str, Any]]]) -> None:
 def show() -> None:
     """frontier.md and frontier.png, from all rows that are there."""
     every: dict[str, dict[Row, dict[str, Any]]] = {}
-    for row in rows([SMOLLM2, *EMBEDDED], list(METHODS), list(SPARSITIES)):
+    planned = list(rows([SMOLLM2, *EMBEDDED], list(METHODS), list(SPARSITIES)))
+    for row in planned:
         if result := row.result:
             every.setdefault(row.model, {})[row] = result
+    measured = sum(len(found) for found in every.values())
+    every = {model: found for model, found in every.items() if any(row.method for row in found)}
     packages = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts = [
         "# What a byte buys: zeros or fewer bits",
@@ -301,6 +304,7 @@ def show() -> None:
         "rounding is compensated (docs/packed.md). int3 is simulated: rounded, its bytes counted, and no format holds "
         "it. `*` marks rows that none beats in both bytes and score; *against dense at equal bytes* compares with a "
         "straight line between dense rows, and *smaller* is below the smallest of them.",
+        f"**{measured} of {len(planned)} rows are measured**; `python benchmarks/frontier.py WORK` goes on.",
         "![Score against bytes](frontier.png)",
     ]
     for model, found in every.items():
@@ -318,6 +322,7 @@ def show() -> None:
                 f"**{verdict(found)}**",
             ]
         parts.append(table(found))
+        parts += [f"{row.label} {row.values}: {result['note']}" for row, result in found.items() if "note" in result]
     (RESULTS / "frontier.md").write_text("\n\n".join(parts) + "\n")
     plot(every)
 
