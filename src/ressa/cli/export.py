@@ -26,7 +26,7 @@ def export(
     data: MaybeData = None,
     as_json: Json = False,
 ) -> None:
-    """Write MODEL packed (kept weights and a bitmask, for ressa to load) or dense again; verified from the files.
+    """Write MODEL packed (kept weights and a bitmask, for ressa to load), dense again, or rounded for vLLM; verified.
 
     **Example:** `ressa export pruned/ packed/`; `ressa export pruned/ int4/ --values int4 --data data/`; `ressa export
     packed/ dense/ --format dense`

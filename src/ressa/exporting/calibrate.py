@@ -69,16 +69,15 @@ def calibrated(
         for name in turn.linears:
             weight_OI = turn.block.linears[name].weight
             keep_OI, runs_S = grid.lay(weight_OI)
-            integers_N, scale_S = _rounded(name, weight_OI, grid, turn.inputs.get(name))
+            integers_N, scale_S = _rounded(name, weight_OI, keep_OI, runs_S, grid, turn.inputs.get(name))
             values_N = integers_N * scale_S.float().repeat_interleave(runs_S)
             weight_OI.masked_scatter_(keep_OI, values_N.to(weight_OI.dtype))
             made[name] = integers_N.cpu(), scale_S.cpu()
     return made
 
 
-def _rounded(name: str, weight_OI: Tensor, grid: Grid, inputs: Gram | None) -> Rounded:
+def _rounded(name: str, weight_OI: Tensor, keep_OI: Tensor, runs_S: Tensor, grid: Grid, inputs: Gram | None) -> Rounded:
     """One linear: what is lost is made up for, or without inputs (with a RessaWarning) rounded to nearest."""
-    keep_OI, runs_S = grid.lay(weight_OI)
     try:
         if inputs is not None and inputs.tokens:
             return compensated(weight_OI, inputs, keep_OI, runs_S, grid.kind, grid.scales)

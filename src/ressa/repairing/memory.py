@@ -22,8 +22,8 @@ from ressa.data.lengths import token_counts
 from ressa.data.prompts import IGNORED, encode, is_encoder_decoder, shortest_first
 from ressa.data.records import Record
 from ressa.errors import RessaError, RessaWarning
-from ressa.files.folders import writing
-from ressa.files.text import format_bytes
+from ressa.files.folders import nearest
+from ressa.files.text import format_bytes, write_atomic
 from ressa.machine import Machine, memory_there
 from ressa.model.structure import Structure
 from ressa.repairing.hidden import distilled_blocks
@@ -118,10 +118,7 @@ def note(work: Path, found: Fitted) -> None:
     """Keep the choice in `work`, and say it in a line, unless one was kept there when the run began."""
     file = work / NOTE
     if not file.is_file():
-        partial = file.with_suffix(".partial")
-        with writing(file):
-            partial.write_text(json.dumps(asdict(found)), encoding="utf-8")
-            partial.replace(file)
+        write_atomic(file, json.dumps(asdict(found)))
         found.say()
 
 
@@ -142,8 +139,7 @@ def check_disk(
         cache_bytes(shapes, Workload(1, 1, prompt if crossing else prompt + answer, patches, answer, crossing), top_k)
         for prompt, answer in token_counts(processor, config, records)
     )
-    place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest(folder)).free
     if needed > free:
         raise RessaError(
             f"{folder}: the teacher's cache of {len(records)} records would take {format_bytes(needed)}, and "
