@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import re
 import resource
@@ -120,43 +121,30 @@ def _checked(out: Path) -> dict[str, Any]:
     return {"matrices": matrices, "weights": weights, "zeros": zeros}
 
 
+HEADS = ("model GB", "limit GB", "peak RSS GB", "anonymous GB", "mapped GB", "s", "CPU s", "CPU s a block", "zeros")
+
+
 def report(found: dict[str, dict[str, Any]]) -> str:
+    """The table. Of a language block: from its beginning to the next one's, without the last, which ends otherwise."""
     machine = next(iter(found.values()))["machine"]
-    heads = [
-        "model GB",
-        "limit GB",
-        "peak RSS GB",
-        "anonymous GB",
-        "mapped GB",
-        "s",
-        "CPU s",
-        "of a language block",
-        "zeros",
-    ]
-    rows = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    rows = ["| | " + " | ".join(HEADS) + " |", "|---|" + "---:|" * len(HEADS)]
     for name, took in found.items():
         language = [seconds for block, seconds in took["blocks"].items() if "language_model" in block][:-1]
         memory = [f"{took[key] / GB:.2f}" for key in ("size", "limit", "VmHWM", "RssAnon", "RssFile")]
-        block = f"{min(language):.1f} to {max(language):.1f}" if language else ""
+        counted = math.isfinite(took["cpu"])
+        block = f"{min(language):.1f} to {max(language):.1f}" if language and counted else ""
         zeros = f"{took['zeros']:,} of {took['weights']:,} in {took['matrices']} matrices"
-        rows.append(
-            f"| {name} | " + " | ".join([*memory, f"{took['seconds']:.0f}", f"{took['cpu']:.0f}", block, zeros]) + " |"
-        )
-    return "\n".join(
-        [
-            "# Models larger than memory",
-            "",
-            f"{datetime.date.today()}, {machine['processor']}, {machine['threads']} thread(s), products in "
-            f"{machine['compute']}. `python benchmarks/scale.py WORK`; what is measured how stands at its top.",
-            "",
-            *rows,
-            "",
-            "The peak of anonymous memory is sampled, that of the resident set is exact. *Of a language block*: CPU "
-            "seconds from its beginning to the next one's, without the last, which ends otherwise. The machine was "
-            "shared with other work, and at times stood still: seconds on the clock say little, CPU seconds more.",
-            "",
-        ]
-    )
+        times = [f"{took['seconds']:.0f}", f"{took['cpu']:.0f}" if counted else "", block]
+        rows.append(f"| {name} | " + " | ".join([*memory, *times, zeros]) + " |")
+    place = f"{machine['processor']}, {machine['threads']} thread(s), {machine['compute']} products"
+    return "\n".join([f"{datetime.date.today()}, {place}.", "", *rows])
+
+
+def write(found: dict[str, dict[str, Any]]) -> None:
+    """Between the page's marks; what stands around them is written by hand."""
+    before, start, rest = RESULTS.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    _, end, after = rest.partition("\n<!-- end of table -->")
+    RESULTS.write_text(before + start + report(found) + end + after, encoding="utf-8")
 
 
 def main() -> None:
@@ -174,7 +162,7 @@ def main() -> None:
         found[name] = measured(asked.work, name, asked.threads)
         kept.write_text(json.dumps(found, indent=1))
         print(name, {key: value for key, value in found[name].items() if key != "blocks"}, flush=True)
-        RESULTS.write_text(report({key: found[key] for key in RUNS if key in found}))
+        write({key: found[key] for key in RUNS if key in found})
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ class GramAndMoments(Gram):
 class Cost:
     """What a method takes beside weights and statistics, for `inspect --plan`; the defaults are as much as the most.
 
-    Memory is in float32 tensors, measured (tests/inspection/test_costs.py). All but `weights` count only where a Gram
+    Memory is in float32 tensors, measured (tests/costs/test_pruning.py). All but `weights` count only where a Gram
     is needed.
     """
 

@@ -52,8 +52,9 @@ def matrices_of(model: nn.Module, width: int) -> list[nn.Parameter]:
 def widened(model: nn.Module, products: torch.dtype = torch.float32) -> list[nn.Parameter]:
     """Every tensor in float32 or wider; but where autocast computes `products` in less, matrices are no wider.
 
-    One that is not trained (`matrices_of`) is then as it is stored, or in that dtype. All bits of the results are the
-    same: autocast casts a wider matrix anyway, and rows of an embedding are made float32 when they are read.
+    One that is not trained (`matrices_of`) is then as it is stored, or in that dtype. Where nothing is rounded by it,
+    products are the same, bit for bit: autocast casts a wider matrix anyway, and rows of an embedding are made float32
+    when they are read.
 
     Returns:
         The matrices that are now narrower than they were.
