@@ -61,6 +61,15 @@ def test_layers_share_one_buffer_as_large_as_the_largest():
     assert all(layer(torch.ones(20)).equal(first) for layer, first in zip(layers, before, strict=True))
 
 
+@pytest.mark.parametrize("tokens", [1, 12])
+@pytest.mark.parametrize("ready", [False, pytest.param(True, marks=READY)])
+def test_an_input_of_another_width_is_refused_as_a_linear_does(ready, tokens):
+    layer = pair(torch.bfloat16)[1]
+    assert not ready or layer.prepare()
+    with pytest.raises(RuntimeError, match="a linear of 20 inputs is given 8"):
+        layer(torch.randn(tokens, 8))
+
+
 def test_the_weight_is_unpacked_and_not_kept():
     linear, packed = pair()
     assert packed.weight.equal(linear.weight)

@@ -88,6 +88,8 @@ class PackedLinear(nn.Module):
         return unpack(self.packed, self.like.new_empty(self.out_features, self.in_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:  # what reads the weight could not tell
+            raise RuntimeError(f"a linear of {self.in_features} inputs is given {x.shape[-1]}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         prepared = self._buffers[PREPARED]
@@ -115,8 +117,10 @@ class PackedLinear(nn.Module):
         """Moves what is packed to another device, where it is as it was stored, and leaves its dtypes."""
         held = {name: self._buffers[name] for name in (*STORED, PREPARED)}
         self._buffers.update(dict.fromkeys(held))
-        super()._apply(fn, recurse)
-        self._buffers.update(held)
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers.update(held)
         if self.like.device.type != "cpu":
             self.restore()
         for name in STORED:
@@ -153,6 +157,7 @@ class PackedLinear(nn.Module):
 @torch.library.custom_op(
     "ressa::prepared_linear",
     mutates_args=(),
+    device_types="cpu",
     schema="(Tensor x, Tensor prepared, Tensor? bias, int outputs) -> Tensor",
 )
 def _prepared_linear(x: Tensor, prepared: Tensor, bias: Tensor | None, outputs: int) -> Tensor:

@@ -135,7 +135,9 @@ def why_none() -> str:
     """Why there are none for some values, for people."""
     if library() is None:
         return "none were built: install ressa where a C++ compiler is"
-    return f"the set {name} takes bf16, int8 and int4" if (name := chosen()) else "none for this processor"
+    if (name := chosen()) is None:
+        return "none for this processor"
+    return f"the set {name} takes bf16, int8, and int4 in groups of a multiple of 32, on the CPU"
 
 
 def prepare(packed: Packed) -> Tensor | None:

@@ -10,19 +10,19 @@ namespace {
 // ---- bfloat16: a dword has two weights of a row
 
 struct Bf16Dense {
-  static constexpr int LAYOUT = panels8::DENSE, COLS = 8, SLOTS = 8, INDEX = 0, WIDTH = 8;
+  static constexpr int COLS = 8, SLOTS = 8, INDEX = 0, WIDTH = 8;
   INLINE void read(const uint8_t*, __m256i*) {}
   INLINE __m256 x(const float* x, const __m256i*, int s) { return _mm256_broadcast_ss(x + s); }
 };
 struct Bf16Of4 {
-  static constexpr int LAYOUT = panels8::OF4, COLS = 32, SLOTS = 16, INDEX = 32, WIDTH = 32;
+  static constexpr int COLS = 32, SLOTS = 16, INDEX = 32, WIDTH = 32;
   INLINE void read(const uint8_t* at, __m256i* index) { index[0] = bytes32(at); }
   INLINE __m256 x(const float* x, const __m256i* index, int s) {
     return _mm256_permutevar_ps(_mm256_broadcast_ps((const __m128*)(x + s / 2 * 4)), _mm256_srli_epi32(index[0], 2 * s));
   }
 };
 struct Bf16Half16 {
-  static constexpr int LAYOUT = panels8::HALF16, COLS = 64, SLOTS = 32, INDEX = 96, WIDTH = 96;
+  static constexpr int COLS = 64, SLOTS = 32, INDEX = 96, WIDTH = 96;
   INLINE void read(const uint8_t* at, __m256i* index) { UNROLL for (int i = 0; i < 3; i++) index[i] = bytes32(at + 32 * i); }
   INLINE __m256i index_of(const __m256i* index, int s) {  // the permutation reads three bits of each
     if (s < 30) return _mm256_srli_epi32(index[s / 10], s % 10 * 3);
@@ -34,7 +34,7 @@ struct Bf16Half16 {
   }
 };
 struct Bf16Quarter16 {
-  static constexpr int LAYOUT = panels8::QUARTER16, COLS = 32, SLOTS = 8, INDEX = 32, WIDTH = 32;
+  static constexpr int COLS = 32, SLOTS = 8, INDEX = 32, WIDTH = 32;
   INLINE void read(const uint8_t* at, __m256i* index) { index[0] = bytes32(at); }
   INLINE __m256 x(const float* x, const __m256i* index, int s) {
     const float* group = x + s / 4 * 16;
@@ -71,14 +71,12 @@ template <class L, int T> void bf16(const Form& form, const uint8_t* at, const W
 // ---- integers: a dword has four weights of a row (int4: two steps of four)
 
 struct Dense {
-  static constexpr int LAYOUT = panels8::DENSE;
   INLINE __m256i index(const uint8_t*, int) { return _mm256_setzero_si256(); }
   INLINE __m256i x(const uint8_t* x, __m256i, int s) { return _mm256_set1_epi32(load<int>(x + 4 * s)); }
   static constexpr int cols(int steps) { return 4 * steps; }
   static constexpr int index_bytes(int) { return 0; }
 };
 struct Of4 {
-  static constexpr int LAYOUT = panels8::OF4;
   INLINE __m256i index(const uint8_t* at, int s) {
     const __m256i two = _mm256_and_si256(small(3), _mm256_srli_epi16(bytes32(at + s / 4 * 32), s % 4 * 2));
     return _mm256_or_si256(_mm256_set1_epi32(0x0c080400), two);
@@ -88,7 +86,6 @@ struct Of4 {
   static constexpr int index_bytes(int steps) { return 8 * steps; }
 };
 struct Half16 {
-  static constexpr int LAYOUT = panels8::HALF16;
   INLINE __m256i three(const uint8_t* at, int s) {
     if (s < 6) return _mm256_and_si256(small(7), _mm256_srli_epi16(bytes32(at + s / 2 * 32), s % 2 * 3));
     const __m256i low = _mm256_and_si256(small(3), _mm256_srli_epi16(bytes32(at + (s - 6) * 32), 6));
@@ -102,7 +99,6 @@ struct Half16 {
   static constexpr int index_bytes(int steps) { return 12 * steps; }
 };
 struct Quarter16 {
-  static constexpr int LAYOUT = panels8::QUARTER16;
   INLINE __m256i index(const uint8_t* at, int s) {
     return _mm256_and_si256(small(15), _mm256_srli_epi16(bytes32(at + s / 2 * 32), s % 2 * 4));
   }

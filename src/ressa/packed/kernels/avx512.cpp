@@ -475,9 +475,8 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
   const bool halves = !is_bf16 && !in_8_bits(form);
   alignas(64) float out[2 * TOKENS * 16] = {};
   for (int first = 0; first < work.many; first += MOST) {
-    float* to = (halves ? out : y) + 16 * first;
+    float* const to = out + 16 * first;
     const int some = work.many - first;
-    if (!halves) to = out + 16 * first;
     if (some == 1) pass<1>(form, body, work, first, panel, to);
     else if (some == 2) pass<2>(form, body, work, first, panel, to);
     else if (some == 4) pass<4>(form, body, work, first, panel, to);
@@ -513,7 +512,7 @@ int64_t plan(const Stored& stored, Form& form) {
   if (bytes >= 0) return bytes;
   if (stored.kind == RESSA_INT4 && stored.group % 32) return NO_KERNEL;
   for (int64_t& own : form.own) own = 0;
-  return stored.bitmask || stored.kind == RESSA_INT4 ? rows::plan(stored, form) : (int64_t)NO_KERNEL;
+  return rows::plan(stored, form);
 }
 
 void pack(const Stored& stored, const Form& form, uint8_t* body) {

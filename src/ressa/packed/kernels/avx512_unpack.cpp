@@ -122,11 +122,13 @@ void bits_of(const Form& form, const uint8_t* blocks, int row, uint8_t* bits) {
 
 }  // namespace
 
-// False if it cannot: places that stand for nothing are among the kept ones, or groups end within 16 of them.
+// False if it cannot: places that stand for nothing are among the kept ones, or groups end within 16 of them. A last
+// group that is cut short may keep more than its share, so that the count alone would not tell.
 bool avx512_unpack(const Form& form, const uint8_t* body, int64_t panel, void* out, int32_t dtype) {
   const bool rows = form.layout == rows::LAYOUT, dense = !rows && form.own[panels::SCHEME] == panels::DENSE;
-  const int64_t of = rows ? 1 : dense ? 1 : form.own[panels::SCHEME] == OF_4 ? 2 : 4;
-  if (form.kept * of != form.rows * form.cols && !rows) return false;
+  const int64_t scheme = rows ? panels::DENSE : form.own[panels::SCHEME];
+  const int64_t of = scheme == OF_4 ? 2 : scheme == OF_16 ? 4 : 1, group = scheme == OF_4 ? 4 : scheme == OF_16 ? 16 : 1;
+  if (!rows && (form.cols % group || form.kept * of != form.rows * form.cols)) return false;
   if (form.kind == RESSA_INT4 && form.group % 16) return false;
   static thread_local std::vector<uint8_t> values, rounded, bits, scales;
   values.resize(2 * up(form.cols, 64) + 256), rounded.resize(4 * up(form.cols, 64) + 256);
