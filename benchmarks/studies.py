@@ -1,8 +1,9 @@
 """The tables and the figure of docs/results.md, from the rows of the shipped studies.
 
 `python benchmarks/studies.py [RESULTS_CSV ...]`: takes the rows of any results.csv that `ressa study` wrote (named as
-FOLDER/NAME/results.csv, NAME the study) into benchmarks/results/studies/NAME.csv, a cell once, and writes what stands
-between `<!-- table: NAME -->` and `<!-- end -->` in docs/results.md anew, and docs/results.png.
+FOLDER/NAME/results.csv, NAME the study) into benchmarks/results/studies/NAME.csv, a cell once, with the differences
+between each cell and the one that its study compares with, on the same questions; and writes what stands between
+`<!-- table: NAME -->` and `<!-- end -->` in docs/results.md anew, and docs/results.png.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ressa.evaluation.summary import paired
 from ressa.reporting.study import COLOURS, Point, Row, grouped
 
 HERE = Path(__file__).parent
 ROWS, PAGE, PICTURE = HERE / "results/studies", HERE.parent / "docs/results.md", HERE.parent / "docs/results.png"
 MODELS = ("demo", "emoji-instructblip")
-LINES = {"sum 100%": 9, "sum 120%": 7, "total 50%": 7, "total 60%": 6}  # of allocation: their points
+LINES = {"sum 100%": "50%", "sum 120%": "60%", "total 50%": "50%", "total 60%": "60%"}  # of allocation: equal ratios
 PAPER = {  # average score of BLIP-2 pruned by Wanda, read from the figures of arXiv 2404.02424 (2.7: 2.6 to 2.8)
     "sum 100%": (0.0, 2.7, 16.5, 41.6, 45.0, 40.2, 30.7, 28.6, 28.3),
     "sum 120%": (0.0, 3.4, 14.7, 34.2, 28.2, 27.8, 27.3),
@@ -29,6 +31,8 @@ PAPER = {  # average score of BLIP-2 pruned by Wanda, read from the figures of a
     "vision only": (47.1, 45.9, 44.1, 42.3, 16.8),
 }
 NUMBERS = ("value", "low", "high")
+ROLE = {"ablation": "repaired", "allocation": "pruned"}  # studies whose cells are compared with one another
+BASE = "exact_match minus base"
 
 
 def rows_of(name: str) -> list[Row]:
@@ -45,11 +49,31 @@ def take(file: Path) -> None:
     cells = {row["cell"] for row in new}
     old = list(csv.DictReader(target.open(encoding="utf-8"))) if target.is_file() else []
     kept = [row for row in old if row["cell"] not in cells] + [row for row in new if row["status"] == "finished"]
+    kept += _against_base(file.parent, new)
     kept.sort(key=lambda row: int(row["seed"]))
     with target.open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(new[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept)
+
+
+def _against_base(study: Path, rows: Sequence[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Each cell's paired difference to the cell of its seed and model with equal ratios, or with nothing changed."""
+    role = ROLE.get(study.name)
+    finished = {r["cell"]: r for r in rows if r["role"] == role and r["measurement"] == "exact_match"}
+    same = ("seed", "model", "line")
+    bases = {tuple(r.get(k) for k in same): cell for cell, r in finished.items() if _is_base(r)}
+    for cell, row in finished.items():
+        base = bases.get(tuple(row.get(k) for k in same))
+        if base and base != cell:
+            ours, theirs = (study / "cells" / one / "scores" / role for one in (cell, base))
+            found = paired(ours, theirs)["exact_match"]
+            low, high = found["interval"]
+            yield row | {"measurement": BASE, "value": str(found["difference"]), "low": str(low), "high": str(high)}
+
+
+def _is_base(row: dict[str, str]) -> bool:
+    return row["prune.vision"] == LINES[row["line"]] if "line" in row else row["variant"] == "whole"
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -71,13 +95,10 @@ def unique(rows: Sequence[Row], name: str) -> list[Any]:
     return list(dict.fromkeys(row[name] for row in rows))
 
 
-def differences(rows: Sequence[Row], measurement: str, **where: Any) -> str:
-    """Each seed's paired difference of the repaired model, with its interval."""
-    found = [
-        row
-        for row in rows
-        if row["role"] == "repaired" and row["measurement"] == measurement and row.items() >= where.items()
-    ]
+def differences(rows: Sequence[Row], measurement: str, role: str = "repaired", **where: Any) -> str:
+    """Each seed's paired difference, with its interval."""
+    where |= {"role": role, "measurement": measurement}
+    found = [row for row in rows if row.items() >= where.items()]
     return "; ".join(f"{100 * r['value']:+.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})" for r in found)
 
 
@@ -109,8 +130,20 @@ def performance() -> str:
 
 
 def allocation() -> str:
-    points = grouped(rows_of("allocation"), ["model", "line", "prune.vision"])
-    return "\n\n".join(_line(points, line) for line in LINES)
+    rows = rows_of("allocation")
+    points = grouped(rows, ["model", "line", "prune.vision"])
+    return "\n\n".join(f"{_line(points, line)}\n\n{_runners_up(rows, points, line)}" for line in LINES)
+
+
+def _runners_up(rows: Sequence[Row], points: dict[tuple[Any, ...], Point], line: str) -> str:
+    """How far the best of the unequal ratios is from equal ones, seed by seed."""
+    texts = []
+    for model in MODELS:
+        others = {k[3]: p for k, p in points.items() if k[:3] == ("pruned", model, line) and k[3] != LINES[line]}
+        best = max(others, key=lambda name: others[name].value)
+        apart = differences(rows, BASE, "pruned", model=model, line=line, **{"prune.vision": best})
+        texts.append(f"{model}, {best.replace('%', ' %')} in vision: {apart}")
+    return f"The best of the others minus equal ratios, each seed (95 %, paired): {'. '.join(texts)}."
 
 
 def _line(points: dict[tuple[Any, ...], Point], line: str) -> str:
@@ -153,9 +186,14 @@ def ablation() -> str:
     def lines() -> Iterator[Sequence[str]]:
         for variant in unique(rows, "variant"):
             if all(("repaired", variant, model) in points for model in MODELS):
-                yield (variant, *(percent(points["repaired", variant, model]) for model in MODELS))
+                cells = ((percent(points["repaired", variant, m]), apart(variant, m)) for m in MODELS)
+                yield (variant, *(text for pair in cells for text in pair))
 
-    return table(["changed", *(f"{model}, repaired" for model in MODELS)], 1, lines())
+    def apart(variant: str, model: str) -> str:
+        return differences(rows, BASE, variant=variant, model=model)
+
+    columns = (text for model in MODELS for text in (f"{model}, repaired", "minus whole, each seed (95 %, paired)"))
+    return table(["changed", *columns], 1, lines())
 
 
 def transfer() -> str:
