@@ -118,19 +118,18 @@ def stored(work: Path, row: Row, folder: Path | str) -> tuple[Path | str, int]:
     out = work / "stored"
     shutil.rmtree(out, ignore_errors=True)
     if row.values == "bf16" and not row.method:
-        return folder, 2 * weights(folder)
+        return folder, 2 * sum(weights(folder).values())
     asked: dict[str, Any] = {"values": row.values, "group_size": GROUP}
     if row.values != "bf16":
         asked |= {"data": work / "scenes"} if row.model != SMOLLM2 else {"data": work / "data", "samples": ROUNDED_WITH}
     told = ressa.export(folder, out, **asked)["export"]
-    assert not told["left_dense"], told["left_dense"]
-    return out, sum(linear["bytes"] for linear in told["linears"].values())
+    return out, sum(told["linears"][name]["bytes"] for name in weights(folder))
 
 
-def weights(folder: Path | str) -> int:
-    """Of the linears of its blocks."""
-    blocks = structure(ressa.load(folder)[0]).blocks()
-    return sum(linear.weight.numel() for block in blocks for linear in block.linears.values())
+def weights(folder: Path | str) -> dict[str, int]:
+    """Of each linear of the blocks that are pruned: those of the connector are not, and counted nowhere."""
+    blocks = [block for block in structure(ressa.load(folder)[0]).blocks() if block.part != "connector"]
+    return {name: linear.weight.numel() for block in blocks for name, linear in block.linears.items()}
 
 
 def dense_bf16(net: Any) -> None:
@@ -162,7 +161,7 @@ def in_three_bits(net: Any, work: Path) -> int:
 def compute(work: Path, row: Row) -> dict[str, Any]:
     """What is kept of a row: bytes, weights and how well the model does."""
     started, folder = time.perf_counter(), folder_of(work, row)
-    told: dict[str, Any] = {"weights": weights(folder)}
+    told: dict[str, Any] = {"weights": sum(weights(folder).values())}
     if row.values == "int3":
         net, tokenizer = ressa.load(folder, dtype="float32")
         told["bytes"] = in_three_bits(net, work)
@@ -299,8 +298,8 @@ def show() -> None:
     parts = [
         "# What a byte buys: zeros or fewer bits",
         f"{datetime.date.today()}, {platform.machine()}, {processor()['processor']}, {packages}. "
-        "Bytes are those of the linears of all blocks in the packed format (values, bitmask, scales), divided by "
-        f"the number of their weights. int8 has a scale for each row, int4 and int3 one for {GROUP} kept weights; "
+        "Bytes are those of the linears of all blocks of vision and language in the packed format (values, bitmask, "
+        f"scales), divided by the number of their weights. int8 has a scale for each row, int4 and int3 one for {GROUP} kept weights; "
         "rounding is compensated (docs/packed.md). int3 is simulated: rounded, its bytes counted, and no format holds "
         "it. `*` marks rows that none beats in both bytes and score; *against dense at equal bytes* compares with a "
         "straight line between dense rows, and *smaller* is below the smallest of them.",
