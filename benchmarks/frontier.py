@@ -301,8 +301,8 @@ def show() -> None:
         "Bytes are those of the linears of all blocks of vision and language in the packed format (values, bitmask, "
         "scales), divided by the number of their weights. int8 has a scale for each row, int4 and int3 one for "
         f"{GROUP} kept weights; rounding is compensated (docs/packed.md). int3 is simulated: rounded, its bytes "
-        "counted, and no format holds it. `*` marks rows that none beats in both bytes and score; *against dense at equal bytes* compares with a "
-        "straight line between dense rows, and *smaller* is below the smallest of them.",
+        "counted, and no format holds it. `*` marks rows that none beats in both bytes and score; *against dense at "
+        "equal bytes* compares with a straight line between dense rows, and *smaller* is below the smallest of them.",
         f"**{measured} of {len(planned)} rows are measured**; `python benchmarks/frontier.py WORK` goes on.",
         "![Score against bytes](frontier.png)",
     ]
