@@ -191,8 +191,8 @@ def evaluate(
         size = settings.batch_size if "batch_size" in given else None
         by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=size, device=runtime.device)
         return
-    from ressa.evaluation.parallel import rank
     from ressa.evaluation.verb import evaluate as verb
+    from ressa.parallel import rank
     from ressa.reporting.scores import lines
     from ressa.reporting.table import by_kind
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from ressa.answering.cache import resumed
 from ressa.data.images import shown
 from ressa.data.prompts import encode, prompt_text, shortest_first, to_device, tokenizer_of
 from ressa.data.records import Record
 from ressa.errors import RessaError
-from ressa.evaluation.cache import resumed
 from ressa.settings import Progress
 from ressa.tasks.base import GREEDY, Generation
 
