@@ -31,7 +31,7 @@ from ressa.data.records import Record, read_records
 from ressa.model.load import load
 from ressa.tasks.base import Generation
 
-SAMPLES = 3200
+SAMPLES = 1600
 ASKED = {
     "validation": (("validation", 1000), ("validation_captions", 500), ("validation_unseen", 1000)),
     "test": (("test", 2000), ("test_captions", 1000), ("test_unseen", 2000)),
@@ -82,16 +82,14 @@ def mixed(data: Path, name: str, parts: Sequence[tuple[str, float]], samples: in
     return split
 
 
-def teach(data: Path, split: str, count: int) -> None:
-    """`{split}_teacher`: the first `count` records, shuffled, with the dense model's answers instead of the data's."""
+def teach(data: Path, split: str, count: int, seed: int) -> None:
+    """`{split}_teacher`: `count` records drawn by the seed, with the dense model's answers instead of the data's."""
     out = data / f"{split}_teacher.jsonl"
-    if out.exists():
-        return
     lines, records = raw(data, split), read_records(data, split)
-    chosen = random.Random(7).sample(range(len(lines)), count)
+    chosen = random.Random(seed).sample(range(len(lines)), count)
     model, processor = load("demo")
     how = Generation(max_new_tokens=150)
-    said = answers(model, processor, [records[i] for i in chosen], data / f"{split}.cache.jsonl", 64, how)
+    said = answers(model, processor, [records[i] for i in chosen], data / f"{split}.cache.jsonl", 200, how)
     key = "caption" if "captions" in split else "answer"
     out.write_text("".join(json.dumps(lines[i] | {key: said[records[i].id]}) + "\n" for i in chosen))
 
@@ -154,9 +152,9 @@ def cell(work: Path, data: Path, name: str, seed: int, on: str, samples: int) ->
     if name in ("dense", "pruned"):
         return {"right": ask("demo" if name == "dense" else str(pruned), data, on), "seconds": 0}
     parts, settings = CELLS[name]
-    for split, _ in parts:
+    for split, share in parts:
         if split.endswith("_teacher"):
-            teach(data, split.removesuffix("_teacher"), samples)
+            teach(data, split.removesuffix("_teacher"), round(share * samples), seed)
     split = mixed(data, name.replace(" ", "_").replace(":", "-"), parts, samples, seed)
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)

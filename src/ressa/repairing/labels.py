@@ -13,8 +13,9 @@ from ressa.answering.cache import files_of
 from ressa.answering.generate import answers
 from ressa.calibration.rehearsal import check_room
 from ressa.calibration.resume import work_path
-from ressa.data.prompts import answer_ids
+from ressa.calibration.samples import mixture
 from ressa.data.records import Record
+from ressa.data.seeing import how_seen
 from ressa.errors import RessaError
 from ressa.files.paths import path_of
 from ressa.model.load import load_to_ask
@@ -23,6 +24,15 @@ from ressa.settings import Progress, Runtime
 from ressa.tasks.base import Generation
 
 LABELS = "labels.jsonl"
+
+
+def records_of(
+    data: Any, teacher: str | Path, settings: Repair, runtime: Runtime, cache: Path, progress: Progress | None = None
+) -> tuple[list[Record], dict[str, Any]]:
+    """The records that `settings` draw from `data`, as `labelled` gives them."""
+    unlabelled = settings.labels != "data"
+    records = mixture(data, settings.split, settings.samples, settings.seed, unlabelled=unlabelled)
+    return labelled(records, teacher, settings, runtime, cache, progress)
 
 
 def labelled(
@@ -44,28 +54,37 @@ def labelled(
     Raises:
         RessaError: no answer is left.
     """
-    every = settings.labels == "teacher"
-    asked = [r for r in records if not r.references or (every and (r.question or r.caption is not None))]
-    if settings.labels == "data" or not asked:
+    asked = {i: replace(r, id=f"{r.id} ({i})") for i, r in enumerate(records) if _to_ask(r, settings.labels)}
+    if not asked:
         return list(records), {}
-    model, processor, machine = load_to_ask(teacher, parallel.device_of(runtime.device), runtime.dtype)
-    how = Generation(max_new_tokens=settings.label_tokens)
-    check_room(model, processor, asked, how.max_new_tokens)
-    said = answers(model, processor, asked, cache, settings.batch_size, how, progress)
-    lengths = {name: len(answer_ids(processor, text)) for name, text in said.items()}
+    device = settings.teacher_device or parallel.device_of(runtime.device)
+    model, processor, machine = load_to_ask(teacher, device, runtime.dtype)
+    how, questions = Generation(max_new_tokens=settings.label_tokens), list(asked.values())
+    check_room(model, processor, questions, how.max_new_tokens)
+    how_seen(model, processor, questions)  # a blind teacher would answer too
+    said = answers(model, processor, questions, cache, settings.batch_size, how, progress, cut=False)
     del model
     gc.collect()
-    kept = {name: text for name, text in said.items() if text and lengths[name] <= how.max_new_tokens}
-    if not kept:
-        raise RessaError(
-            f"labels: none of {len(asked)} answers of the teacher ends within {how.max_new_tokens} tokens: raise "
-            "label_tokens"
-        )
-    empty = sum(not text for text in said.values())
-    told = {"asked": len(asked), "empty": empty, "unfinished": len(asked) - len(kept) - empty}
-    names = {record.id for record in asked}
-    found = [_answered(r, kept[r.id]) if r.id in kept else r for r in records if r.id in kept or r.id not in names]
-    return found, {"labels": told | {"machine": machine.describe()}}
+    answered = [_answered(r, said[asked[i].id]) if i in asked else r for i, r in enumerate(records)]
+    found = [record for record in answered if any(record.references)]
+    if not found:
+        limit = f"within {how.max_new_tokens} tokens: raise label_tokens"
+        raise RessaError(f"labels: none of {len(asked)} answers of the teacher ends {limit}")
+    told = {"asked": len(asked), "left_out": len(records) - len(found), "machine": machine.describe()}
+    return found, {"labels": told}
+
+
+def _to_ask(record: Record, labels: str) -> bool:
+    """Whether the teacher answers: not what is text alone, which asks nothing."""
+    return labels != "data" and (not record.references or (labels == "teacher" and not _is_text(record)))
+
+
+def _is_text(record: Record) -> bool:
+    return record.question is None and record.caption is None
+
+
+def _answered(record: Record, text: str) -> Record:
+    return replace(record, caption=text) if record.question is None else replace(record, answers=(text,))
 
 
 def said_path(out: Path, settings: Repair) -> Path:
@@ -80,7 +99,3 @@ def forget(out: Path) -> None:
     """Remove the answers that were kept beside `out`."""
     for file in files_of(work_path(out, LABELS)):
         file.unlink()
-
-
-def _answered(record: Record, text: str) -> Record:
-    return replace(record, caption=text) if record.question is None else replace(record, answers=(text,))

@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.resume import digest_of, stamp
-from ressa.calibration.samples import mixture
 from ressa.errors import RessaError
 from ressa.machine import forget_peak, peak_memory, plain, versions
 from ressa.model.folder import (
@@ -38,7 +37,7 @@ from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
 from ressa.model.pickles import check_pickle
 from ressa.patterns import Pattern
-from ressa.repairing.labels import forget, labelled, said_path
+from ressa.repairing.labels import forget, records_of, said_path
 from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run, Where
 from ressa.repairing.student import merged, student_of, unrounded
@@ -65,7 +64,7 @@ def repair(
         pruned: folder of the pruned model; its zeros are the mask.
         out: folder to write; must not exist or be empty.
         teacher: folder of the dense original.
-        data: what `read_records` reads; `samples` of its `split` are drawn (default: all).
+        data: what `read_records` reads; `samples` of its `split` are drawn (default: all). Who answers say `labels`.
         progress: called with (steps done, steps in all, what).
 
     Raises:
@@ -76,11 +75,11 @@ def repair(
     forget_peak()
     where, whole = Where.of(settings, runtime), settings.complete
     out = _check(pruned, out, teacher, whole)
-    records = mixture(data, whole.split, whole.samples, whole.seed, unlabelled=whole.labels != "data")
     before = read_manifest(Path(resolve(pruned))) or {}
     processes = PartialState(cpu=where.on_cpu)
     told = progress if processes.is_main_process else None
-    records, labels = labelled(records, teacher, whole, runtime, said_path(out, whole), told)
+    asking = replace(runtime, device=where.device, dtype=where.dtype)
+    records, labels = records_of(data, teacher, whole, asking, said_path(out, whole), told)
     run = Run(whole, where, teacher, records, processes, told)
     cache = run.cache()
     model, processor = load(pruned)
