@@ -144,10 +144,13 @@ def repair(
     with quiet(), bars() as bar:
         where: dict[str, Any] = {"settings": settings, "runtime": runtime, "progress": bar("repairing")}
         result = verb(pruned, out, teacher=teacher, data=data, **where)
+    asked = result.get("labels", {"left_out": 0})
+    unended = f"; {asked['left_out']} answers of {teacher} were left out" if asked["left_out"] else ""
     show(
         result,
         as_json,
-        f"{Path(out)}: repaired in {result['seconds']:.0f} s; every zero of {Path(pruned)} is still zero on disk",
+        f"{Path(out)}: repaired in {result['seconds']:.0f} s; every zero of {Path(pruned)} is still zero on disk"
+        f"{unended}",
     )
 
 
