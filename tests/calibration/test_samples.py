@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ressa.calibration.samples import samples
+from ressa.calibration.samples import mixture, samples
 from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.model.load import load
@@ -78,3 +78,22 @@ def test_drawing_leaves_the_global_random_state_alone(loaded, tiny_data):
 def test_less_than_one_sample_or_batch_is_refused(loaded, tiny_data, wrong):
     with pytest.raises(RessaError, match="at least 1"):
         drawn(loaded, tiny_data, **wrong)
+
+
+def test_a_mixture_has_its_share_of_every_split(tiny_data):
+    three = mixture(tiny_data, "train:3+captions", 4, 0)
+    assert [record.caption is None for record in three] == [True, True, True, False]
+    assert three == mixture(tiny_data, "train:3+captions", 4, 0) != mixture(tiny_data, "train:3+captions", 4, 1)
+    equal = mixture(tiny_data, "train:1+captions:1", None, 0)
+    assert sum(record.caption is not None for record in equal) * 2 == len(equal) == 8
+    together = read_records(tiny_data, "train+captions")
+    assert mixture(tiny_data, "train+captions", None, 0) == together
+
+
+@pytest.mark.parametrize(
+    ("split", "n", "why"),
+    [("train:0+captions", 2, "above 0"), ("train:x+captions", 2, "above 0"), ("train+captions:9", 10, "has 4 records")],
+)
+def test_a_mixture_that_cannot_be_drawn_is_refused(tiny_data, split, n, why):
+    with pytest.raises(RessaError, match=why):
+        mixture(tiny_data, split, n, 0)

@@ -265,3 +265,30 @@ def test_a_hundred_thousand_records_would_be_read_within_seconds(folder):
     started = time.process_time()
     assert len(read_records(folder)) == n
     assert time.process_time() - started < 1.5  # 0.1 s on an idle machine
+
+
+def test_answers_may_be_missing_where_something_else_is_to_give_them(folder):
+    bare = {"image": "images/a.png"}
+    counted = {**bare, "question": "How many?", "answer": 0}
+    rows = [{**bare, "question": "What?"}, bare, counted, {**bare, "question": "Which?", "answers": ["it"]}]
+    found = read_records(write(folder, *rows), unlabelled=True)
+    assert [(r.question, r.answers, r.caption) for r in found] == [
+        ("What?", (), None),
+        (None, (), ""),
+        ("How many?", ("0",), None),
+        ("Which?", ("it",), None),
+    ]
+    assert "answer" in refusal(folder, rows[0])
+    assert "caption" in refusal(folder, bare)
+
+
+def test_a_folder_of_pictures_alone_is_a_record_for_each(folder):
+    (folder / "b.JPG").write_bytes((folder / "images" / "a.png").read_bytes())
+    (folder / "notes.txt").write_text("no picture")
+    found = read_records(folder, unlabelled=True)
+    assert [(record.id, record.caption) for record in found] == [("b.JPG", ""), ("images/a.png", "")]
+    assert found[1].open_image().size == (6, 4)
+    with pytest.raises(RessaError, match=r"no train\.jsonl"):
+        read_records(folder)
+    with pytest.raises(RessaError, match=r"splits found there: other"):
+        read_records(write(folder, ASKED, name="other.jsonl"), unlabelled=True)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ressa import evaluate
+from ressa.answering import generate as generating
+from ressa.answering.generate import Generation, answers, fingerprint
 from ressa.data.prompts import encode
 from ressa.data.records import Record, read_records
 from ressa.errors import RessaError
-from ressa.evaluation import generate as generating
-from ressa.evaluation.generate import Generation, answers, fingerprint
 from ressa.model.load import load
 
 FAMILIES = ["llava", "blip2_opt", "blip2_t5", "instructblip_t5", "instructblip_llama", "causal_lm"]

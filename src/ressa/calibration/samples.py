@@ -10,6 +10,7 @@ import torch
 
 from ressa.data.prompts import encode, shortest_first
 from ressa.data.records import Record, read_records
+from ressa.data.shares import shares_of
 from ressa.errors import RessaError
 
 
@@ -46,3 +47,27 @@ def samples(
 def drawn(records: list[Record], n: int | None, seed: int) -> list[Record]:
     """At most `n` of the records, drawn by `seed`; all of them, in their order, for None."""
     return records if n is None else random.Random(seed).sample(records, min(n, len(records)))
+
+
+def mixture(
+    source: str | Path | Any, split: str, n: int | None, seed: int, *, unlabelled: bool = False
+) -> list[Record]:
+    """At most `n` records of a split, drawn by `seed`; of several with shares ("train:3+train_captions:1") of each its
+    share, as many as there are for None.
+
+    Raises:
+        RessaError: a share that is no number above 0, or a split that has fewer records than its share of `n`.
+    """
+    if ":" not in split:
+        return drawn(read_records(source, split, unlabelled=unlabelled), n, seed)
+    shares = shares_of(split)
+    found = {name: read_records(source, name, unlabelled=unlabelled) for name in shares}
+    most = int(min(len(records) / shares[name] for name, records in found.items()))
+    wanted, records = most if n is None else n, list[Record]()
+    for i, (name, share) in enumerate(shares.items()):
+        last = i == len(shares) - 1
+        count = wanted - len(records) if last else round(wanted * share)
+        if count > len(found[name]):
+            raise RessaError(f"split {split}: {name} has {len(found[name])} records, of {count} that are its share")
+        records += drawn(found[name], count, seed)
+    return records

@@ -144,10 +144,13 @@ def repair(
     with quiet(), bars() as bar:
         where: dict[str, Any] = {"settings": settings, "runtime": runtime, "progress": bar("repairing")}
         result = verb(pruned, out, teacher=teacher, data=data, **where)
+    asked = result.get("labels", {"left_out": 0})
+    unended = f"; {asked['left_out']} answers of {teacher} were left out" if asked["left_out"] else ""
     show(
         result,
         as_json,
-        f"{Path(out)}: repaired in {result['seconds']:.0f} s; every zero of {Path(pruned)} is still zero on disk",
+        f"{Path(out)}: repaired in {result['seconds']:.0f} s; every zero of {Path(pruned)} is still zero on disk"
+        f"{unended}",
     )
 
 
@@ -191,8 +194,8 @@ def evaluate(
         size = settings.batch_size if "batch_size" in given else None
         by_lmms(model, lmms, out=out, limit=settings.limit, batch_size=size, device=runtime.device)
         return
-    from ressa.evaluation.parallel import rank
     from ressa.evaluation.verb import evaluate as verb
+    from ressa.parallel import rank
     from ressa.reporting.scores import lines
     from ressa.reporting.table import by_kind
 

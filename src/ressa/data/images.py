@@ -23,6 +23,7 @@ from ressa.errors import RessaError
 from ressa.errors import shown as shown  # readers know it from here
 
 LFS = b"version https://git-lfs"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: Pillow would run Ghostscript on it
 
 
@@ -100,6 +101,12 @@ def _head(source: Path | BytesIO) -> bytes:
             return file.read(len(LFS))
     except OSError:
         return b""
+
+
+def picture_names(root: Path) -> list[str]:
+    """All files below `root` that are called as pictures are, relative to it, sorted; hidden ones are left out."""
+    files = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
 
 
 def spellings(name: str) -> tuple[str, ...]:

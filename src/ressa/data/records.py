@@ -9,9 +9,9 @@ A record in a JSONL file is one of
     {"image": "images/1.png", "messages": [{"role": "user", ...}, {"role": "assistant", ...}]}
     {"text": "Owls are birds."}
 
-`id` and `kind` are optional; other fields are ignored, unless they look like pictures (`media`). docs/data.md has all
-forms. Pictures are paths below the folder of the JSONL file; they are looked up when the records are read and opened
-only by `Record.open_image`.
+Where something else is to answer (`unlabelled`), "answer" and "caption" may be left out. `id` and `kind` are optional;
+other fields are ignored, unless they look like pictures (`media`). docs/data.md has all forms. Pictures are paths below
+the folder of the JSONL file; they are looked up when the records are read and opened only by `Record.open_image`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from PIL import Image
 from ressa.data.chats import beside, exchanges, turns
 from ressa.data.embedded import ImageCell, ImageText, is_embedded
 from ressa.data.fields import optional_text, scalar, texts_in
-from ressa.data.images import ImageFolder, Picture
+from ressa.data.images import ImageFolder, Picture, picture_names
 from ressa.data.media import picture, unmarked
 from ressa.data.stream import Row, first_sign, json_lines
 from ressa.data.tables import is_saved, load, shards
@@ -70,7 +70,7 @@ class Record:
         return self.image.open()
 
 
-def read_records(source: str | Path | Any, split: str = "train") -> list[Record]:
+def read_records(source: str | Path | Any, split: str = "train", *, unlabelled: bool = False) -> list[Record]:
     """All records of a split, in their order; `id` is the record's own (made unique), else "train-7" for line 7.
 
     Args:
@@ -78,26 +78,32 @@ def read_records(source: str | Path | Any, split: str = "train") -> list[Record]
             only a name), a folder written by `datasets` (`save_to_disk`), a `datasets.Dataset`, or a
             `datasets.DatasetDict`.
         split: its name, or several with + between them, of a folder.
+        unlabelled: a question may stand without an answer, and a picture alone (its caption is "" then); in a folder
+            that has no records at all, each picture is one.
 
     Raises:
         RessaError: one line with file, line and field: malformed JSON, nothing to learn from (no answer, caption or
             text), a picture that is missing or lies outside the folder, no records at all.
     """
     if not isinstance(source, str | Path):
-        return _from_table(source, split, "dataset")
+        return _from_table(source, split, "dataset", unlabelled)
     path = path_of(source, "data")
     if path.is_file():
         table = path.suffix == ".parquet"
-        return _from_table(path, path.stem, str(path)) if table else _from_jsonl(path, path.stem)
+        read = _from_table if table else _from_jsonl
+        return read(path, path.stem, str(path), unlabelled)
     if not path.is_dir():
         raise RessaError(f"{path}: no such data folder or .jsonl file")
     if "+" in split:
-        return [record for one in split.split("+") for record in read_records(source, one)]
-    if (path / f"{split}.jsonl").is_file():
-        return _from_jsonl(path / f"{split}.jsonl", split)
+        return [record for one in split.split("+") for record in read_records(source, one, unlabelled=unlabelled)]
+    if (file := path / f"{split}.jsonl").is_file():
+        return _from_jsonl(file, split, str(file), unlabelled)
     if is_saved(path) or shards(path, split):
-        return _from_table(path, split, str(path))
+        return _from_table(path, split, str(path), unlabelled)
     named = [*(p.stem for p in path.glob("*.jsonl")), *(p.stem.split("-0")[0] for p in shards(path))]
+    if unlabelled and not named and (found := picture_names(path)):
+        rows = (({"image": name, "id": name}, f"{path}:{number}") for number, name in enumerate(found, 1))
+        return _collect(rows, _finder(ImageFolder(path)), split, str(path), unlabelled)
     there = ", ".join(sorted(set(named))) or "none"
     raise RessaError(f"{path}: no {split}.jsonl (splits found there: {there}){_converted(path)}")
 
@@ -139,31 +145,31 @@ def _converted(path: Path) -> str:
     return ""
 
 
-def _from_table(source: Any, split: str, name: str) -> list[Record]:
+def _from_table(source: Any, split: str, name: str, unlabelled: bool) -> list[Record]:
     from ressa.data.columns import light_rows  # imports `datasets`, which is slow
 
     folder = None
     if isinstance(source, Path):
         folder = ImageFolder(source.parent if source.is_file() else source)
-    return _collect(light_rows(load(source, split, name), name), _finder(folder), split, name)
+    return _collect(light_rows(load(source, split, name), name), _finder(folder), split, name, unlabelled)
 
 
-def _from_jsonl(path: Path, split: str) -> list[Record]:
+def _from_jsonl(path: Path, split: str, name: str, unlabelled: bool) -> list[Record]:
     if first_sign(path) == b"[":
         raise RessaError(
             f"{path}: a JSON array, where each line should be an object of its own; if it holds "
             f"conversations: ressa data llava-mix {path} OUT --images {path.parent}"
         )
-    return _collect(json_lines(path), _finder(ImageFolder(path.parent)), split, str(path))
+    return _collect(json_lines(path), _finder(ImageFolder(path.parent)), split, name, unlabelled)
 
 
-def _collect(rows: Iterable[Row], find: Find, split: str, name: str) -> list[Record]:
+def _collect(rows: Iterable[Row], find: Find, split: str, name: str, unlabelled: bool) -> list[Record]:
     """Records of (object, "file:line") pairs; ids are made unique by the line."""
     records: dict[str, Record] = {}
     for raw, where in rows:
         number = where.rsplit(":", 1)[-1]
         ident = scalar(raw, "id", where) or f"{split}-{number}"
-        for record in _parse(raw, ident, where, find):
+        for record in _parse(raw, ident, where, find, unlabelled):
             while record.id in records:  # some published sets use the picture's id, several records to a picture
                 record = replace(record, id=f"{record.id}-{number}")
             records[record.id] = record
@@ -174,7 +180,7 @@ def _collect(rows: Iterable[Row], find: Find, split: str, name: str) -> list[Rec
     return list(records.values())
 
 
-def _parse(raw: Mapping[str, Any], ident: str, where: str, find: Find) -> list[Record]:
+def _parse(raw: Mapping[str, Any], ident: str, where: str, find: Find, unlabelled: bool) -> list[Record]:
     kind = scalar(raw, "kind", where)
     for key in ("messages", "conversations"):
         if raw.get(key) is not None:
@@ -186,12 +192,15 @@ def _parse(raw: Mapping[str, Any], ident: str, where: str, find: Find) -> list[R
     )
     if question is not None:
         asked = unmarked(question, image is not None, f'{where}: field "question"')
-        return [Record(ident, asked, _answers(raw, where), None, kind, image)]
+        silent = unlabelled and raw.get("answers") is None and scalar(raw, "answer", where) is None
+        return [Record(ident, asked, () if silent else _answers(raw, where), None, kind, image)]
     described = text if caption is None else caption
     if described is not None and image is not None:
         return [Record(ident, None, (), unmarked(described, True, where), kind, image, prefix)]
     if text is not None and image is None:
         return [Record(ident, None, (text,), None, kind, None)]
+    if unlabelled and image is not None:
+        return [Record(ident, None, (), "", kind, image, prefix)]
     answered = raw.get("answer") is not None or raw.get("answers") is not None
     missing = '"image"' if caption else '"question"' if answered else '"answer" or "caption"'
     raise RessaError(f"{where}: no field {missing}; a record needs image, question and answer, or image and caption")

@@ -8,6 +8,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from ressa.answering.generate import answers
 from ressa.calibration.rehearsal import check_room
 from ressa.data.lengths import with_longest
 from ressa.data.prompts import prompt_text
@@ -16,7 +17,6 @@ from ressa.data.seeing import how_seen
 from ressa.errors import RessaError
 from ressa.evaluation import matching, retrieve
 from ressa.evaluation.choose import SETTINGS, choices
-from ressa.evaluation.generate import answers
 from ressa.evaluation.overrides import contradiction, generation, refuse_generation
 from ressa.evaluation.settings import Evaluate
 from ressa.settings import Progress

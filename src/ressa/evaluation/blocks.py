@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ressa.answering.generate import eval_mode
 from ressa.calibration.outputs import outputs_of, squared_error
 from ressa.calibration.samples import samples
 from ressa.calibration.tokens import token_weights
 from ressa.data.prompts import to_device
 from ressa.data.records import read_records
-from ressa.evaluation.generate import eval_mode
 from ressa.model.load import load_to_ask
 from ressa.model.structure import structure
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from ressa.answering.cache import resumed
+from ressa.answering.generate import by_length, eval_mode, keys_of, tie
 from ressa.data.prompts import encode
 from ressa.data.records import Record
-from ressa.evaluation.cache import resumed
 from ressa.evaluation.divergence import answer_log_probs
-from ressa.evaluation.generate import by_length, eval_mode, keys_of, tie
 from ressa.settings import Progress
 
 LOGITS = 8.0  # about the size of a logit: what is rounded

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from ressa import parallel
+from ressa.answering.generate import eval_mode
 from ressa.calibration.logits import decoder_token_ids, forced, logits_at
 from ressa.data.prompts import IGNORED, encode, shortest_first, to_device
 from ressa.data.records import Record
-from ressa.evaluation import parallel
-from ressa.evaluation.generate import eval_mode
 from ressa.settings import Progress
 
 

@@ -8,9 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ressa import families
+from ressa import families, parallel
 from ressa.errors import RessaError
-from ressa.evaluation import parallel
 from ressa.files.paths import path_of
 from ressa.machine import AUTO, found
 from ressa.model.load import read_config, resolve

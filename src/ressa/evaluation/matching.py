@@ -14,9 +14,9 @@ import torch.nn.functional as F  # noqa: N812
 import transformers
 
 from ressa import families
+from ressa.answering.generate import eval_mode
 from ressa.data.prompts import tokenizer_of
 from ressa.data.records import Record
-from ressa.evaluation.generate import eval_mode
 from ressa.model.load import read_config, resolve, weights
 from ressa.model.pickles import check_pickle
 from ressa.model.processor import load_processor

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ressa.answering.cache import resumed
+from ressa.answering.generate import keys_of
 from ressa.data.prompts import shortest_first
 from ressa.data.records import Record
 from ressa.errors import RessaError
 from ressa.evaluation import matching
-from ressa.evaluation.cache import resumed
 from ressa.evaluation.choose import likelihood
-from ressa.evaluation.generate import keys_of
 from ressa.settings import Progress
 
 LIKELIHOOD = {"retrieval": "log-probability of the caption given the picture, mean over its tokens"}

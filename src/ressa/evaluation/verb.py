@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ressa import tasks
+from ressa import parallel, tasks
 from ressa.calibration.rehearsal import check_room
 from ressa.data.images import GreyImage
 from ressa.errors import RessaError, to_json
-from ressa.evaluation import matching, parallel, summary
+from ressa.evaluation import matching, summary
 from ressa.evaluation.ask import Asked, ask
 from ressa.evaluation.divergence import answer_sums
 from ressa.evaluation.settings import Evaluate

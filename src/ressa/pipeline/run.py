@@ -9,6 +9,7 @@ from typing import Any
 
 from ressa.data.emoji import SPLITS
 from ressa.data.records import read_records
+from ressa.data.shares import shares_of
 from ressa.errors import RessaError, unknown
 from ressa.evaluation.settings import Evaluate
 from ressa.evaluation.verb import questions
@@ -103,12 +104,15 @@ def check(recipe: Recipe) -> None:
         Where.of(recipe.repair, runtime)
         check_reports(recipe.repair.report_to)
     check_machine(**asdict(runtime))
-    splits = [section.split for section in (recipe.prune, recipe.repair) if section]
+    splits = [recipe.prune.split] if recipe.prune else []
     if recipe.evaluate:
         splits += _check_questions(recipe, recipe.evaluate)
-    for split in dict.fromkeys(one for joined in splits for one in joined.split("+")):
+    names = [(one, False) for joined in splits for one in joined.split("+")]
+    if recipe.repair:
+        names += [(one, recipe.repair.labels != "data") for one in shares_of(recipe.repair.split)]
+    for split, unlabelled in dict.fromkeys(names):
         if recipe.data != "emoji":
-            read_records(recipe.data, split)
+            read_records(recipe.data, split, unlabelled=unlabelled)
         elif split.removesuffix("_captions") not in SPLITS:
             raise unknown("split", split, SPLITS)
 

@@ -52,9 +52,18 @@ IDLE = ("split", "bf16", "checkpoint_every", "report_to")  # settings that do no
 class Repair:
     """SparseLoRA and cross-modality adaptation: how the weights that stay are trained."""
 
-    split: str = setting("train", "Which records train.")
+    split: str = setting(
+        "train", "Which records train; several with + between them, and shares: train:3+train_captions:1."
+    )
     seed: int = setting(0, "Draws the samples, their order and the adapters.", least=0, most=SEEDS)
     samples: int | None = setting(None, "How many of them. [all]")
+    labels: str = setting(
+        "data",
+        "Whose answers are learnt: those of the data; the teacher's, so that pictures and prompts are enough; or the "
+        "teacher's where data are missing.",
+        among=("data", "teacher", "missing"),
+    )
+    label_tokens: int = setting(128, "The longest answer of the teacher that is learnt.")
     steps: int | None = setting(None, "Optimiser steps; 0 reconstructs only. [one pass over the samples]", least=0)
     batch_size: int = setting(16, "Records a step, in each process.")
     accumulate: int = setting(1, "So many batches make a step.")

@@ -41,6 +41,7 @@ from ressa.repairing.hidden import Outputs
 from ressa.settings import Progress
 
 ABOUT = "about.json"
+ANSWERS = "labels*.jsonl"  # what `labels.labelled` keeps in the same folder, and before it is asked for anything else
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def open_cache(folder: Path, identity: dict[str, Any]) -> Cache | None:
     """
     file = folder / ABOUT
     if not file.is_file():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(not left.match(ANSWERS) for left in folder.iterdir()):
             raise RessaError(f"{folder}: is no teacher's cache, and not empty; name another folder")
         return None
     try:
@@ -196,6 +197,8 @@ def write_cache(
         about = {"identity": identity, "blocks": names, "share": share}
         (partial / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         if folder.is_dir():
+            for file in folder.glob(ANSWERS):
+                os.replace(file, partial / file.name)
             folder.rmdir()
         os.replace(partial, folder)
     return Cache(folder, names, share)

@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.resume import digest_of, stamp
-from ressa.calibration.samples import drawn
-from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.machine import forget_peak, peak_memory, plain, versions
 from ressa.model.folder import (
@@ -39,6 +37,7 @@ from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
 from ressa.model.pickles import check_pickle
 from ressa.patterns import Pattern
+from ressa.repairing.labels import forget, records_of, said_path
 from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run, Where
 from ressa.repairing.student import merged, student_of, unrounded
@@ -65,7 +64,7 @@ def repair(
         pruned: folder of the pruned model; its zeros are the mask.
         out: folder to write; must not exist or be empty.
         teacher: folder of the dense original.
-        data: what `read_records` reads; `samples` of its `split` are drawn (default: all).
+        data: what `read_records` reads; `samples` of its `split` are drawn (default: all). Who answers say `labels`.
         progress: called with (steps done, steps in all, what).
 
     Raises:
@@ -76,10 +75,12 @@ def repair(
     forget_peak()
     where, whole = Where.of(settings, runtime), settings.complete
     out = _check(pruned, out, teacher, whole)
-    records = drawn(read_records(data, whole.split), whole.samples, whole.seed)
     before = read_manifest(Path(resolve(pruned))) or {}
     processes = PartialState(cpu=where.on_cpu)
-    run = Run(whole, where, teacher, records, processes, progress if processes.is_main_process else None)
+    told = progress if processes.is_main_process else None
+    asking = replace(runtime, device=where.device, dtype=where.dtype)
+    records, labels = records_of(data, teacher, whole, asking, said_path(out, whole), told)
+    run = Run(whole, where, teacher, records, processes, told)
     cache = run.cache()
     model, processor = load(pruned)
     rehearse(model, processor, records)
@@ -92,7 +93,7 @@ def repair(
         if sharded(student.model):
             student = run.whole(student, student_of(load(pruned)[0], before), processor, work, chosen)
     arguments = {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)}
-    manifest = _manifest(arguments | asdict(settings) | asdict(runtime), student.matrices, log, before)
+    manifest = _manifest(arguments | asdict(settings) | asdict(runtime), student.matrices, labels | log, before)
     manifest |= {"seconds": round(time.perf_counter() - started, 2)}
     if processes.is_main_process:
         if student.rounded:
@@ -100,6 +101,7 @@ def repair(
         model, also = merged(student)
         write_folder(out, model, processor, manifest, patterns=zeros, also=also)
         shutil.rmtree(work, ignore_errors=True)
+        forget(out)
     processes.wait_for_everyone()
     return manifest
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from ressa.answering.cache import resumed
 from ressa.data.images import shown
 from ressa.data.prompts import encode, prompt_text, shortest_first, to_device, tokenizer_of
 from ressa.data.records import Record
 from ressa.errors import RessaError
-from ressa.evaluation.cache import resumed
 from ressa.settings import Progress
 from ressa.tasks.base import GREEDY, Generation
 
@@ -38,12 +38,17 @@ def answers(
     batch_size: int = 32,
     how: Generation = GREEDY,
     progress: Progress | None = None,
+    *,
+    cut: bool = True,
 ) -> dict[str, str]:
     """The model's answer to each record, by record id, in the order of the records.
 
     Records are batched by prompt length. `cache` is a JSONL file that gets each batch as soon as it is answered. An
     answer found there is used only if it was given by the same weights, config, processor, prompt, picture and
     settings; a file that a kill cut off in the middle of a line is read up to there.
+
+    Args:
+        cut: whether an answer that does not end within `how.max_new_tokens` counts as far as it goes, or is "".
 
     Raises:
         RessaError: a record that asks nothing (text alone), a picture that cannot be opened, an unwritable cache.
@@ -52,11 +57,13 @@ def answers(
         if record.question is None and (record.caption is None or not hasattr(processor, "image_processor")):
             raise RessaError(f"record {shown(record.id)} asks nothing that this model could answer")
 
+    more = {} if cut else {"cut": cut}
+
     def ask(batch: list[int]) -> list[str]:
-        return generate(model, processor, [records[i] for i in batch], how)
+        return generate(model, processor, [records[i] for i in batch], how, **more)
 
     ids = [record.id for record in records]
-    keys = keys_of(model, processor, records, how.settings()) if cache else ids
+    keys = keys_of(model, processor, records, how.settings() | more) if cache else ids
     found = resumed(ids, keys, by_length(processor, records), ask, cache, batch_size, progress)
     return dict(zip(ids, found, strict=True))
 
@@ -78,20 +85,21 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def generate(model: Any, processor: Any, records: Sequence[Record], how: Generation = GREEDY) -> list[str]:
-    """Answers to one batch of records, without special tokens and surrounding space.
+def generate(
+    model: Any, processor: Any, records: Sequence[Record], how: Generation = GREEDY, *, cut: bool = True
+) -> list[str]:
+    """Answers to one batch of records, without special tokens and surrounding space; `cut` as for `answers`.
 
     Greedy answers are those that each record gets alone; those of beams may depend on the batch in rare near-ties.
     """
     watch = Margin()
-    texts, steps_B = _generate(
-        model, processor, records, how, watch if len(records) > 1 and how.num_beams == 1 else None
-    )
-    if watch.margins:
+    texts, steps_B, ended = _generate(model, processor, records, how, watch if how.num_beams == 1 else None)
+    if watch.margins and len(records) > 1:
         least_B = watch.least(steps_B)
         for i in (least_B < tie(next(model.parameters()).dtype)).nonzero().flatten().tolist():
-            texts[i] = _generate(model, processor, [records[i]], how, None)[0][0]
-    return texts
+            alone = _generate(model, processor, [records[i]], how, Margin())
+            texts[i], ended[i] = alone[0][0], alone[2][0]
+    return [text if cut or end else "" for text, end in zip(texts, ended, strict=True)]
 
 
 def tie(dtype: torch.dtype) -> float:
@@ -121,8 +129,8 @@ class Margin(LogitsProcessor):
 
 def _generate(
     model: Any, processor: Any, records: Sequence[Record], how: Generation, watch: Margin | None
-) -> tuple[list[str], torch.Tensor]:
-    """(texts, the number of steps (B) that each took, its end token included)."""
+) -> tuple[list[str], torch.Tensor, list[bool]]:
+    """(texts, the number of steps (B) that each took, its end token included, whether there is one)."""
     batch = to_device(encode(processor, records, model.config, answers=False), model)
     tokenizer = tokenizer_of(processor)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -134,14 +142,15 @@ def _generate(
     if ids.shape[1] >= prompt.shape[1] and torch.equal(ids[:, : prompt.shape[1]], prompt):
         ids = ids[:, prompt.shape[1] :]  # decoder-only models repeat the prompt
     texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    return texts, _steps(model, ids[:, -len(watch.margins) :] if watch else ids)
+    return texts, *_steps(model, ids[:, -len(watch.margins) :] if watch else ids)
 
 
-def _steps(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
+def _steps(model: Any, ids_BT: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
     end = model.generation_config.eos_token_id
     ends = torch.tensor(end if isinstance(end, list) else [-1 if end is None else end], device=ids_BT.device)
     over_BT = torch.isin(ids_BT, ends)
-    return torch.where(over_BT.any(1), over_BT.int().argmax(1) + 1, ids_BT.shape[1]).cpu()
+    steps_B = torch.where(over_BT.any(1), over_BT.int().argmax(1) + 1, ids_BT.shape[1]).cpu()
+    return steps_B, over_BT.any(1).tolist()
 
 
 def fingerprint(model: Any, processor: Any) -> str:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ressa import parallel
 from ressa.errors import RessaError, to_json
-from ressa.evaluation import parallel
 from ressa.settings import Progress
 
 
@@ -50,7 +50,7 @@ def resumed(
 def read(cache: Path | None) -> dict[str, str]:
     """{key: answer} of a cache and of what other processes wrote beside it, up to lines that a kill cut off."""
     known = {}
-    for path in _all(cache) if cache else []:
+    for path in files_of(cache) if cache else []:
         for line in path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
@@ -79,6 +79,7 @@ def _own(cache: Path) -> Path:
     return cache.with_suffix(f".{parallel.rank()}{cache.suffix}") if parallel.rank() else cache
 
 
-def _all(cache: Path) -> list[Path]:
+def files_of(cache: Path) -> list[Path]:
+    """The files of a cache, one of each process."""
     others = sorted(cache.parent.glob(f"{cache.stem}.*{cache.suffix}")) if cache.parent.is_dir() else []
     return [path for path in (cache, *others) if path.is_file()]

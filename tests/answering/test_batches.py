@@ -15,12 +15,12 @@ import torch
 
 import ressa
 import ressa.demo
+from ressa.answering import cache as caching
+from ressa.answering import generate as generating
+from ressa.answering.generate import Generation, Margin, answers, generate, tie
 from ressa.data.emoji import write
 from ressa.data.records import read_records
-from ressa.evaluation import cache as caching
-from ressa.evaluation import generate as generating
 from ressa.evaluation.choose import choices, likelihood
-from ressa.evaluation.generate import Generation, Margin, answers, generate, tie
 from ressa.model.load import load
 
 _HAS_DEMO = pytest.mark.skipif(not ressa.demo.EMBEDDED.is_dir(), reason="the embedded model is not there yet")
