@@ -15,7 +15,7 @@ from ressa.answering import generate as generating
 from ressa.data.emoji import write
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.repairing.labels import labelled
+from ressa.repairing.labels import describing, labelled
 from ressa.repairing.settings import Repair
 from ressa.settings import Runtime
 
@@ -69,6 +69,22 @@ def test_missing_answers_alone_are_asked_for_and_what_the_data_say_stays(data, t
     found, _ = label([own, text], tmp_path / "said.jsonl", labels="teacher")
     assert found[0].answers != ("my own",)
     assert found[1] == text
+
+
+def test_a_share_of_the_questions_becomes_captions_of_the_teacher(data, tmp_path):
+    records = read_records(data, "train+train_captions")
+    asked = sum(record.question is not None for record in records)
+    found = describing(records, 0.25, 0)
+    changed = [(old, new) for old, new in zip(records, found, strict=True) if old != new]
+    assert len(changed) == round(asked / 4)
+    assert all((new.question, new.references, new.image) == (None, (), old.image) for old, new in changed)
+    assert describing(records, 0.25, 1) != found == describing(records, 0.25, 0)
+    assert describing(records, 0, 0) == records
+    taught, told = label(found[:6], tmp_path / "said.jsonl", labels="data")
+    assert told.get("labels", {"asked": 0})["asked"] == sum(
+        old != new for old, new in zip(records[:6], found, strict=False)
+    )
+    assert all(record.references for record in taught)
 
 
 def test_answers_that_do_not_end_in_time_are_left_out(data, tmp_path):

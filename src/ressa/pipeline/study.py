@@ -172,7 +172,8 @@ def _with_cache(recipe: Recipe, out: Path) -> Recipe:
     whole = asked.complete
     about = [recipe.model, recipe.data, recipe.seed, asked.split, asked.samples, asked.top_k, whole.temperature]
     about += [bool(whole.hidden_weight), bool(whole.connector_weight), (recipe.runtime or Runtime()).dtype]
-    about += [] if asked.labels == "data" else [asked.labels, asked.label_tokens]
+    if asked.labels != "data" or asked.describe:
+        about += [asked.labels, asked.label_tokens, asked.describe]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     return replace(recipe, repair=replace(asked, teacher_cache=str(out / "shared" / f"teacher-{key}")))
 

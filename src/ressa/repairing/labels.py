@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,15 @@ def records_of(
     """The records that `settings` draw from `data`, as `labelled` gives them."""
     unlabelled = settings.labels != "data"
     records = mixture(data, settings.split, settings.samples, settings.seed, unlabelled=unlabelled)
+    records = describing(records, settings.describe, settings.seed)
     return labelled(records, teacher, settings, runtime, cache, progress)
+
+
+def describing(records: Sequence[Record], share: float, seed: int) -> list[Record]:
+    """`records`, a share of whose questions about pictures, drawn by the seed, ask for a caption instead."""
+    asking = [i for i, record in enumerate(records) if record.image is not None and record.question is not None]
+    chosen = set(random.Random(seed).sample(asking, round(share * len(asking))))
+    return [replace(r, question=None, answers=(), caption="") if i in chosen else r for i, r in enumerate(records)]
 
 
 def labelled(
@@ -76,7 +85,7 @@ def labelled(
 
 def _to_ask(record: Record, labels: str) -> bool:
     """Whether the teacher answers: not what is text alone, which asks nothing."""
-    return labels != "data" and (not record.references or (labels == "teacher" and not _is_text(record)))
+    return not record.references or (labels == "teacher" and not _is_text(record))
 
 
 def _is_text(record: Record) -> bool:

@@ -63,6 +63,12 @@ class Repair:
         "teacher's where data are missing.",
         among=("data", "teacher", "missing"),
     )
+    describe: float = setting(
+        0.0,
+        "Share of the questions in whose place the teacher describes the picture, so that it is not forgotten how.",
+        least=0,
+        most=1,
+    )
     label_tokens: int = setting(128, "The longest answer of the teacher that is learnt.")
     steps: int | None = setting(None, "Optimiser steps; 0 reconstructs only. [one pass over the samples]", least=0)
     batch_size: int = setting(16, "Records a step, in each process.")
