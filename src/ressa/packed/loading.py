@@ -78,11 +78,20 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-        for name, module in layers.items():
-            check(module.packed, name)
-        without = {module.kind for module in layers.values() if not module.prepare()}
+        without = {module.kind for name, module in layers.items() if not _prepared(module, name)}
         if without and native.wanted():
             _say_once(f"values of {', '.join(sorted(without))} have no kernels here ({native.why_none()})")
+
+
+def _prepared(module: PackedLinear, name: str) -> bool:
+    """Checks what was read of one linear and repacks it; whether there are kernels. It is in memory once then."""
+    stored = module.packed
+    check(stored, name)
+    if ready := module.prepare():
+        for tensor in (stored.values, stored.bitmask, stored.scale):
+            if tensor is not None:
+                native.forget(tensor)
+    return ready
 
 
 @cache

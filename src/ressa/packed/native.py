@@ -9,8 +9,10 @@ Shapes: O outputs, I inputs, T tokens.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +27,7 @@ VARIABLE = "RESSA_KERNELS"
 TOKENS = 8  # of one call at most; with more it is faster to unpack
 KINDS = {"bf16": 0, "int8": 1, "int4": 2}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DONTNEED = 4  # MADV_DONTNEED
 NONE, SCALAR = "none", "scalar"  # scalar is slower than unpacking: only who asks gets it
 
 
@@ -158,6 +161,19 @@ def prepare(packed: Packed) -> Tensor | None:
         out = torch.empty(size, dtype=torch.uint8)
     _unless_refused(found.ressa_prepare(number, ctypes.byref(stored), out.data_ptr(), size))
     return out
+
+
+def forget(stored: Tensor) -> None:
+    """Gives back the memory of a tensor that nobody will read again, as long as the file it lies in stays mapped.
+
+    safetensors maps a file whole, and transformers leaves what it reads there: without this a model would be in memory
+    twice once it is repacked. On Linux alone.
+    """
+    first = -(-stored.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (stored.data_ptr() + stored.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    view = stored.untyped_storage().nbytes() > stored.nbytes
+    if sys.platform == "linux" and view and stored.device.type == "cpu" and length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), DONTNEED)
 
 
 def told(prepared: Tensor) -> Packed:
