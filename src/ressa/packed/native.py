@@ -12,7 +12,6 @@ import ctypes
 import mmap
 import os
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +27,7 @@ TOKENS = 8  # of one call at most; with more it is faster to unpack
 KINDS = {"bf16": 0, "int8": 1, "int4": 2}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 DONTNEED = 4  # MADV_DONTNEED
+PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
 NONE, SCALAR = "none", "scalar"  # scalar is slower than unpacking: only who asks gets it
 
 
@@ -157,22 +157,17 @@ def prepare(packed: Packed) -> Tensor | None:
     if size == NO_KERNEL:
         return None
     _unless_refused(min(size, 0))
-    with torch.inference_mode(False):
-        out = torch.empty(size, dtype=torch.uint8)
+    with torch.inference_mode(False):  # pages of its own: between what is soon freed, the heap would keep holes
+        out = torch.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype=torch.uint8)
     _unless_refused(found.ressa_prepare(number, ctypes.byref(stored), out.data_ptr(), size))
     return out
 
 
 def forget(stored: Tensor) -> None:
-    """Gives back the memory of a tensor that nobody will read again, as long as the file it lies in stays mapped.
-
-    safetensors maps a file whole, and transformers leaves what it reads there: without this a model would be in memory
-    twice once it is repacked. On Linux alone.
-    """
+    """Gives back the memory of a tensor that lies in a mapped file and that nobody will read again. On Linux alone."""
     first = -(-stored.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (stored.data_ptr() + stored.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
-    view = stored.untyped_storage().nbytes() > stored.nbytes
-    if sys.platform == "linux" and view and stored.device.type == "cpu" and length > 0:
+    if length > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), DONTNEED)
 
 
