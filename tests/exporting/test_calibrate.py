@@ -10,6 +10,10 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ressa
+from ressa.exporting import calibrate
+from ressa.model.load import load
+from ressa.model.streamed import Streamed, load_streamed
+from ressa.packed.linear import PackedLinear
 
 FEW = {"samples": 4, "batch_size": 2}
 
@@ -92,3 +96,46 @@ def test_records_that_enter_no_block_of_a_part_are_refused(pruned, tmp_path, ref
     (tmp_path / "data.jsonl").write_text(json.dumps({"question": "What is red?", "answer": "red"}))
     line = refused("export", pruned, tmp_path / "out", "--values", "int8", "--data", tmp_path / "data.jsonl")
     assert "no calibration record enters" in line
+
+
+def in_memory(name):
+    net, processor = load(name)
+    return net, processor, Streamed(net)
+
+
+@pytest.mark.parametrize("family", ["llava", "instructblip_t5"])
+def test_blocks_are_read_one_at_a_time_and_the_bytes_are_those_of_a_model_in_memory(
+    family, request, tiny_data, tmp_path, monkeypatch
+):
+    folder, read, there = request.getfixturevalue(f"{family}_folder"), Streamed._read, []
+
+    def watched(self, name, dense):
+        there.append(len(self._there))
+        read(self, name, dense)
+
+    monkeypatch.setattr(Streamed, "_read", watched)
+    ressa.export(folder, tmp_path / "streamed", data=tiny_data, values="int8", **FEW)
+    assert set(there) == {1}
+    monkeypatch.setattr(calibrate, "load_streamed", in_memory)
+    ressa.export(folder, tmp_path / "memory", data=tiny_data, values="int8", **FEW)
+    one, other = tensors(tmp_path / "streamed"), tensors(tmp_path / "memory")
+    assert one.keys() == other.keys()
+    assert all(one[key].equal(other[key]) for key in one)
+
+
+def test_a_block_that_is_read_again_has_its_rounded_weights(llava_folder, tiny_data, tmp_path, monkeypatch):
+    """A batch that enters it once more must find what the others found."""
+    loaded = []
+
+    def watched(name):
+        loaded.extend(load_streamed(name))
+        return loaded
+
+    monkeypatch.setattr(calibrate, "load_streamed", watched)
+    ressa.export(llava_folder, tmp_path / "int4", data=tiny_data, values="int4", **FEW)
+    net, _, streamed = loaded
+    wanted, _ = load(tmp_path / "int4")
+    rounded = {name: module.weight for name, module in wanted.named_modules() if isinstance(module, PackedLinear)}
+    with streamed.whole():
+        assert all(net.get_submodule(name).weight.equal(weight_OI) for name, weight_OI in rounded.items())
+    assert rounded

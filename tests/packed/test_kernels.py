@@ -1,4 +1,4 @@
-"""AVX2 and NEON held to the plain kernels, weight by weight (`kernels_check.cpp`): under sanitizers, and emulated."""
+"""Each set held to the plain kernels, weight by weight (`kernels_check.cpp`): under sanitizers, NEON emulated."""
 
 from __future__ import annotations
 
@@ -36,14 +36,19 @@ def built(compiler: str, folder: Path, *flags: str) -> Path:
     return folder / "check"
 
 
-@pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers of g++ on Linux")
-def test_avx2_restores_unpacks_and_multiplies_as_the_plain_set_under_the_sanitizers(tmp_path):
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
     compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to build the kernels with sanitizers")
-    ran = subprocess.run([built(compiler, tmp_path, *SANITIZERS), "avx2"], capture_output=True, text=True, check=False)
+    if compiler is None or platform.system() != "Linux":
+        pytest.skip("no g++ on Linux to build the kernels with sanitizers")
+    return built(compiler, tmp_path_factory.mktemp("check"), *SANITIZERS)
+
+
+@pytest.mark.parametrize("name", ["avx512", "avx2"])
+def test_a_set_restores_unpacks_and_multiplies_as_the_plain_one_under_the_sanitizers(name, program):
+    ran = subprocess.run([program, name], capture_output=True, text=True, check=False)
     if ran.returncode == CANNOT_RUN:
-        pytest.skip("this processor has no AVX2")
+        pytest.skip(f"this processor has no {name}")
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
 
 

@@ -66,7 +66,7 @@ def export(
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
     if settings.calibrates and not isinstance(job, LegacyJob):
         records, linears = read_records(data, settings.split), list(job.linears.values())
-        job.made.update(calibrated(model, records, linears, job.grid, settings, runtime, progress))
+        job.made.update(calibrated(model, path, records, linears, job.grid, settings, runtime, progress))
     with partial(path) as made:
         entry = {"arguments": arguments} | job.write(made, progress)
         entry |= {"before": before["export"]} if "export" in before else {}

@@ -8,7 +8,7 @@ there, which makes a use that nobody foresaw an error and not a wrong number.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -150,6 +150,7 @@ class Streamed:
         self._there: set[str] = set()
         self._standing_in, self._resident = False, InMemory()
         self.spill_to: Path | None = None  # where activations wait; None: in memory
+        self.when_read: Callable[[str], None] | None = None  # called with the name of a block that was just read
         self._blocks = [block for block in structure(net).blocks() if block.name in self.places]
         self._wrap()
 
@@ -246,6 +247,8 @@ class Streamed:
         for place in places:
             if place.parameter.is_meta:
                 raise RessaError(f"{source.stored.name}: {place.name} is not stored with its block")
+        if self.when_read and not dense:
+            self.when_read(name)
 
     def _wrap(self) -> None:
         """Blocks are read when they run, whoever runs them."""

@@ -5,10 +5,12 @@ In a process that has not imported it, `from_pretrained` ends in an error: `X.we
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +64,8 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Iterable[str] = (), **_: Any
     ) -> None:
-        stored = _stored(checkpoint_files)
+        self.files = [str(file) for file in checkpoint_files]
+        stored = _stored(self.files)
         names = Names(model, self)
         shapes = set()
         for stem, tensors in stored.items():
@@ -78,11 +81,33 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-        for name, module in layers.items():
-            check(module.packed, name)
-        without = {module.kind for module in layers.values() if not module.prepare()}
+        mapped = _mapped(self.files)
+        without = {module.kind for name, module in layers.items() if not _prepared(module, name, mapped)}
         if without and native.wanted():
             _say_once(f"values of {', '.join(sorted(without))} have no kernels here ({native.why_none()})")
+
+
+def _prepared(module: PackedLinear, name: str, mapped: list[range]) -> bool:
+    """Checks what was read of one linear and repacks it; whether there are kernels.
+
+    transformers leaves tensors in the mapped file, all of which would be in memory beside what was made of them.
+    """
+    stored = module.packed
+    check(stored, name)
+    if ready := module.prepare():
+        for tensor in (stored.values, stored.bitmask, stored.scale):
+            if tensor is not None and any(tensor.data_ptr() in part for part in mapped):
+                native.forget(tensor)
+    return ready
+
+
+def _mapped(files: Iterable[str]) -> list[range]:
+    """Addresses at which these files are mapped; none where the system does not tell."""
+    names, maps = {os.path.realpath(file) for file in files}, Path("/proc/self/maps")
+    lines = maps.read_text(errors="replace").splitlines() if maps.exists() else []
+    parts = [line.split(maxsplit=5) for line in lines]
+    ends = [part[0].split("-") for part in parts if len(part) == 6 and part[5] in names]
+    return [range(int(first, 16), int(last, 16)) for first, last in ends]
 
 
 @cache

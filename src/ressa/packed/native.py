@@ -9,6 +9,7 @@ Shapes: O outputs, I inputs, T tokens.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 from functools import cache
@@ -25,6 +26,8 @@ VARIABLE = "RESSA_KERNELS"
 TOKENS = 8  # of one call at most; with more it is faster to unpack
 KINDS = {"bf16": 0, "int8": 1, "int4": 2}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DONTNEED = 4  # MADV_DONTNEED
+PRIVATE: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
 NONE, SCALAR = "none", "scalar"  # scalar is slower than unpacking: only who asks gets it
 
 
@@ -154,10 +157,18 @@ def prepare(packed: Packed) -> Tensor | None:
     if size == NO_KERNEL:
         return None
     _unless_refused(min(size, 0))
-    with torch.inference_mode(False):
-        out = torch.empty(size, dtype=torch.uint8)
+    with torch.inference_mode(False):  # pages of its own: between what is soon freed, the heap would keep holes
+        out = torch.frombuffer(mmap.mmap(-1, size, **PRIVATE), dtype=torch.uint8)
     _unless_refused(found.ressa_prepare(number, ctypes.byref(stored), out.data_ptr(), size))
     return out
+
+
+def forget(stored: Tensor) -> None:
+    """Gives back the memory of a tensor that lies in a mapped file and that nobody will read again. On Linux alone."""
+    first = -(-stored.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (stored.data_ptr() + stored.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), DONTNEED)
 
 
 def told(prepared: Tensor) -> Packed:

@@ -26,12 +26,7 @@ namespace {
 
 using panels8::Work;
 
-bool wide(const Form& form) { return form.kind == RESSA_BF16 && form.layout == panels8::HALF16; }
-
-int64_t row_bytes(const Form& form) {
-  const int64_t stride = up(form.cols, PAD);
-  return wide(form) ? stride / 16 * 24 * 4 : panels8::in8bits(form) ? stride : 0;
-}
+int64_t row_bytes(const Form& form) { return panels8::in8bits(form) ? up(form.cols, PAD) : 0; }
 
 int64_t work(const Form& form, int tokens, bool) { return (int64_t)sizeof(Work) + tokens * row_bytes(form) + SLACK; }
 
@@ -62,14 +57,10 @@ float quantise(const float* x, int64_t count, unsigned char bias, uint8_t* out) 
 void activations(const Form& form, const float* x, int64_t stride, int tokens, bool, uint8_t* at) {
   Work& work = *(Work*)at;
   work.x = x, work.stride = stride, work.row = row_bytes(form), work.bias = form.kind == RESSA_INT4 ? 128 : 0;
-  for (int t = 0; t < tokens; t++) {
-    uint8_t* out = const_cast<uint8_t*>(work.of(t));
-    const float* from = x + t * stride;
-    if (panels8::in8bits(form)) work.scale[t] = quantise(from, stride, (unsigned char)work.bias, out);
-    if (wide(form))  // 24 for 16: so that windows across the end of a group are read at once
-      for (int64_t c = 0; c < stride; c += 16, out += 96) memcpy(out, from + c, 64), memcpy(out + 64, from + c, 32);
-  }
+  for (int t = 0; panels8::in8bits(form) && t < tokens; t++)
+    work.scale[t] = quantise(x + t * stride, stride, (unsigned char)work.bias, const_cast<uint8_t*>(work.of(t)));
 }
+
 void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens, bool, int64_t number, float* y) {
   const Work& work = *(const Work*)at;
   if (form.layout != rows::LAYOUT) {

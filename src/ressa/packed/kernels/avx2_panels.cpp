@@ -10,35 +10,23 @@ namespace {
 // ---- bfloat16: a dword has two weights of a row
 
 struct Bf16Dense {
-  static constexpr int COLS = 8, SLOTS = 8, INDEX = 0, WIDTH = 8;
-  INLINE void read(const uint8_t*, __m256i*) {}
-  INLINE __m256 x(const float* x, const __m256i*, int s) { return _mm256_broadcast_ss(x + s); }
+  static constexpr int COLS = 8, SLOTS = 8, INDEX = 0;
+  INLINE __m256i read(const uint8_t*) { return _mm256_setzero_si256(); }
+  INLINE __m256 x(const float* x, __m256i, int s) { return _mm256_broadcast_ss(x + s); }
 };
 struct Bf16Of4 {
-  static constexpr int COLS = 32, SLOTS = 16, INDEX = 32, WIDTH = 32;
-  INLINE void read(const uint8_t* at, __m256i* index) { index[0] = bytes32(at); }
-  INLINE __m256 x(const float* x, const __m256i* index, int s) {
-    return _mm256_permutevar_ps(_mm256_broadcast_ps((const __m128*)(x + s / 2 * 4)), _mm256_srli_epi32(index[0], 2 * s));
-  }
-};
-struct Bf16Half16 {
-  static constexpr int COLS = 64, SLOTS = 32, INDEX = 96, WIDTH = 96;
-  INLINE void read(const uint8_t* at, __m256i* index) { UNROLL for (int i = 0; i < 3; i++) index[i] = bytes32(at + 32 * i); }
-  INLINE __m256i index_of(const __m256i* index, int s) {  // the permutation reads three bits of each
-    if (s < 30) return _mm256_srli_epi32(index[s / 10], s % 10 * 3);
-    if (s == 30) return _mm256_or_si256(_mm256_srli_epi32(index[0], 30), _mm256_slli_epi32(_mm256_srli_epi32(index[1], 30), 2));
-    return _mm256_or_si256(_mm256_srli_epi32(index[1], 31), _mm256_slli_epi32(_mm256_srli_epi32(index[2], 30), 1));
-  }
-  INLINE __m256 x(const float* x, const __m256i* index, int s) {
-    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(x + s / 8 * 24 + s % 8 * panels8::WINDOW), index_of(index, s));
+  static constexpr int COLS = 32, SLOTS = 16, INDEX = 32;
+  INLINE __m256i read(const uint8_t* at) { return bytes32(at); }
+  INLINE __m256 x(const float* x, __m256i index, int s) {
+    return _mm256_permutevar_ps(_mm256_broadcast_ps((const __m128*)(x + s / 2 * 4)), _mm256_srli_epi32(index, 2 * s));
   }
 };
 struct Bf16Quarter16 {
-  static constexpr int COLS = 32, SLOTS = 8, INDEX = 32, WIDTH = 32;
-  INLINE void read(const uint8_t* at, __m256i* index) { index[0] = bytes32(at); }
-  INLINE __m256 x(const float* x, const __m256i* index, int s) {
+  static constexpr int COLS = 32, SLOTS = 8, INDEX = 32;
+  INLINE __m256i read(const uint8_t* at) { return bytes32(at); }
+  INLINE __m256 x(const float* x, __m256i index, int s) {
     const float* group = x + s / 4 * 16;
-    const __m256i i = _mm256_srli_epi32(index[0], 4 * s);
+    const __m256i i = _mm256_srli_epi32(index, 4 * s);
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(group), i),
                             _mm256_permutevar8x32_ps(_mm256_loadu_ps(group + 8), i), floats(_mm256_slli_epi32(i, 28)));
   }
@@ -50,18 +38,17 @@ template <class L, int T> void bf16(const Form& form, const uint8_t* at, const W
   __m256 sum[T][SUMS];
   const float* x[T];
   clear<T>(sum);
-  UNROLL for (int t = 0; t < T; t++) x[t] = work.row ? (const float*)work.of(first + t) : work.x + (first + t) * work.stride;
-  for (int64_t c = 0, k = 0; c < form.cols; c += L::COLS, k += L::WIDTH, at += L::INDEX + 16 * L::SLOTS) {
-    __m256i index[3];
-    L::read(at, index);
+  UNROLL for (int t = 0; t < T; t++) x[t] = work.x + (first + t) * work.stride;
+  for (int64_t c = 0; c < form.cols; c += L::COLS, at += L::INDEX + 16 * L::SLOTS) {
+    const __m256i index = L::read(at);
     ahead<L::INDEX + 16 * L::SLOTS>(at);
     UNROLL for (int s = 0; s < L::SLOTS; s += 2) {
       const __m256i both = bytes32(at + L::INDEX + 16 * s);
       const __m256 low = floats(_mm256_slli_epi32(both, 16)), high = floats(_mm256_and_si256(both, upper));
       UNROLL for (int t = 0; t < T; t++) {
         __m256 &a = sum[t][s % SUMS], &b = sum[t][(s + 1) % SUMS];
-        a = _mm256_fmadd_ps(low, L::x(x[t] + k, index, s), a);
-        b = _mm256_fmadd_ps(high, L::x(x[t] + k, index, s + 1), b);
+        a = _mm256_fmadd_ps(low, L::x(x[t] + c, index, s), a);
+        b = _mm256_fmadd_ps(high, L::x(x[t] + c, index, s + 1), b);
       }
     }
   }
@@ -71,12 +58,14 @@ template <class L, int T> void bf16(const Form& form, const uint8_t* at, const W
 // ---- integers: a dword has four weights of a row (int4: two steps of four)
 
 struct Dense {
+  static constexpr int STEPS4 = 8;  // of a block of int4
   INLINE __m256i index(const uint8_t*, int) { return _mm256_setzero_si256(); }
   INLINE __m256i x(const uint8_t* x, __m256i, int s) { return _mm256_set1_epi32(load<int>(x + 4 * s)); }
   static constexpr int cols(int steps) { return 4 * steps; }
   static constexpr int index_bytes(int) { return 0; }
 };
 struct Of4 {
+  static constexpr int STEPS4 = 8;
   INLINE __m256i index(const uint8_t* at, int s) {
     const __m256i two = _mm256_and_si256(small(3), _mm256_srli_epi16(bytes32(at + s / 4 * 32), s % 4 * 2));
     return _mm256_or_si256(_mm256_set1_epi32(0x0c080400), two);
@@ -85,20 +74,8 @@ struct Of4 {
   static constexpr int cols(int steps) { return 8 * steps; }
   static constexpr int index_bytes(int steps) { return 8 * steps; }
 };
-struct Half16 {
-  INLINE __m256i three(const uint8_t* at, int s) {
-    if (s < 6) return _mm256_and_si256(small(7), _mm256_srli_epi16(bytes32(at + s / 2 * 32), s % 2 * 3));
-    const __m256i low = _mm256_and_si256(small(3), _mm256_srli_epi16(bytes32(at + (s - 6) * 32), 6));
-    return _mm256_or_si256(low, _mm256_and_si256(small(4), _mm256_srli_epi16(bytes32(at + 64), s - 2)));
-  }
-  INLINE __m256i index(const uint8_t* at, int s) {  // beyond 15 the permutation begins again
-    return _mm256_add_epi8(three(at, s), _mm256_set1_epi32(s % 2 ? 0x0e0c0a08 : 0x06040200));
-  }
-  INLINE __m256i x(const uint8_t* x, __m256i index, int s) { return _mm256_shuffle_epi8(twice16(x + s / 2 * 16), index); }
-  static constexpr int cols(int steps) { return 8 * steps; }
-  static constexpr int index_bytes(int steps) { return 12 * steps; }
-};
 struct Quarter16 {
+  static constexpr int STEPS4 = 4;
   INLINE __m256i index(const uint8_t* at, int s) {
     return _mm256_and_si256(small(15), _mm256_srli_epi16(bytes32(at + s / 2 * 32), s % 2 * 4));
   }
@@ -106,12 +83,6 @@ struct Quarter16 {
   static constexpr int cols(int steps) { return 16 * steps; }
   static constexpr int index_bytes(int steps) { return 16 * steps; }
 };
-
-// Two products of at most 127 * 127 fit 16 bits; with activations plus 128 they would not.
-INLINE __m256i dot8(__m256i sum, __m256i x, __m256i weight) {
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(weight, x));
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
 
 template <class L, int STEPS, int T> void int8(const Form& form, const uint8_t* at, const Work& work, int first, float* y) {
   const __m256 scale = _mm256_loadu_ps((const float*)at);
@@ -133,12 +104,12 @@ template <class L, int STEPS, int T> void int8(const Form& form, const uint8_t* 
   }
 }
 
-// Eight steps of int4, whose sums fit 16 bits: 8 * 2 * 255 * 8 < 2^15.
+// The steps of a block of int4, whose sums fit 16 bits: 8 * 2 * 255 * 8 < 2^15.
 template <class L, int T> INLINE void int4_block(const uint8_t* at, const uint8_t* const* x, int64_t col, __m256i* sum) {
   __m256i pairs[T];
   UNROLL for (int t = 0; t < T; t++) pairs[t] = _mm256_setzero_si256();
-  UNROLL for (int s = 0; s < 8; s++) {
-    const __m256i both = bytes32(at + L::index_bytes(8) + s / 2 * 32), index = L::index(at, s);
+  UNROLL for (int s = 0; s < L::STEPS4; s++) {
+    const __m256i both = bytes32(at + L::index_bytes(L::STEPS4) + s / 2 * 32), index = L::index(at, s);
     const __m256i plus8 = _mm256_and_si256(small(15), s % 2 ? _mm256_srli_epi16(both, 4) : both);
     const __m256i weight = _mm256_sub_epi8(plus8, small(8));
     UNROLL for (int t = 0; t < T; t++)
@@ -148,25 +119,20 @@ template <class L, int T> INLINE void int4_block(const uint8_t* at, const uint8_
 }
 
 template <class L, int T> void int4(const Form& form, const uint8_t* at, const Work& work, int first, float* y) {
-  constexpr int BYTES = L::index_bytes(8) + 128, COLS = L::cols(8);
-  const bool pairs = panels8::unit(form) == 2;
+  constexpr int BYTES = L::index_bytes(L::STEPS4) + 16 * L::STEPS4, COLS = L::cols(L::STEPS4);
+  const int unit = panels8::unit(form, panels8::block(form.kind, form.layout));
   const uint8_t* x[T];
   __m256 total[T];  // begins with what activations plus 128 count too much
   UNROLL for (int t = 0; t < T; t++) x[t] = work.of(first + t), total[t] = _mm256_loadu_ps((const float*)at);
   at += 32;
-  for (int64_t c = 0; c < form.cols; c += COLS) {
-    const __m256 scale = floats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)at)), 16));
+  for (int64_t c = 0; c < form.cols;) {
+    const __m256 scale = scales8(at);
     __m256i sum[T];
     UNROLL for (int t = 0; t < T; t++) sum[t] = _mm256_setzero_si256();
     at += 16;
-    ahead<BYTES>(at);
-    int4_block<L, T>(at, x, c, sum);
-    at += BYTES;
-    if (pairs && c + COLS < form.cols) {
-      c += COLS;
+    for (int i = 0; i < unit && c < form.cols; i++, c += COLS, at += BYTES) {
       ahead<BYTES>(at);
       int4_block<L, T>(at, x, c, sum);
-      at += BYTES;
     }
     UNROLL for (int t = 0; t < T; t++) total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), scale, total[t]);
   }
@@ -175,19 +141,17 @@ template <class L, int T> void int4(const Form& form, const uint8_t* at, const W
 }
 
 template <int T> void of_tokens(const Form& form, const uint8_t* at, const Work& work, int first, float* y) {
+  if (form.layout == panels8::HALF16) return half16<T>(form, at, work, first, y);
   const int which = form.kind * 8 + form.layout;
   switch (which) {
     case RESSA_BF16 * 8 + panels8::DENSE: return bf16<Bf16Dense, T>(form, at, work, first, y);
     case RESSA_BF16 * 8 + panels8::OF4: return bf16<Bf16Of4, T>(form, at, work, first, y);
-    case RESSA_BF16 * 8 + panels8::HALF16: return bf16<Bf16Half16, T>(form, at, work, first, y);
     case RESSA_BF16 * 8 + panels8::QUARTER16: return bf16<Bf16Quarter16, T>(form, at, work, first, y);
     case RESSA_INT8 * 8 + panels8::DENSE: return int8<Dense, 4, T>(form, at, work, first, y);
     case RESSA_INT8 * 8 + panels8::OF4: return int8<Of4, 4, T>(form, at, work, first, y);
-    case RESSA_INT8 * 8 + panels8::HALF16: return int8<Half16, 8, T>(form, at, work, first, y);
     case RESSA_INT8 * 8 + panels8::QUARTER16: return int8<Quarter16, 2, T>(form, at, work, first, y);
     case RESSA_INT4 * 8 + panels8::DENSE: return int4<Dense, T>(form, at, work, first, y);
     case RESSA_INT4 * 8 + panels8::OF4: return int4<Of4, T>(form, at, work, first, y);
-    case RESSA_INT4 * 8 + panels8::HALF16: return int4<Half16, T>(form, at, work, first, y);
     case RESSA_INT4 * 8 + panels8::QUARTER16: return int4<Quarter16, T>(form, at, work, first, y);
   }
 }

@@ -9,12 +9,6 @@
 namespace ressa::avx2 {
 namespace {
 
-INLINE float sum_of(__m256 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
 // Bits of 64 columns; a dense row has none.
 INLINE uint64_t word_of(const Form& form, const rows::View& view, int64_t col) {
   if (view.bits) return load<uint64_t>(view.bits + col / 8);

@@ -26,11 +26,12 @@ namespace {
 
 using panels::OF_16;
 using panels::OF_4;
-constexpr int AHEAD = 4096;     // bytes that are asked for before they are needed
+constexpr int AHEAD = 2048;     // bytes that are asked for before they are needed
+constexpr int FURTHER = 4096;   // the same of rows of bfloat16
 constexpr int XBLOCK = 256;     // columns of activations that share a scale
 constexpr int MOST = 8;         // tokens of one pass
 
-inline void ask(const void* at) { _mm_prefetch((const char*)at + AHEAD, _MM_HINT_T0); }
+template <int BYTES = AHEAD> inline void ask(const void* at) { _mm_prefetch((const char*)at + BYTES, _MM_HINT_T0); }
 inline __m512i load64(const void* at) { return _mm512_loadu_si512(at); }
 inline __m512i each4(const void* at) { return _mm512_set1_epi32(load<int32_t>(at)); }
 inline __m512i each8(const void* at) { return _mm512_set1_epi64(load<int64_t>(at)); }
@@ -331,8 +332,8 @@ template <int T, int SCHEME> void int4_sparse(const Form& form, const uint8_t* w
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
 // Of a row with its bits before its values: what reading the values ahead of time leaves out.
-inline void ask_behind(const uint8_t* bits, int64_t words) {
-  for (int64_t at = 0; at < 8 * words; at += 64) ask(bits + at);
+template <int BYTES = AHEAD> inline void ask_behind(const uint8_t* bits, int64_t words) {
+  for (int64_t at = 0; at < 8 * words; at += 64) ask<BYTES>(bits + at);
 }
 
 template <int T> inline void bf16_step(__m512 (&sums)[T][U<T>], int u, uint32_t own, const uint8_t*& v, const uint16_t* x, int64_t stride) {
@@ -345,12 +346,12 @@ template <int T> inline void bf16_step(__m512 (&sums)[T][U<T>], int u, uint32_t 
 template <int T> void bf16_row(const uint8_t*& at, int64_t words, const uint16_t* x, int64_t stride, float* y) {
   const uint8_t *bits = at, *v = at + 8 * words;
   __m512 sums[T][U<T>] = {};
-  ask_behind(bits, words);
+  ask_behind<FURTHER>(bits, words);
   int64_t j = 0;
   for (; j + 2 <= words; j += 2, bits += 16, x += 128) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-      ask(v);
+      ask<FURTHER>(v);
       bf16_step<T>(sums, i % U<T>, load<uint32_t>(bits + 4 * i), v, x + 32 * i, stride);
     }
   }

@@ -21,4 +21,19 @@ struct Expand {
 };
 inline constexpr Expand EXPAND;
 
+// Of 16 columns with at most 8 kept, the column of each of 8 slots is low[bits of the first 8] | high[bits of the others]:
+// the first fill slots from 0 on, the others from 7 down, and slots between them are free (column 0).
+struct Halves {
+  alignas(64) uint8_t low[256][8]{}, high[256][8]{};
+  constexpr Halves() {
+    for (int mask = 0; mask < 256; mask++)
+      for (int col = 0, kept = 0; col < 8; col++) {
+        if (!(mask >> col & 1)) continue;
+        low[mask][kept] = (uint8_t)col;
+        high[mask][7 - kept++] = (uint8_t)(8 + col);
+      }
+  }
+};
+inline constexpr Halves HALVES;
+
 }  // namespace ressa

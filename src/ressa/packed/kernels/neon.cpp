@@ -62,12 +62,7 @@ uint32x4_t bf16_index(int32_t layout, const uint8_t* at, int slot) {
     const uint32x4_t two = vandq_u32(shifted(dwords(at), 2 * slot), vdupq_n_u32(3));
     return vaddq_u32(two, vdupq_n_u32((unsigned)(slot / 2 % 4 * 4)));
   }
-  if (layout == panels8::QUARTER16) return vandq_u32(shifted(dwords(at), 4 * slot), vdupq_n_u32(15));
-  uint32x4_t three;
-  if (slot < 30) three = vandq_u32(shifted(dwords(at + slot / 10 * 32), slot % 10 * 3), vdupq_n_u32(7));
-  else if (slot == 30) three = vorrq_u32(shifted(dwords(at), 30), vshlq_n_u32(vandq_u32(shifted(dwords(at + 32), 30), vdupq_n_u32(1)), 2));
-  else three = vorrq_u32(shifted(dwords(at + 32), 31), vshlq_n_u32(shifted(dwords(at + 64), 30), 1));
-  return vandq_u32(vaddq_u32(three, vdupq_n_u32((unsigned)(panels8::WINDOW * (slot % 8)))), vdupq_n_u32(15));
+  return vandq_u32(shifted(dwords(at), 4 * slot), vdupq_n_u32(15));
 }
 
 void bf16(const Form& form, const panels8::Block& b, const uint8_t* panel, const Work& work, int tokens, int half, float* y) {
@@ -100,11 +95,7 @@ uint8x16_t bits_at(const uint8_t* at, int shift, int mask) {
 uint8x16_t int_index(int32_t layout, const uint8_t* at, int s) {
   if (layout == panels8::OF4)
     return vorrq_u8(bits_at(at + s / 4 * 32, s % 4 * 2, 3), vreinterpretq_u8_u32(vdupq_n_u32(0x0c080400)));
-  if (layout == panels8::QUARTER16) return bits_at(at + s / 2 * 32, s % 2 * 4, 15);
-  uint8x16_t three = bits_at(at + s / 2 * 32, s % 2 * 3, 7);
-  if (s >= 6) three = vorrq_u8(bits_at(at + (s - 6) * 32, 6, 3), bits_at(at + 64, s - 2, 4));
-  const uint8x16_t begin = vreinterpretq_u8_u32(vdupq_n_u32(s % 2 ? 0x0e0c0a08 : 0x06040200));
-  return vandq_u8(vaddq_u8(three, begin), vdupq_n_u8(15));
+  return bits_at(at + s / 2 * 32, s % 2 * 4, 15);
 }
 
 // The activations of step `s`.
@@ -140,7 +131,7 @@ void integers(const Form& form, const panels8::Block& b, const uint8_t* panel, c
   float32x4_t scale = vld1q_f32((const float*)(panel + 16 * half));
   const uint8_t* at = panel + 32 + 16 * half;
   for (int64_t c = 0, number = 0; c < form.cols; c += b.cols, number++, at += b.bytes) {
-    if (grouped && number % panels8::unit(form) == 0) {
+    if (grouped && number % panels8::unit(form, b) == 0) {
       scale = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t*)(at - 16 * half + 8 * half)), 16));
       at += 16;
     }
@@ -152,6 +143,60 @@ void integers(const Form& form, const panels8::Block& b, const uint8_t* panel, c
     if (!grouped) total[t] = vmulq_f32(vcvtq_f32_s32(sum[t]), scale);
     vst1q_f32(y + t * panels8::ROWS + 4 * half, vmulq_n_f32(total[t], work.scale[t]));
   }
+}
+
+// ---- panels of 8:16, whose positions are bits (HALF16): a vector has two rows, of bfloat16 half of one
+
+// The columns of the 8 slots of the row whose 16 bits are there.
+uint8x8_t columns(const uint8_t* bits) { return vorr_u8(vld1_u8(HALVES.low[bits[0]]), vld1_u8(HALVES.high[bits[1]])); }
+
+void half16_bf16(const Form& form, const uint8_t* at, const Work& work, int token, float* y) {
+  const float* x = work.x + token * work.stride;
+  float32x4_t sum[panels8::ROWS];
+  for (auto& one : sum) one = vdupq_n_f32(0);
+  for (int64_t c = 0; c < form.cols; c += 64, at += 64 + 4 * 128)
+    for (int i = 0; i < 4 * panels8::ROWS; i++) {
+      const int g = i / panels8::ROWS, r = i % panels8::ROWS;
+      const uint16x8_t index = vmovl_u8(columns(at + 16 * g + 2 * r)), kept = vld1q_u16((const uint16_t*)(at + 64 + 128 * g + 16 * r));
+      const float32x4_t low = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(kept), 16));
+      const float32x4_t high = vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(kept), 16));
+      sum[r] = vfmaq_f32(sum[r], low, pick(x + c + 16 * g, vmovl_u16(vget_low_u16(index))));
+      sum[r] = vfmaq_f32(sum[r], high, pick(x + c + 16 * g, vmovl_u16(vget_high_u16(index))));
+    }
+  for (int r = 0; r < panels8::ROWS; r++) y[r] = vaddvq_f32(sum[r]);
+}
+
+// The 8 weights of two rows in group `g`.
+int8x16_t half16_weight(const Form& form, const uint8_t* values, int g, int pair) {
+  if (form.kind == RESSA_INT8) return vreinterpretq_s8_u8(bytes16(values + 64 * g + 16 * pair));
+  return vsubq_s8(vreinterpretq_s8_u8(bits_at(values + g / 2 * 64 + 16 * pair, g % 2 * 4, 15)), vdupq_n_s8(8));
+}
+
+void half16_integers(const Form& form, const panels8::Block& b, const uint8_t* panel, const Work& work, int token, float* y) {
+  const bool grouped = form.kind == RESSA_INT4;
+  const uint8_t *at = panel + 32, *x = work.of(token);
+  int32x4_t sum[4];
+  float total[panels8::ROWS] = {}, scale[panels8::ROWS];
+  memcpy(scale, panel, sizeof scale);
+  for (auto& one : sum) one = vdupq_n_s32(0);
+  for (int64_t c = 0, number = 0; c < form.cols; c += b.cols, number++, at += b.bytes) {
+    if (grouped && number % panels8::unit(form, b) == 0) {
+      for (int r = 0; r < panels8::ROWS; r++) scale[r] = from_bf16(load<uint16_t>(at + 2 * r));
+      at += 16;
+    }
+    for (int i = 0; i < 16; i++) {
+      const int g = i / 4, pair = i % 4;
+      const uint8x16_t index = vcombine_u8(columns(at + 16 * g + 4 * pair), columns(at + 16 * g + 4 * pair + 2));
+      const int8x16_t own = vreinterpretq_s8_u8(vqtbl1q_u8(bytes16(x + c + 16 * g), index));
+      sum[pair] = dot(sum[pair], own, half16_weight(form, at + b.index_bytes, g, pair));
+    }
+    for (int r = 0; r < panels8::ROWS && (grouped || c + b.cols >= form.cols); r++) {
+      const int32x2_t own = r % 2 ? vget_high_s32(sum[r / 2]) : vget_low_s32(sum[r / 2]);
+      total[r] += (float)vaddv_s32(own) * scale[r];
+      if (r % 2) sum[r / 2] = vdupq_n_s32(0);
+    }
+  }
+  for (int r = 0; r < panels8::ROWS; r++) y[r] = total[r] * work.scale[token];
 }
 
 // ---- rows one after the other, with bits
@@ -222,7 +267,12 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
   if (form.layout != rows::LAYOUT) {
     const panels8::Block& b = panels8::block(form.kind, form.layout);
     const uint8_t* from = panels8::panel(form, body, number);
-    for (int half = 0; half < 2; half++)
+    const bool halves = form.layout != panels8::HALF16;
+    for (int t = 0; !halves && t < tokens; t++) {
+      if (form.kind == RESSA_BF16) half16_bf16(form, from, work, t, y + t * panels8::ROWS);
+      else half16_integers(form, b, from, work, t, y + t * panels8::ROWS);
+    }
+    for (int half = 0; halves && half < 2; half++)
       (form.kind == RESSA_BF16 ? bf16 : integers)(form, b, from, work, tokens, half, y);
     return panels8::add_listed(form, body, work, tokens, number, y);
   }

@@ -4,12 +4,12 @@ namespace ressa::panels8 {
 namespace {
 
 constexpr int FEW = 64;          // one weight of so many may stand in the list
-constexpr double DEARER = 1.2;   // as many bytes as rows one after the other may this layout have
+constexpr double DEARER = 1.1;   // as many bytes as rows one after the other may this layout have
 constexpr int64_t SMALL = 4096;  // and so many more: padding of small weights
 
-void put(uint8_t* at, int offset, int shift, int bits, unsigned value) {
+void put(uint8_t* at, int shift, int bits, unsigned value) {
   const uint32_t mask = ((1u << bits) - 1) << shift;
-  store<uint32_t>(at + offset, (load<uint32_t>(at + offset) & ~mask) | (value << shift & mask));
+  store<uint32_t>(at, (load<uint32_t>(at) & ~mask) | (value << shift & mask));
 }
 unsigned group_bits(const uint8_t* bits, int64_t cols, int64_t col, int group) {
   const int64_t left = cols - col;
@@ -17,8 +17,8 @@ unsigned group_bits(const uint8_t* bits, int64_t cols, int64_t col, int group) {
   return set >> (col % 8) & ((1u << group) - 1);
 }
 
-// Calls one(number of the kept weight, column, block, slot, fits) for all kept weights of a row in their order. The slot
-// is -1 where there is none; a weight of int4 whose scale is not that of its block does not fit either.
+// Calls one(number of the kept weight, column, block, slot, fits) for all kept weights of a row in their order. A weight
+// of int4 whose scale is not that of its block does not fit.
 template <class One> void walk_sparse(const Shape& s, const uint8_t* bits, const One& one) {
   const int per = s.b.cols / s.b.group;
   const bool grouped = s.form.kind == RESSA_INT4;
@@ -28,13 +28,12 @@ template <class One> void walk_sparse(const Shape& s, const uint8_t* bits, const
     const unsigned set = group_bits(bits, s.form.cols, col, s.b.group);
     int rank = 0;
     for (unsigned rest = set; rest; rest &= rest - 1, rank++, number++) {
-      const int slot = s.slot(set, rank);
-      one(number, col + __builtin_ctz(rest), at, slot < 0 ? -1 : in_block * s.b.kept + slot, slot >= 0 && own == of_block);
+      one(number, col + __builtin_ctz(rest), at, in_block * s.b.kept + s.slot(set, rank), own == of_block);
       if (grouped && --left == 0) own++, left = s.form.group;
     }
     if (++in_block < per) continue;
     in_block = 0, at++;
-    if (grouped) of_block = at * 32 / s.form.group;
+    if (grouped) of_block = at * s.b.slots / s.form.group;
   }
 }
 
@@ -47,48 +46,35 @@ template <class One> void walk(const Shape& s, const uint8_t* bits, const One& o
 // Whether the row keeps as many as it has room for, or at least its positions alone tell which.
 bool full(const Shape& s, int64_t kept) { return s.form.cols % s.b.group == 0 && kept == s.form.cols / s.b.group * s.b.kept; }
 bool tells(const Shape& s, const uint8_t* bits, int64_t kept) {
-  if (full(s, kept)) return true;
-  for (int64_t col = 0; s.form.layout != HALF16 && col < s.form.cols; col += s.b.group)
+  if (s.has_bits() || full(s, kept)) return true;
+  for (int64_t col = 0; col < s.form.cols; col += s.b.group)
     if (!group_bits(bits, s.form.cols, col, s.b.group)) return false;
-  return s.form.layout != HALF16;
+  return true;
 }
 
-void set_index(const Shape& s, uint8_t* at, int slot, int col) {
+void set_index(const Shape& s, uint8_t* block, int lane, int slot, int col) {
   const Slot& where = s.b.slot[slot];
-  unsigned index = (unsigned)col;
-  if (s.form.layout == HALF16) index = (unsigned)(col - WINDOW * (slot % 8)) & 15;
-  put(at, where.index, where.index_shift, where.low_bits, index);
-  if (where.low_bits < s.b.index_bits)
-    put(at, where.index2, where.index2_shift, s.b.index_bits - where.low_bits, index >> where.low_bits);
+  put(block + where.index + 4 * lane, where.index_shift, s.b.index_bits, (unsigned)col);
 }
 
-// Free slots repeat a column that is kept, so that they tell nothing wrong. (Of HALF16, rows that have some keep their bits.)
-void fill_free(const Shape& s, const uint8_t* bits, uint8_t* panel, int r) {
+// Free slots repeat a column that is kept, so that they tell nothing wrong.
+void fill_free(const Shape& s, const uint8_t* bits, uint8_t* panel, int lane) {
   const int per = s.b.cols / s.b.group;
-  for (int64_t col = 0, group = 0; s.form.layout != HALF16 && col < s.form.cols; col += s.b.group, group++) {
+  for (int64_t col = 0, group = 0; !s.has_bits() && col < s.form.cols; col += s.b.group, group++) {
     const unsigned set = group_bits(bits, s.form.cols, col, s.b.group);
     for (int i = __builtin_popcount(set); set && i < s.b.kept; i++)
-      set_index(s, at_block(s, panel, group / per) + 4 * r, (int)(group % per) * s.b.kept + i, __builtin_ctz(set));
+      set_index(s, at_block(s, panel, group / per), lane, (int)(group % per) * s.b.kept + i, __builtin_ctz(set));
   }
 }
 
-// The bits that positions tell. A group of HALF16 that has a weight in the list has one free slot, whose column is none.
-void bits_of(const Shape& s, const uint8_t* panel, int r, const Extra* extra, const Extra* last, uint8_t* bits) {
+// The bits that positions tell.
+void bits_of(const Shape& s, const uint8_t* panel, int lane, uint8_t* bits) {
   const int per = s.b.cols / s.b.group;
+  int16_t value[16];
   for (int64_t col = 0, group = 0; col < s.form.cols; col += s.b.group, group++) {
-    unsigned listed = 0, set = 0, each[16];
-    for (; extra != last && (extra->row() != r || extra->col() < col + s.b.group); extra++)
-      if (extra->row() == r) listed |= 1u << (extra->col() - col);
-    for (int i = 0; i < s.b.kept; i++)
-      set |= each[i] = 1u << get_index(s, at_block(s, panel, group / per) + 4 * r, (int)(group % per) * s.b.kept + i);
-    if (listed && s.form.layout == HALF16)
-      for (int i = 0; i < 8; i++) {
-        unsigned others = listed;
-        for (int j = 0; j < 8; j++) others |= j == i ? 0 : each[j];
-        if (!(s.places->of[others].taken >> i & 1)) { set = others; break; }
-      }
-    for (int i = 0; i < s.b.group && col + i < s.form.cols; i++)
-      if (set >> i & 1) bits[(col + i) / 8] |= (uint8_t)(1 << ((col + i) % 8));
+    const unsigned set = read_group(s, at_block(s, panel, group / per), lane, (int)(group % per), value);
+    bits[col / 8] |= (uint8_t)(set << (col % 8));
+    if (set >> 8) bits[col / 8 + 1] |= (uint8_t)(set >> 8);
   }
 }
 
@@ -98,7 +84,7 @@ Room room_of(const Stored& stored, const Shape& s) {
   Room room;
   if (!s.form.bits) return room;
   for (int64_t r = 0; r < stored.rows; r++) {
-    if (s.form.layout == HALF16 || (s.form.kind == RESSA_INT4 && !full(s, stored.kept(r))))
+    if (s.form.kind == RESSA_INT4 && !full(s, stored.kept(r)))
       walk(s, stored.bits(r), [&](int64_t, int64_t, int64_t, int, bool fits) { room.extras += !fits; });
     room.told += !tells(s, stored.bits(r), stored.kept(r));
   }
@@ -153,12 +139,14 @@ struct Packing {
     const int64_t first = stored.first[r];
     double sum = 0;
     walk(s, bits, [&](int64_t number, int64_t col, int64_t block, int slot, bool fits) {
-      uint8_t* at = at_block(s, panel, block) + 4 * lane;
+      uint8_t* at = at_block(s, panel, block);
       const int16_t value = stored.value(first + number);
       const uint16_t scale = s.form.kind == RESSA_INT4 ? scale_of(r, number / s.form.group) : (uint16_t)0;
-      if (bits && slot >= 0) set_index(s, at, slot, (int)(col & (s.b.group - 1)));
+      if (s.has_bits()) put(at + at_bits(lane, slot / 8), (int)(col & 15), 1, 1);
+      else if (bits) set_index(s, at, lane, slot, (int)(col & (s.b.group - 1)));
       if (!fits) return add({(uint32_t)(col << 3 | lane), scale, value});
-      put(at, s.b.slot[slot].value, s.b.slot[slot].value_shift, s.b.value_bits, (unsigned)(value + bias(s)));
+      const Slot& where = s.b.slot[slot];
+      put(at + where.value + s.b.row_value * lane, where.value_shift, s.b.value_bits, (unsigned)(value + bias(s)));
       if (s.form.kind == RESSA_INT4) sum += from_bf16(scale) * (double)value;
     });
     if (s.form.kind == RESSA_INT8) store<float>(panel + 4 * lane, load<float>(stored.scale + 4 * r));
@@ -172,7 +160,8 @@ struct Packing {
   void scales(int64_t r, uint8_t* panel) {
     const int64_t count = blocks(s.form, s.b), groups = row_groups(stored.kept(r), s.form.group);
     for (int64_t at = 0; at < count; at += s.unit)
-      if (at * 32 / s.form.group < groups) store<uint16_t>(at_block(s, panel, at) - 16 + 2 * (r % ROWS), scale_of(r, at * 32 / s.form.group));
+      if (const int64_t own = at * s.b.slots / s.form.group; own < groups)
+        store<uint16_t>(at_block(s, panel, at) - 16 + 2 * (r % ROWS), scale_of(r, own));
   }
   void keep_bits(int64_t r, const uint8_t* bits) {
     const int64_t bytes = stored.row_bytes();
@@ -207,23 +196,19 @@ uint32_t own_bits(const Form& form, const uint8_t* body, int64_t row) {  // thei
 }
 
 void find_bits(const Shape& s, const uint8_t* body, int64_t row, uint8_t* bits) {
-  const int64_t bytes = (s.form.cols + 7) / 8, p = row / ROWS;
+  const int64_t bytes = (s.form.cols + 7) / 8;
   if (const uint32_t number = own_bits(s.form, body, row)) memcpy(bits, body + s.form.own[3] + (number - 1) * bytes, bytes);
-  else bits_of(s, panel(s.form, body, p), (int)(row % ROWS), extras(s.form, body, p), extras(s.form, body, p + 1), bits);
+  else bits_of(s, panel(s.form, body, row / ROWS), (int)(row % ROWS), bits);
 }
 
 // A row whose positions tell everything, and that has no weight in the list: in one pass.
 void read_told(const Shape& s, const uint8_t* panel, int lane, Row& out) {
   const int per = s.b.cols / s.b.group;
   for (int64_t col = 0, block = 0; col < s.form.cols; block++) {
-    const uint8_t* at = at_block(s, panel, block) + 4 * lane;
+    const uint8_t* at = at_block(s, panel, block);
     for (int group = 0; group < per && col < s.form.cols; group++, col += s.b.group) {
       int16_t value[16];
-      unsigned set = 0;
-      for (int i = 0, slot = group * s.b.kept; i < s.b.kept; i++, slot++) {
-        const int where = get_index(s, at, slot);
-        if (!(set >> where & 1)) value[where] = value_at(s, at, slot), set |= 1u << where;  // a free slot repeats another
-      }
+      unsigned set = read_group(s, at, lane, group, value);
       out.bits[col / 8] |= (uint8_t)(set << (col % 8));
       if (set >> 8) out.bits[col / 8 + 1] |= (uint8_t)(set >> 8);
       for (; set; set &= set - 1) out.values[out.count++] = value[__builtin_ctz(set)];
@@ -246,14 +231,14 @@ void row(const Form& form, const uint8_t* body, int64_t row, Row& out) {
   } else {
     if (form.bits) find_bits(s, body, row, out.bits);
     walk(s, out.bits, [&](int64_t number, int64_t, int64_t at, int slot, bool fits) {
-      out.values[number] = !fits ? (extra++)->value : value_at(s, at_block(s, from, at) + 4 * lane, slot);
+      out.values[number] = !fits ? (extra++)->value : value_at(s, at_block(s, from, at), lane, slot);
       out.count = number + 1;
     });
   }
   if (form.kind == RESSA_INT8) out.scale = load<float>(from + 4 * lane);
   out.groups = form.kind == RESSA_INT4 ? row_groups(out.count, form.group) : 0;
   for (int64_t g = 0; g < out.groups; g++)
-    out.scales16[g] = load<uint16_t>(at_block(s, from, g * form.group / 32 / s.unit * s.unit) - 16 + 2 * lane);
+    out.scales16[g] = load<uint16_t>(at_block(s, from, g * form.group / s.b.slots / s.unit * s.unit) - 16 + 2 * lane);
 }
 
 }  // namespace ressa::panels8

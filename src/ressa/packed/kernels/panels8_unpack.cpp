@@ -22,14 +22,19 @@ template <class Out> Out product(const Shape& s, int16_t value, float scale) {
 template <class Out> void one_row(const Shape& s, const uint8_t* panel, int lane, Out* out) {
   memset(out, 0, s.form.cols * sizeof(Out));
   const int64_t count = blocks(s.form, s.b);
-  const bool dense = s.form.layout == DENSE;
+  int16_t values[16];
   for (int64_t block = 0; block < count; block++) {
-    const uint8_t* at = at_block(s, panel, block) + 4 * lane;
+    const uint8_t* at = at_block(s, panel, block);
     const float scale = s.form.kind == RESSA_BF16 ? 1 : scale_of(s, panel, lane, block);
     Out* group = out + block * s.b.cols;
-    for (int slot = 0; slot < s.b.slots; group += dense ? 0 : s.b.group)
-      for (int i = 0; i < s.b.kept; i++, slot++)
-        if (const int16_t value = value_at(s, at, slot)) group[dense ? slot : get_index(s, at, slot)] = product<Out>(s, value, scale);
+    if (s.form.layout == DENSE) {
+      for (int slot = 0; slot < s.b.slots; slot++)
+        if (const int16_t value = value_at(s, at, lane, slot)) group[slot] = product<Out>(s, value, scale);
+      continue;
+    }
+    for (int number = 0; number < s.b.slots / s.b.kept; number++, group += s.b.group)
+      for (unsigned set = read_group(s, at, lane, number, values); set; set &= set - 1)
+        if (const int16_t value = values[__builtin_ctz(set)]) group[__builtin_ctz(set)] = product<Out>(s, value, scale);
   }
 }
 
