@@ -14,4 +14,4 @@ from ressa.statistics import Cost, needs
 @needs(None, by_row=True, bare_weights=True, cost=Cost(weights=2))
 def magnitude(weight_OI: Tensor, inputs: None, pattern: Pattern) -> Tensor:
     """`weight_OI` with zeros where |weight| is lowest."""
-    return weight_OI.where(pattern.keep(weight_OI.float().abs()), 0)
+    return weight_OI.where(pattern.keep(weight_OI.abs().float()), 0)
