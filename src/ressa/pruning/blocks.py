@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def prune_block(
         )
 
 
-def _at_once(method: Method, weights: list[Tensor], pattern: Pattern) -> Sequence[Sequence[Tensor]]:
+def _at_once(method: Method, weights: list[Tensor], pattern: Pattern) -> list[list[Tensor]]:
     """All rows, where a Gram is solved once for them or they depend on one another; else few at a time."""
     if not _rows_alone(method, pattern) or (method.needs is not None and issubclass(method.needs, Gram)):
         return [weights]
