@@ -32,7 +32,8 @@ RUNS: dict[str, dict[str, Any]] = {  # name: blocks (vision, language; None for 
     "wanda 2:4": {"blocks": (None, None), "records": 4, "limit": 6, "method": "wanda"},
     "magnitude 2:4": {"blocks": (None, None), "records": 0, "limit": 3, "method": "magnitude"},
     "sparsegpt 2:4, 2 + 2 blocks": {"blocks": (2, 2), "records": 4, "limit": 8, "method": "sparsegpt"},
-    "admm 2:4, 2 + 2 blocks": {"blocks": (2, 2), "records": 4, "limit": 8, "method": "admm"},
+    # how many iterations there are is nothing to its memory, and all but everything to its time
+    "admm 2:4, 2 + 2 blocks": {"blocks": (2, 2), "records": 4, "limit": 8, "method": "admm(iterations=2)"},
     "wanda 2:4, 2 + 4 blocks": {"blocks": (2, 4), "records": 1, "limit": 6, "method": "wanda"},
     "wanda 2:4, 2 + 8 blocks": {"blocks": (2, 8), "records": 1, "limit": 6, "method": "wanda"},
     "wanda 2:4, 2 + 16 blocks": {"blocks": (2, 16), "records": 1, "limit": 6, "method": "wanda"},
@@ -79,7 +80,7 @@ def measured(work: Path, name: str, threads: int) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{name} failed: see {work / 'run.log'}")
     took = json.loads(printed.splitlines()[-1]) | seen | {"limit": run["limit"] * GB, "size": _size(model)}
-    took |= _checked(out)
+    took |= _checked(out) | {"date": str(datetime.date.today())}
     shutil.rmtree(out)
     return took
 
@@ -122,29 +123,36 @@ def _checked(out: Path) -> dict[str, Any]:
 
 
 HEADS = ("model GB", "limit GB", "peak RSS GB", "anonymous GB", "mapped GB", "s", "CPU s", "CPU s a block", "zeros")
+WHERE = "when, where, threads, products"
 
 
-def report(found: dict[str, dict[str, Any]]) -> str:
-    """The table. Of a language block: from its beginning to the next one's, without the last, which ends otherwise."""
-    machine = next(iter(found.values()))["machine"]
-    rows = ["| | " + " | ".join(HEADS) + " |", "|---|" + "---:|" * len(HEADS)]
-    for name, took in found.items():
+def report(found: dict[str, dict[str, Any]], before: str) -> str:
+    """The table; of what was not found its rows as they stood `before`.
+
+    Seconds of a language block are from its beginning to the next one's, without the last, which ends otherwise.
+    """
+    rows = ["| | " + " | ".join([*HEADS, WHERE]) + " |", "|---|" + "---:|" * len(HEADS) + "---|"]
+    for name in RUNS:
+        if name not in found:
+            rows += [line for line in before.splitlines() if line.startswith(f"| {name} |")]
+            continue
+        took, machine = found[name], found[name]["machine"]
         language = [seconds for block, seconds in took["blocks"].items() if "language_model" in block][:-1]
         memory = [f"{took[key] / GB:.2f}" for key in ("size", "limit", "VmHWM", "RssAnon", "RssFile")]
         counted = math.isfinite(took["cpu"])
         block = f"{min(language):.1f} to {max(language):.1f}" if language and counted else ""
         zeros = f"{took['zeros']:,} of {took['weights']:,} in {took['matrices']} matrices"
         times = [f"{took['seconds']:.0f}", f"{took['cpu']:.0f}" if counted else "", block]
-        rows.append(f"| {name} | " + " | ".join([*memory, *times, zeros]) + " |")
-    place = f"{machine['processor']}, {machine['threads']} thread(s), {machine['compute']} products"
-    return "\n".join([f"{datetime.date.today()}, {place}.", "", *rows])
+        place = f"{took['date']}, {machine['processor']}, {machine['threads']}, {machine['compute']}"
+        rows.append(f"| {name} | " + " | ".join([*memory, *times, zeros, place]) + " |")
+    return "\n".join(rows)
 
 
 def write(found: dict[str, dict[str, Any]]) -> None:
     """Between the page's marks; what stands around them is written by hand."""
     before, start, rest = RESULTS.read_text(encoding="utf-8").partition("<!-- table -->\n")
-    _, end, after = rest.partition("\n<!-- end of table -->")
-    RESULTS.write_text(before + start + report(found) + end + after, encoding="utf-8")
+    table, end, after = rest.partition("\n<!-- end of table -->")
+    RESULTS.write_text(before + start + report(found, table) + end + after, encoding="utf-8")
 
 
 def main() -> None:

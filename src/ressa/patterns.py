@@ -17,6 +17,8 @@ from ressa.errors import RessaError, unknown
 
 Group = Literal["row", "even", "matrix"]
 SHORT = 16  # scores in a group of an N:M pattern, which torch goes through side by side
+FEW = 8  # scores in a group that are compared pair by pair
+PIECE = 1 << 20  # scores that are looked at together: what is made of them on the way takes many times their memory
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ class Unstructured:
 
     def holds(self, weight_OI: Tensor) -> bool:
         """Whether every group has at least the zeros that the pattern asks for."""
-        zeros_GK = (weight_OI == 0).reshape(1, -1) if self.group == "matrix" else (weight_OI == 0)
-        wanted_G = self.dropped_O(*zeros_GK.shape).to(weight_OI.device)
-        return bool((zeros_GK.sum(dim=1) >= wanted_G).all())
+        if self.group == "matrix":
+            return weight_OI.numel() - int(weight_OI.count_nonzero()) >= self.dropped(weight_OI.numel())
+        zeros_O = torch.cat([(piece == 0).sum(dim=1) for piece in _pieces(weight_OI)])
+        return bool((zeros_O >= self.dropped_O(*weight_OI.shape).to(weight_OI.device)).all())
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class NofM:
         """Whether no group of m has more than n weights that are not zero."""
         if weight_OI.shape[1] % self.m:
             return False
-        return bool(((weight_OI != 0).reshape(-1, self.m).sum(dim=1) <= self.n).all())
+        groups_GK = weight_OI.reshape(-1, self.m)
+        return all(bool(((piece != 0).sum(dim=1) <= self.n).all()) for piece in _pieces(groups_GK))
 
 
 Pattern = Unstructured | NofM
@@ -179,6 +183,29 @@ def _drop_lowest(score_GK: Tensor, drop: int) -> Tensor:
     """
     if drop == 0:
         return torch.ones_like(score_GK, dtype=torch.bool)
+    choose = _drop_of_few if score_GK.shape[1] <= FEW else _drop_of_many
+    pieces = _pieces(score_GK)
+    return choose(score_GK, drop) if len(pieces) == 1 else torch.cat([choose(piece, drop) for piece in pieces])
+
+
+def _pieces(x_GK: Tensor) -> Sequence[Tensor]:
+    """The rows of a matrix, few at a time."""
+    return x_GK.split(max(PIECE // x_GK.shape[1], 1))
+
+
+def _drop_of_few(score_GK: Tensor, drop: int) -> Tensor:
+    """`_drop_lowest` by the rank of each score in its row, counted in comparisons of whole columns."""
+    columns = score_GK.T.contiguous().unbind()
+    rank = [torch.zeros_like(column_G, dtype=torch.uint8) for column_G in columns]
+    for j, later_G in enumerate(columns):
+        for i in range(j):
+            ahead_G = columns[i] <= later_G
+            rank[j] += ahead_G
+            rank[i] += ahead_G.logical_not_()
+    return torch.stack([rank_G >= drop for rank_G in rank], dim=1)
+
+
+def _drop_of_many(score_GK: Tensor, drop: int) -> Tensor:
     edge_G1 = _kth_lowest(score_GK, drop)
     above_GK = score_GK > edge_G1
     if above_GK.sum() == len(score_GK) * (score_GK.shape[1] - drop):  # no ties: the rest would find the same

@@ -18,6 +18,7 @@ from torch import Tensor
 from ressa.errors import RessaError, RessaWarning
 
 RETRY_DAMPS = (0.01, 0.1, 1.0, 10.0)  # shares of the mean diagonal
+AT_ONCE = 1 << 23  # weights whose rows are pruned at once, where each row is pruned alone and without a Gram
 PANELS = 4  # of a Gram: with so many, its symmetry saves 3/8 of the work, and each is still one large product
 Made = TypeVar("Made")
 

@@ -48,6 +48,8 @@ def in_memory(folder, out, data, parts, method, **how):
     ("family", "method", "how"),
     [
         ("llava", "magnitude", {}),
+        ("blip2_t5", "random", {}),
+        ("instructblip_llama", "magnitude", {}),
         ("llava", "sparsegpt", {"propagate": "dense"}),
         ("blip2_opt", "wanda", {}),
         ("instructblip_t5", "admm", {"order": "layer"}),

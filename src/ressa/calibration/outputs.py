@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ressa.calibration.tokens import TokenWeights
+from ressa.calibration.visit import Call, Visit
 from ressa.model.structure import Block
 
 
@@ -29,6 +30,13 @@ def outputs_of(blocks: Iterable[Block]) -> Iterator[dict[str, list[Tensor]]]:
 
             stack.callback(block.module.register_forward_hook(keep).remove)
         yield found
+
+
+def output_of(visit: Visit, call: Call) -> Tensor:
+    """What the visited block, as it now is, hands on in this call."""
+    with outputs_of([visit.block]) as found:
+        visit.run(call)
+    return found[visit.block.name][0]
 
 
 def squared_error(ours: Tensor, dense: Tensor, weights: TokenWeights, block: Block) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from transformers import Cache, PreTrainedModel
 from ressa.calibration.places import Places
 from ressa.calibration.tensors import give_back, kind_of, moved, version
 from ressa.calibration.visit import Batch, Call, StopForward, Visit
+from ressa.data.prompts import is_encoder_decoder
 from ressa.errors import RessaError
 from ressa.machine import products_in
 from ressa.model.structure import Block
@@ -181,6 +182,8 @@ class Schedule:
 
     def _start(self, number: int, pauses: Callable[[int], bool]) -> Forward:
         batch = moved(dict(self.batches[number]), self.home)
+        if not is_encoder_decoder(self.model.config):
+            batch.pop("labels", None)  # only for a loss that nobody asked for, over the logits of all words
         # with a cache, running a block twice would double its keys
         green = greenlet(partial(self.model, **{**batch, "use_cache": False}))
         green.gr_context = contextvars.copy_context()
@@ -268,8 +271,9 @@ def _idle_linears(model: PreTrainedModel) -> Iterator[None]:
     linears: list[Any] = [
         module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)
     ]
+    head = model.get_output_embeddings()
     for linear in linears:
-        linear.forward = partial(_zeros, linear.out_features)
+        linear.forward = partial(_no_logits if linear is head else _zeros, linear.out_features)
     try:
         yield
     finally:
@@ -279,6 +283,11 @@ def _idle_linears(model: PreTrainedModel) -> Iterator[None]:
 
 def _zeros(width: int, x: Tensor) -> Tensor:
     return x.new_zeros(*x.shape[:-1], width)
+
+
+def _no_logits(width: int, x: Tensor) -> Tensor:
+    """Of their shape; those of all tokens over all words would be larger than a block."""
+    return x.new_zeros(()).expand(*x.shape[:-1], width)
 
 
 def _state(block: Block) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ressa.costs.shapes import WIDE, Read, Shape, Workload, forward_flop
-from ressa.statistics import PANELS, Cost, Gram, Method, Moments
+from ressa.statistics import AT_ONCE, PANELS, Cost, Gram, Method, Moments
 
 
 def gram_flop(shape: Shape, load: Workload) -> float:
@@ -58,6 +58,7 @@ def work_bytes(method: Method, shape: Shape) -> float:
     for read in shape.reads:
         gram = read.inputs**2 if method.needs and issubclass(method.needs, Gram) else 0
         weights = read.weights if method.by_row else read.weights / read.linears
+        weights = min(weights, AT_ONCE) if method.by_row and not gram else weights
         at_work = (cost.kept + cost.beside) * gram + cost.weights * weights
         most = max(most, made + cost.making * gram, made + at_work)
         made += cost.kept * gram
@@ -65,11 +66,13 @@ def work_bytes(method: Method, shape: Shape) -> float:
 
 
 def block_bytes(shape: Shape, load: Workload, width: int) -> float:
-    """What one batch of `width` bytes a number holds in a block whose inputs are captured, one of them in float32."""
-    tokens = load.batch_size * load.length(shape)
-    return tokens * (
-        width * (sum(r.inputs for r in shape.reads) + 2 * shape.width) + WIDE * max(r.inputs for r in shape.reads)
-    )
+    """What one batch of `width` bytes a number holds in a block whose inputs are captured.
+
+    Beside them there are its stream twice, what the widest linears put out, and an input in float32 with its square.
+    """
+    tokens = min(load.batch_size, load.samples) * load.length(shape)
+    kept = sum(r.inputs for r in shape.reads) + 2 * shape.width + max(r.outputs for r in shape.reads)
+    return tokens * (width * kept + WIDE * (2 if width < WIDE else 1) * max(r.inputs for r in shape.reads))
 
 
 def waiting_bytes(shape: Shape, load: Workload, width: int) -> float:

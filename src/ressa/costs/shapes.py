@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ressa.model.matrix import is_expert
+from ressa.model.pieces import pieces_of
 from ressa.model.precision import matrices_of
 from ressa.model.structure import BY_DEFAULT, Block, PartName, Structure
 
@@ -136,8 +137,9 @@ def forward_flop(shape: Shape, load: Workload, samples: float) -> float:
 class Sizes:
     """What costs depend on of a whole model.
 
-    `outside` are the parameters that pruning holds all the time, those of no linear in a block; `width` is the bytes of
-    a stored weight, `narrow` the numbers in matrices of linears, `trained` those of connector, norms and biases, which
+    `outside` are the parameters that pruning holds all the time, those of no linear in a block; `alone` those that it
+    holds where no module runs, with those of the largest piece it reads by itself; `width` is the bytes of a stored
+    weight, `narrow` the numbers in matrices of linears, `trained` those of connector, norms and biases, which
     repair trains as they are; `head` the weights of the output head over so many `words`, and `tied` that they are the
     embedding's too. `heads` are those of attention in vision and in language.
     """
@@ -145,6 +147,7 @@ class Sizes:
     shapes: tuple[Shape, ...]
     parameters: int
     outside: int
+    alone: int
     width: int
     narrow: int
     trained: int
@@ -165,10 +168,12 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
     connector, head, text = parts.parts.get("connector"), net.get_output_embeddings(), net.config.get_text_config()
     apart = matrices_of(net, WIDE if width < WIDE else 2)  # a model on no device is float32 whatever is stored
     total = sum(part.parameters for part in parts.parts.values())
+    outside = total - sum(linear.weight.numel() for block in parts.blocks() for linear in block.linears.values())
     return Sizes(
         tuple(shape_of(block) for block in blocks),
         total,
-        total - sum(linear.weight.numel() for block in parts.blocks() for linear in block.linears.values()),
+        outside,
+        _alone(net, total) or outside + max((shape_of(block).parameters for block in blocks), default=0),
         width,
         sum(parameter.numel() for parameter in apart) - (connector.parameters if connector else 0),
         vectors + (connector.parameters if connector else 0),
@@ -177,6 +182,12 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
         text.vocab_size,
         (_heads(getattr(net.config, "vision_config", None)), _heads(text)),
     )
+
+
+def _alone(net: PreTrainedModel, total: int) -> int:
+    """The parameters that have no piece of their own and those of the largest piece; 0 if there are no pieces."""
+    pieces = [sum(parameter.numel() for parameter in piece.module.parameters()) for piece in pieces_of(net)]
+    return total - sum(pieces) + max(pieces) if pieces else 0
 
 
 def _heads(config: Any) -> int:

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ressa.data.images import GreyImage
 from ressa.errors import RessaError, to_json
 from ressa.evaluation import matching, summary
 from ressa.evaluation.ask import Asked, ask
-from ressa.evaluation.divergence import answer_sums
+from ressa.evaluation.divergence import compared, kept_beside, own_sums
 from ressa.evaluation.settings import Evaluate
 from ressa.files.paths import expanded, path_of
 from ressa.files.text import write_atomic
@@ -72,13 +72,8 @@ def evaluate(
         summary.answers_to(queries(reading.samples) if task.mode == "retrieval" else reading.samples, versus)
     if against is not None:
         check_vocabularies(model, against)
-    perplexity = against is not None or settings.perplexity
-    net, processor, machine = _matcher(model, task, perplexity, runtime) or _loaded(model, runtime)
-    dense = _loaded(against, runtime)[0] if against is not None else None
-    cache = folder / "answers.cache.jsonl" if folder else None
-    asked = ask(net, processor, task, reading.samples, settings, cache, progress)
-    sums = _answer_sums(net, dense, processor, asked, settings.batch_size, progress) if perplexity else None
-    scores, rows = _scored(task, asked, sums, dense is not None, versus)
+    asked, sums, machine = _both(model, against, task, reading.samples, settings, runtime, folder, progress)
+    scores, rows = _scored(task, asked, sums, against is not None, versus)
     scores |= {"task": task.name, "model": _name(model), "against": against and _name(against)}
     scores |= {"split": source.split, "grey": settings.grey, "data": _named(data)}
     scores |= _circumstances(asked, settings, reading, task, machine)
@@ -123,10 +118,61 @@ def questions(data: Any, settings: Evaluate) -> tuple[Task, Source, Reading]:
     return task, source, replace(reading, samples=samples)
 
 
-def _answer_sums(net: Any, dense: Any, processor: Any, asked: Asked, size: int, progress: Progress | None) -> Any:
-    for one in (net, dense) if dense is not None else (net,):
-        check_room(one, processor, asked.records)
-    return answer_sums(net, dense, processor, asked.records, size, progress)
+def _both(
+    model: Model,
+    against: Model | None,
+    task: Task,
+    samples: Sequence[Sample],
+    settings: Evaluate,
+    runtime: Runtime,
+    folder: Path | None,
+    progress: Progress | None,
+) -> tuple[Asked, summary.Sums | None, Machine]:
+    """What the model answers, what it and the dense one say of the reference answers, and where it was computed.
+
+    One model is in memory at a time: the first is gone before the dense one is loaded.
+    """
+    with kept_beside(folder) as kept:
+        mine = _asked(model, task, samples, settings, runtime, folder, progress, kept if against is not None else None)
+        if against is None:
+            return mine.asked, mine.sums, mine.machine
+        dense, _, _ = _loaded(against, runtime)
+        check_room(dense, mine.processor, mine.asked.records)
+        size, records = settings.batch_size, mine.asked.records
+        sums = compared(dense, mine.config, mine.processor, records, size, progress, kept)
+        return mine.asked, sums, mine.machine
+
+
+@dataclass(frozen=True)
+class Mine:
+    """All that is left of a model once it was asked."""
+
+    asked: Asked
+    sums: summary.Sums | None
+    machine: Machine
+    processor: Any
+    config: Any
+
+
+def _asked(
+    model: Model,
+    task: Task,
+    samples: Sequence[Sample],
+    settings: Evaluate,
+    runtime: Runtime,
+    folder: Path | None,
+    progress: Progress | None,
+    kept: Path | None,
+) -> Mine:
+    """The model loaded and asked; it goes with this function's end, unless the caller holds it."""
+    perplexity = kept is not None or settings.perplexity
+    net, processor, machine = _matcher(model, task, perplexity, runtime) or _loaded(model, runtime)
+    cache = folder / "answers.cache.jsonl" if folder else None
+    asked, sums = ask(net, processor, task, samples, settings, cache, progress), None
+    if perplexity:
+        check_room(net, processor, asked.records)
+        sums = own_sums(net, processor, asked.records, settings.batch_size, progress, kept)
+    return Mine(asked, sums, machine, processor, net.config)
 
 
 def _scored(

@@ -29,6 +29,7 @@ from ressa.statistics import Method
 
 STORED = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0}  # bytes a prunable weight; int8 leaves the others in bfloat16
 WORDS = 64  # of text beside a picture
+PROCESS = 450_000_000  # bytes of Python, torch, transformers and a processor, measured (benchmarks/results/scale.md)
 TOP_K = 64  # words that a teacher's cache keeps at each place of an answer
 
 
@@ -118,13 +119,16 @@ def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
 
 
 def _prune(method: Method, sizes: Sizes, load: Workload, limit: int | None) -> dict[str, Any]:
-    """One block is in memory at a time, beside what is outside of the blocks and what waits between them."""
+    """One block is in memory at a time, beside what is outside of the blocks and what waits between them.
+
+    Without data it is one tensor, beside nothing. The process itself is counted.
+    """
     largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
-    outside = sizes.outside * sizes.width
+    held = PROCESS + (sizes.alone * sizes.width if method.needs is None else sizes.outside * sizes.width + largest)
 
     def needs(load: Workload, waiting: bool = True) -> tuple[float, float]:
         beside, there = prune_bytes(method, sizes.shapes, load, sizes.width)
-        return outside + largest + (beside if waiting else there), there + largest
+        return held + (beside if waiting else there), there + largest
 
     whole, device = needs(load)
     work, one = prune_flop(method, sizes.shapes, load), replace(load, batch_size=1)

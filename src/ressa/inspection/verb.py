@@ -53,7 +53,7 @@ def _part(part: Part, streamed: Streamed) -> dict[str, Any]:
         with streamed.present(block):
             for linear in block.linears.values():
                 weight_OI = linear.weight  # one is unpacked at once
-                weights, zeros = weights + weight_OI.numel(), zeros + int((weight_OI == 0).sum())
+                weights, zeros = weights + weight_OI.numel(), zeros + weight_OI.numel() - int(weight_OI.count_nonzero())
     return {
         "modules": list(part.modules),
         "parameters": part.parameters,

@@ -11,7 +11,7 @@ from ressa.patterns import Pattern
 from ressa.statistics import Cost, needs
 
 
-@needs(None, by_row=True, bare_weights=True, cost=Cost(weights=2))
+@needs(None, by_row=True, bare_weights=True, cost=Cost(weights=2.85))
 def magnitude(weight_OI: Tensor, inputs: None, pattern: Pattern) -> Tensor:
     """`weight_OI` with zeros where |weight| is lowest."""
-    return weight_OI.where(pattern.keep(weight_OI.float().abs()), 0)
+    return weight_OI.where(pattern.keep(weight_OI.abs().float()), 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -40,6 +40,11 @@ class Zeros:
 
     zeros: int
     weights: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Zeros:
+        """Those of a tensor, without one of whole numbers beside it, which a sum would make."""
+        return cls(weight.numel() - int(weight.count_nonzero()), weight.numel())
 
     @property
     def sparsity(self) -> float:
@@ -156,31 +161,29 @@ def zeros(folder: str | Path) -> dict[str, Zeros]:
 
     Tensors of one dimension (biases, norms) are left out; tied matrices come once.
     """
-    return {name: Zeros(int((weight == 0).sum()), weight.numel()) for name, weight in _matrices(Path(folder))}
+    return {name: Zeros.of(weight) for name, weight in _matrices(Path(folder))}
 
 
 def verify(folder: str | Path, patterns: Mapping[str, Pattern]) -> dict[str, Zeros]:
     """The zeros of each of these matrices. Raises RessaError naming the first on disk that breaks its pattern, or is
     not there."""
     left, found = dict(patterns), dict[str, Zeros]()
-    for name, weight in chain(_matrices(Path(folder)), _joined(folder, left)):
-        pattern = left.pop(name, None)
-        if pattern is None:
-            continue
+    for name, weight in chain(_matrices(Path(folder), patterns.keys()), _joined(folder, left)):
+        pattern = left.pop(name)
         if not pattern.holds(weight):
             raise RessaError(f"{folder}: {name} is not {pattern} on disk")
-        found[name] = Zeros(int((weight == 0).sum()), weight.numel())
+        found[name] = Zeros.of(weight)
     if left:
         raise RessaError(f"{folder}: no weights of {next(iter(left))} on disk, so its pattern cannot be verified")
     return found
 
 
-def _matrices(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(module name, weight (O, I)) of all tensors with more than one dimension, one in memory at a time."""
+def _matrices(folder: Path, wanted: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(module name, weight (O, I)) of all tensors with more than one dimension (or of the `wanted`), one by one."""
     stored, model = _stored(folder), empty_model(folder)
     modules = dict(model.named_modules())
     for key, name in module_names(model, stored.keys).items():
-        if len(stored.lazy(key).get_shape()) > 1:
+        if len(stored.lazy(key).get_shape()) > 1 and (wanted is None or name in wanted):
             weight = stored.tensor(key)
             yield name, matrix(modules[name], weight) if name in modules else weight
 

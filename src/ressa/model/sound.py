@@ -19,6 +19,7 @@ PLAIN = ("F16", "BF16", "F32", "F64")  # as safetensors spells dtypes
 PACKED = "is stored as {}, and the config says of no quantisation how to read it"
 SCALE = "_scale_inv"  # what transformers multiplies 8-bit floats in blocks with
 SCALES = (SCALE, "weight_scale", "weight_zero_point", ".scales", ".qzeros", ".absmax")
+PIECE = 1 << 22  # numbers that are summed together: torch makes float64 of them first
 LARGER = 4  # a config that describes so many times as many weights as there are is of another model
 
 
@@ -103,12 +104,16 @@ def check_finite(name: Any, model: nn.Module) -> None:
 def check_numbers(name: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raises RessaError naming the first of these tensors that holds NaN or infinity."""
     for key, parameter in tensors:
-        # a sum in float64 is finite if and only if every number is; elementwise only where it is not
-        if parameter.is_floating_point() and not parameter.detach().sum(dtype=torch.float64).isfinite():
+        if parameter.is_floating_point() and not _finite(parameter.detach()):
             found = parameter.detach().float()
             bad = int((~found.isfinite()).sum())
             kind = "NaN" if found.isnan().any() else "infinity"
             raise RessaError(f"{name}: {key} holds {kind} ({bad:,} of its {found.numel():,} numbers are none)")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether every number is: a sum in float64 is if and only if they are."""
+    return all(bool(piece.sum(dtype=torch.float64).isfinite()) for piece in tensor.flatten().split(PIECE))
 
 
 def _shape(shape: Any) -> str:

@@ -27,6 +27,20 @@ from ressa.errors import RessaError, one_line
 from ressa.packed.loading import Names
 
 
+class Part:
+    """A stored tensor as transformers reads it. Whole it is had without a copy, which the library's slices make."""
+
+    def __init__(self, opened: Any, key: str) -> None:
+        self._opened, self._key = opened, key
+        self._slice = opened.get_slice(key)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slice, name)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._opened.get_tensor(self._key) if index is ... else self._slice[index]
+
+
 class Absent(torch.Tensor):
     """A tensor that is not read: on the device "meta", and it stays there, whichever device it is asked for."""
 
@@ -78,9 +92,9 @@ class Stored:
         """In the order in which transformers goes through them."""
         return sorted(self._where, key=dot_natural_key)
 
-    def lazy(self, key: str) -> Any:
+    def lazy(self, key: str) -> Part:
         """What transformers reads a tensor from."""
-        return self._where[key].get_slice(key)
+        return Part(self._where[key], key)
 
     def tensor(self, key: str) -> Tensor:
         """Raises RessaError if it cannot be read."""

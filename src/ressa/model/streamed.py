@@ -7,11 +7,9 @@ there, which makes a use that nobody foresaw an error and not a wrong number.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from ressa.model.described import check_generation, described
 from ressa.model.load import auto_class, load, read_config, resolve
 from ressa.model.matrix import AsLinear
 from ressa.model.pickles import check_pickle
+from ressa.model.pieces import Place, owners_of, pieces_of, places_in
 from ressa.model.processor import load_processor
 from ressa.model.quantised import plain_dtype
 from ressa.model.resident import InMemory
@@ -40,26 +39,13 @@ GENERATION: dict[str, Any] = {  # how `from_pretrained` has generation_config.js
 }
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a parameter belongs, and what stands there while it is not in memory."""
-
-    name: str
-    module: nn.Module
-    attribute: str
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        return self.module.get_parameter(self.attribute)
-
-    def put(self, parameter: nn.Parameter) -> None:
-        setattr(self.module, self.attribute, parameter)
-
-
-def load_streamed(name: str | Path) -> tuple[PreTrainedModel, Any, Streamed]:
+def load_streamed(name: str | Path, *, runs: bool = True) -> tuple[PreTrainedModel, Any, Streamed]:
     """(model in eval mode, processor, its blocks) of a folder, a hub name or an embedded model; as `load`.
 
     Quantised weights that are made plain are loaded whole, for their scales belong to no block.
+
+    Args:
+        runs: what is outside of its blocks is in memory; else nothing is, where the files allow it (`model.pieces`).
 
     Raises:
         RessaError: as `load`; every weight is looked at once, so that nothing is found out late.
@@ -73,16 +59,16 @@ def load_streamed(name: str | Path) -> tuple[PreTrainedModel, Any, Streamed]:
     plain_dtype(name, config, "auto")  # refuses what is quantised otherwise
     auto = auto_class(config, name)
     processor = load_processor(name, source, text_only=auto is AutoModelForCausalLM)
-    net = read_outside(name, config, auto)
-    streamed = Streamed(net, Stored(name, files_of(name, source)))
-    for block in structure(net).blocks():
+    net = read_outside(name, config, auto, runs)
+    streamed = Streamed(net, Stored(name, files_of(name, source)), runs)
+    for block in streamed.pieces or structure(net).blocks():
         with streamed.present(block):
             check_numbers(name, ((place.name, place.parameter) for place in streamed.places.get(block.name, ())))
     return net, processor, streamed
 
 
-def read_outside(name: str | Path, config: Any, auto: Any) -> PreTrainedModel:
-    """The model as `from_pretrained` makes it, with its blocks' matrices on "meta"; in eval mode.
+def read_outside(name: str | Path, config: Any, auto: Any, runs: bool = True) -> PreTrainedModel:
+    """The model as `from_pretrained` makes it, with its blocks' matrices (or all) on "meta"; in eval mode.
 
     Raises:
         RessaError: as `load`, but for what the values of the blocks' matrices are.
@@ -92,7 +78,7 @@ def read_outside(name: str | Path, config: Any, auto: Any) -> PreTrainedModel:
     skeleton = described(name, config, auto)
     check_stored(name, source, sum(parameter.numel() for parameter in skeleton.parameters()), False)
     stored = Stored(name, files_of(name, source))
-    left = [place.name for places in places_of(skeleton).values() for place in places]
+    left = [place.name for places in places_of(skeleton, runs).values() for place in places]
     state = state_of(stored, Converted(skeleton, stored).sources(left))
     told = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused by name below
     kind: Any = type(skeleton)
@@ -107,12 +93,16 @@ def read_outside(name: str | Path, config: Any, auto: Any) -> PreTrainedModel:
     return net.eval()
 
 
-def places_of(net: PreTrainedModel) -> dict[str, list[Place]]:
+def places_of(net: PreTrainedModel, runs: bool = True) -> dict[str, list[Place]]:
     """The parameters that leave memory, by block: matrices of linears that belong to one module alone.
 
-    The first parameter of a sub-model stays, for that is where transformers looks up its device.
+    Of a model that `runs`, the first parameter of a sub-model stays, for that is where transformers looks up its
+    device. Of another one everything leaves that has a piece of its own.
     """
-    owners = Counter(id(parameter) for module in net.modules() for parameter in module.parameters(recurse=False))
+    if not runs and (pieces := pieces_of(net)):
+        whole = {block.name: matrices(block) for block in structure(net).blocks()}
+        return whole | {piece.name: places_in(piece) for piece in pieces}
+    owners = owners_of(net)
     models = (module for module in net.modules() if isinstance(module, PreTrainedModel))
     first = {id(next(model.parameters(), None)) for model in models}
     found = {}
@@ -136,12 +126,13 @@ def matrices(block: Block) -> list[Place]:
 class Streamed:
     """The blocks of `net`, read from `stored` (None: they are all in memory, and stay there).
 
-    A block that was written (`kept`) is read from there from then on.
+    A block that was written (`kept`) is read from there from then on. A model that never `runs` is read in `pieces`.
     """
 
-    def __init__(self, net: PreTrainedModel, stored: Stored | None = None) -> None:
+    def __init__(self, net: PreTrainedModel, stored: Stored | None = None, runs: bool = True) -> None:
         self.net, self.stored = net, stored
-        self.places = places_of(net) if stored else {}
+        self.places = places_of(net, runs) if stored else {}
+        self.pieces = pieces_of(net) if stored and not runs else []
         self.empty = {name: [place.parameter for place in places] for name, places in self.places.items()}
         self._input = Converted(net, stored) if stored else None
         self._output: Converted | None = None
@@ -151,7 +142,7 @@ class Streamed:
         self._standing_in, self._resident = False, InMemory()
         self.spill_to: Path | None = None  # where activations wait; None: in memory
         self.when_read: Callable[[str], None] | None = None  # called with the name of a block that was just read
-        self._blocks = [block for block in structure(net).blocks() if block.name in self.places]
+        self._blocks = [block for block in structure(net).blocks() if block.name in self.places and not self.pieces]
         self._wrap()
 
     def write_to(self, stored: Stored) -> None:

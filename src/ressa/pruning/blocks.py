@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ressa.errors import RessaError, RessaWarning
 from ressa.methods.magnitude import magnitude
 from ressa.model.matrix import is_expert
 from ressa.model.structure import Block
 from ressa.patterns import NofM, Pattern
-from ressa.statistics import Method
+from ressa.statistics import AT_ONCE, Gram, Method
 
 
 @torch.no_grad()
@@ -42,16 +43,28 @@ def prune_block(
                 )
         idle += unread
         weights = [block.linears[name].weight for name in names]
-        stacked_OI = torch.cat(weights) if len(weights) > 1 else weights[0]
         pattern = patterns[names[0]]
-        pruned_OI = magnitude(stacked_OI, None, pattern) if unread else method(stacked_OI, inputs[names[0]], pattern)
-        for weight_OI, part_OI in zip(weights, pruned_OI.split([len(w) for w in weights]), strict=True):
-            weight_OI.copy_(part_OI)
+        for slabs in _at_once(method, weights, pattern):
+            slab_OI = torch.cat(slabs) if len(slabs) > 1 else slabs[0]
+            pruned_OI = magnitude(slab_OI, None, pattern) if unread else method(slab_OI, inputs[names[0]], pattern)
+            for weight_OI, part_OI in zip(slabs, pruned_OI.split([len(w) for w in slabs]), strict=True):
+                weight_OI.copy_(part_OI)
     if idle:
         more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
         warnings.warn(
             f"no calibration token was sent to {idle[0]}{more}: pruned by magnitude", RessaWarning, stacklevel=2
         )
+
+
+def _at_once(method: Method, weights: list[Tensor], pattern: Pattern) -> list[list[Tensor]]:
+    """All rows, where a Gram is solved once for them or they depend on one another; else few at a time."""
+    if not _rows_alone(method, pattern) or (method.needs is not None and issubclass(method.needs, Gram)):
+        return [weights]
+    return [[slab] for weight in weights for slab in weight.split(max(AT_ONCE // weight.shape[1], 1))]
+
+
+def _rows_alone(method: Method, pattern: Pattern) -> bool:
+    return method.by_row and (isinstance(pattern, NofM) or pattern.group == "row")
 
 
 def _known(name: str, inputs: Mapping[str, Any]) -> bool:
@@ -65,8 +78,7 @@ def _alike(
     groups: dict[Any, list[str]] = {}
     for name in linears:
         pattern = patterns[name]
-        rows_alone = method.by_row and (isinstance(pattern, NofM) or pattern.group == "row")
         if pattern.sparsity:
-            shared = inputs.get(name) if rows_alone else None
+            shared = inputs.get(name) if _rows_alone(method, pattern) else None
             groups.setdefault((id(shared), pattern) if shared is not None else name, []).append(name)
     return list(groups.values())

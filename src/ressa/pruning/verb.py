@@ -75,14 +75,15 @@ def prune(
     _check_parts(model, settings)
     records = None if data is None else read_records(data, settings.split)
 
-    net, processor, streamed = load_streamed(model)
+    measured = method.needs or request.needs_data or settings.keep_dense or settings.patch_embedding
+    net, processor, streamed = load_streamed(model, runs=bool(measured))
     chosen, dtypes = machine_for(net, runtime.device, runtime.dtype), dtypes_of(net)
     if chosen.working != chosen.stored:
         net.float()
     streamed.spill_to = nearest(out) if settings.activations == "disk" else None
     plan = structure(net, patch_embedding=settings.patch_embedding)
     where: dict[str, Any] = {"device": chosen.block_device, "autocast": chosen.autocast, "progress": progress}
-    where |= {"streamed": streamed, "every": tuple(plan.blocks())}
+    where |= {"streamed": streamed, "every": tuple(streamed.pieces or plan.blocks())}
     sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
     calibration = CalibrationData(net, processor, records, *sizes, **where)
     patterns, allotted = assign_patterns(request, saved, plan, calibration, method)

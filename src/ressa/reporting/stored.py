@@ -74,7 +74,7 @@ def counts(folder: Path) -> dict[str, Count]:
                 for key in tensors.keys():  # noqa: SIM118 (not a dict)
                     if len(shape := tensors.get_slice(key).get_shape()) > 1 and not key.endswith(BITMASK):
                         weight = tensors.get_tensor(key)
-                        zeros = int((weight == 0).sum())
+                        zeros = weight.numel() - int(weight.count_nonzero())
                         found[key.removesuffix(".weight")] = Count(tuple(shape), zeros, weight.nbytes)
         except (SafetensorError, OSError) as error:
             raise RessaError(f"{file}: damaged safetensors ({error})") from None
