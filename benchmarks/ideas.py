@@ -5,8 +5,8 @@
 
 A cell is a model, a method, a sparsity, a seed (which draws the records that calibrate) and a variant: a name and
 settings of its own, as in `local(epochs=5,lr=0.001)`. It is one JSON file in WORK/cells, written when it is finished,
-and is not computed again. Each is scored twice: on validation records, by which settings are chosen, and on the test
-records that the page tells of. WORK/data and WORK/dense are made as benchmarks/smollm2.py does, WORK/scenes as
+and is not computed again. With --tune it is scored on validation records instead, in WORK/tuned: by these settings are
+chosen. WORK/data and WORK/dense are made as benchmarks/smollm2.py does, WORK/scenes as
 `ressa data emoji`. Models are pruned in memory: float32, but SmolLM2's products are computed in bfloat16.
 
 Embedded models: KL to the dense model over answer tokens (nats), and exact match, which is told from the same forward:
@@ -65,9 +65,9 @@ class Cell:
     seed: int
     variant: str = "plain"
 
-    def file(self, work: Path) -> Path:
+    def file(self, work: Path, folder: str = "cells") -> Path:
         pattern = self.sparsity.replace(":", "of").rstrip("%")
-        return work / "cells" / f"{self.model}-{self.method}-{pattern}-{self.seed}-{self.variant}.json"
+        return work / folder / f"{self.model}-{self.method}-{pattern}-{self.seed}-{self.variant}.json"
 
     @property
     def idea(self) -> tuple[str, dict[str, Any]]:
@@ -169,14 +169,15 @@ def pruned(work: Path, cell: Cell) -> tuple[Any, dict[str, float]]:
     return net, {"seconds": round(time.process_time() - started, 1)}
 
 
-def compute(work: Path, cell: Cell) -> dict[str, Any]:
+def compute(work: Path, cell: Cell, *, tune: bool) -> dict[str, Any]:
     net, told = pruned(work, cell)
     net.eval()
+    parts = ("validation",) if tune else smollm2.HELD_OUT if cell.model == SMOLLM2 else ("test",)
     if cell.model == SMOLLM2:
         end = loaded(work, cell.model, "dense")[1].eos_token_id
-        scores: dict[str, Any] = {part: likelihood(work, net, part, end) for part in ("validation", *smollm2.HELD_OUT)}
+        scores: dict[str, Any] = {part: likelihood(work, net, part, end) for part in parts}
     else:
-        scores = {part: answers(work, cell.model, net, part) for part in QUESTIONS}
+        scores = {part: answers(work, cell.model, net, part) for part in parts}
     return vars(cell) | told | scores | {"processor": processor()["processor"], "versions": versions()}
 
 
@@ -203,16 +204,18 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", choices=SPARSITIES, default=SPARSITIES)
     parser.add_argument("--variants", nargs="+", default=["plain"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--tune", action="store_true", help="score on validation records alone, in WORK/tuned")
     parser.add_argument("--page", action="store_true", help="compute nothing")
     told = parser.parse_args()
     logging.disable_progress_bar()
     work = told.work.resolve()
-    (work / "cells").mkdir(parents=True, exist_ok=True)
+    folder = "tuned" if told.tune else "cells"
+    (work / folder).mkdir(parents=True, exist_ok=True)
     for cell in () if told.page else cells(told):
-        if not (file := cell.file(work)).exists():
+        if not (file := cell.file(work, folder)).exists():
             build(work, cell.model)
             fresh = file.with_suffix(".part")
-            fresh.write_text(json.dumps(compute(work, cell)))
+            fresh.write_text(json.dumps(compute(work, cell, tune=told.tune)))
             fresh.rename(file)
     write_page(work)
 
