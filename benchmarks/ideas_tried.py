@@ -6,8 +6,6 @@ Gradient-weighted statistics (VLMQ, arXiv 2508.03351; GuidedQuant, ICML 2025), a
 Shapes: B records, T tokens.
 """
 
-# ruff: noqa: N815  (shape suffixes are part of our names)
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
