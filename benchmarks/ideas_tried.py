@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
 
 from ressa.allocation import ALLOCATIONS, Allocation
 from ressa.allocation.budget import spread_out
 from ressa.calibration.data import CalibrationData
+from ressa.calibration.logits import decoder_token_ids, forced, logits_at
 from ressa.calibration.sweep import Turn
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.walk import walk, walk_both
+from ressa.data.prompts import IGNORED
 from ressa.model.structure import Block, same_blocks
 from ressa.repairing.reconstruct import Passes, _output, _train
 
@@ -83,16 +86,30 @@ def normalised(size_BT: Tensor, counted_BT: Tensor) -> Tensor:
     return torch.where(mean > 0, size_BT / mean, 1.0)
 
 
-def guide(data: CalibrationData, **told: float) -> None:
-    """Puts guided token weights in the place of plain ones: one backward of the answers' loss a batch."""
-    plain = data.tokens
-    found = [squares_of(data, batch) for batch in data.batches]
+def guide(data: CalibrationData, part: str = "", unit: bool = False, **told: float) -> None:
+    """Puts guided token weights in the place of plain ones (of one `part`): one backward of the answers a batch."""
+    plain, data = data.tokens, data.over([block for block in data.blocks if block.part.startswith(part)])
+    found = [squares_of(data, batch, unit=unit) for batch in data.batches]
     data._made["tokens"] = [
         Guided(**vars(weights), squares=squares, **told) for weights, squares in zip(plain, found, strict=True)
     ]
 
 
-def squares_of(data: CalibrationData, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def answers_loss(net: Any, batch: Mapping[str, Any], *, unit: bool) -> Tensor:
+    """The answers' cross-entropy. `unit`: each answer token's is divided by the length of its gradient at the logits,
+    for where the model is sure there is next to none, though pruning can make it unsure."""
+    inputs, targets_BT = forced(batch, decoder_token_ids(net.config))
+    logits_NV = logits_at(net, inputs, targets_BT != IGNORED).float()
+    labels_N = targets_BT[targets_BT != IGNORED]
+    losses_N = cross_entropy(logits_NV, labels_N, reduction="none")
+    if unit:
+        with torch.no_grad():
+            length_N = (logits_NV.softmax(-1) - one_hot(labels_N, logits_NV.shape[-1])).norm(dim=-1)
+        losses_N = losses_N / length_N.clamp(min=1e-6)
+    return losses_N.sum()
+
+
+def squares_of(data: CalibrationData, batch: Mapping[str, Any], *, unit: bool) -> dict[str, Tensor]:
     """{linear: |gradient of the answers' loss at its output|² of each token} of the dense model."""
     reads: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
@@ -111,7 +128,7 @@ def squares_of(data: CalibrationData, batch: Mapping[str, Any]) -> dict[str, Ten
     handles = [linear.register_forward_hook(hook(name)) for name, linear in linears.items()]
     try:
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=data.autocast is not None):
-            loss = data.net(**batch, use_cache=False).loss
+            loss = answers_loss(data.net, batch, unit=unit)
         loss.backward()
     finally:
         for handle in handles:

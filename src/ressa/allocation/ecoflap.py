@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ressa.allocation.budget import as_sparsity, caps, whole
 from ressa.calibration.data import CalibrationData
-from ressa.calibration.gradient import answers_loss, learning
-from ressa.data.prompts import IGNORED
+from ressa.calibration.gradient import learning
+from ressa.data.prompts import IGNORED, to_device
 from ressa.errors import RessaError
 from ressa.model.matrix import AsLinear, parameter
 
@@ -78,7 +78,7 @@ def saliency(data: CalibrationData) -> dict[str, float]:
         try:
             for batch in data.counted(data.batches, "gradients"):
                 answers = _answers(batch)
-                answers_loss(data.net, batch).backward()
+                _loss(data, batch).backward()
         finally:
             for handle in handles:
                 handle.remove()
@@ -119,10 +119,18 @@ def _loss_at(
     try:
         for linear, weight, direction in zip(linears, before, z, strict=True):
             linear.weight.copy_(weight.float() + by * direction)
-        return answers_loss(data.net, batch).item()
+        return _loss(data, batch).item()
     finally:
         for linear, weight in zip(linears, before, strict=True):
             linear.weight.copy_(weight)
+
+
+def _loss(data: CalibrationData, batch: Mapping[str, Any]) -> Tensor:
+    """The model's own loss: the cross-entropy of the answers."""
+    loss = data.net(**to_device(dict(batch), data.net), use_cache=False).loss
+    if loss is None:
+        raise RessaError(f"{type(data.net).__name__} computes no loss from labels: choose allocation owl or dlp")
+    return loss
 
 
 def _answers(batch: Mapping[str, Any]) -> float:

@@ -1,9 +1,10 @@
 """Tokens weighed by gradient: each counts as much as the answers depend on what a linear puts out for it.
 
-The squared error of a layer, weighed by the squared gradient of the loss at its outputs, is the loss's own second order
-(GuidedQuant, arXiv 2505.07004); VLMQ (arXiv 2508.03351) weighs tokens so, because those of pictures are many and alike.
+GuidedQuant (arXiv 2505.07004) and VLMQ (arXiv 2508.03351) weigh so for quantisation: tokens of pictures are many and
+alike. Here each answer token's loss is divided by the length of its gradient at the logits. Where the model is sure of
+a token that gradient vanishes, though what is pruned can make it unsure.
 
-Shapes: B sequences of a batch, T tokens, I input features, O outputs.
+Shapes: B sequences of a batch, T tokens, I input features, O outputs, N answer tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ressa.calibration.logits import decoder_token_ids, forced, logits_at
 from ressa.calibration.tokens import TokenWeights
-from ressa.data.prompts import to_device
+from ressa.data.prompts import IGNORED, to_device
 from ressa.errors import RessaError
 from ressa.model.matrix import AsLinear, parameter
 from ressa.model.structure import Block
 
 CLIP = 10.0  # a token counts at most so many times as much as the mean token of its record: gradients have heavy tails
+LEAST = 1e-6  # of the length of a gradient at the logits: below, float32 knows none
 FLOOR = 0.1  # of the weight, given to all alike: no token is lost on which this batch's answers do not depend
 
 
@@ -58,13 +61,13 @@ def _to_mean_one(size: Tensor, counted: Tensor) -> Tensor:
 
 
 def gradient_sizes(net: PreTrainedModel, blocks: Iterable[Block], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """{linear: |gradient of the answers' loss at its outputs| of each token, x.shape[:-1]}, from one backward.
+    """{linear: |gradient at its outputs| of each token, x.shape[:-1]}, from one backward of the answers' loss.
 
     Linears that read the same input share a statistic, and have the root of the sum of their squares. Left out are
     experts and linears that this batch calls not once.
 
     Raises:
-        RessaError: a model without a loss of its own, or a loss that is NaN or infinite.
+        RessaError: a gradient that is NaN or infinite.
     """
     reads: dict[str, list[Tensor]] = {}
     squares: dict[str, Tensor] = {}
@@ -84,7 +87,7 @@ def gradient_sizes(net: PreTrainedModel, blocks: Iterable[Block], batch: Mapping
     handles = [linear.register_forward_hook(watch(name), with_kwargs=True) for name, linear in linears.items()]
     try:
         with learning(net, ()), torch.enable_grad():
-            answers_loss(net, batch).backward()
+            _pull(net, batch).backward()
     finally:
         for handle in handles:
             handle.remove()
@@ -94,16 +97,19 @@ def gradient_sizes(net: PreTrainedModel, blocks: Iterable[Block], batch: Mapping
             groups.setdefault(id(tensors[0]), []).append(name)
     sizes = {names[0]: torch.stack([squares[name] for name in names]).sum(0).sqrt() for names in groups.values()}
     if not all(torch.isfinite(size).all() for size in sizes.values()):
-        raise RessaError("the loss or its gradient is NaN or infinite: load the model in float32 or bfloat16")
+        raise RessaError("the gradient of the answers is NaN or infinite: load the model in float32 or bfloat16")
     return {name: sizes[names[0]] for names in groups.values() for name in names}
 
 
-def answers_loss(net: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
-    """The model's own loss: the cross-entropy of the answers. RessaError if it computes none."""
-    loss = net(**to_device(dict(batch), net), use_cache=False).loss
-    if loss is None:
-        raise RessaError(f"{type(net).__name__} computes no loss from labels: choose what needs no gradient")
-    return loss
+def _pull(net: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
+    """The cross-entropy of the answers, whose gradient at the logits has length 1 for each of their tokens."""
+    inputs, targets_BT = forced(to_device(dict(batch), net), decoder_token_ids(net.config))
+    mask_BT = targets_BT != IGNORED
+    logits_NV = logits_at(net, inputs, mask_BT).float()
+    labels_N = targets_BT[mask_BT].to(logits_NV.device)
+    losses_N = nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
+    off_NV = logits_NV.detach().softmax(-1).scatter_add_(1, labels_N[:, None], -torch.ones_like(logits_NV[:, :1]))
+    return (losses_N / off_NV.norm(dim=-1).clamp(min=LEAST)).sum()
 
 
 @contextmanager
