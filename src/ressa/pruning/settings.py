@@ -55,7 +55,9 @@ class Prune:
     batch_size: int = setting(8, "Records that run together in calibration.")
     seed: int = setting(0, "Draws the records that calibrate, and what a method draws by lot.", least=0, most=SEEDS)
     token_weights: str | None = setting(
-        None, "How much tokens count in calibration: image=0.1,text=1,answer=1. Padding never counts. [1 each]"
+        None,
+        "How much tokens count in calibration: gradient (as much as answers depend on them), image=0.1,text=1,answer=1, "
+        "or both with a comma. Padding never counts. [1 each]",
     )
     patch_embedding: bool = setting(
         False, "Prune the convolution that cuts pictures into patches too, as the vision tower's first layer."
