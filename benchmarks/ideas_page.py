@@ -96,7 +96,9 @@ def tables(found: dict[Key, Any], idea: Idea, part: str = "test") -> str:
             texts += [text_row(key, name, variants[variant], base) for variant, name in shown]
         else:
             rows += [
-                row(key, name, variants[variant], base, part) for variant, name in shown if base.keys() & variants[variant]
+                row(key, name, variants[variant], base, part)
+                for variant, name in shown
+                if base.keys() & variants[variant]
             ]
     made = ["\n".join(rows)] if len(rows) > 2 else []
     if texts:
