@@ -334,6 +334,9 @@ def test_token_weights_are_read_before_work(text, line):
 def test_token_weights_reach_calibration():
     assert Request(Prune(token_weights="image=0.1, text=2")).token_weights == {"image": 0.1, "text": 2.0}
     assert Request(Prune()).token_weights is None
+    both = Request(Prune(token_weights="gradient, image=0.1"))
+    assert (both.gradient, both.token_weights) == (True, {"image": 0.1})
+    assert (Request(Prune(token_weights="gradient")).token_weights, Request(Prune()).gradient) == (None, False)
 
 
 def test_the_seed_of_a_recipe_is_that_of_its_sections():

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import ressa.allocation
 from ressa import prune
 from ressa.allocation import ALLOCATIONS, budget, by_modality
+from ressa.allocation.arithmetic import arithmetic
 from ressa.allocation.budget import MOST, whole
 from ressa.allocation.dlp import dlp, median
 from ressa.allocation.ecoflap import STEP, ecoflap, saliency, zeroth_order
@@ -35,7 +36,7 @@ from ressa.model.structure import structure
 from ressa.patterns import Unstructured
 
 AUTHORS = load_file(Path(__file__).parents[1] / "references" / "owl.safetensors")
-SHARES = {"uniform": uniform, "owl": owl, "dlp": dlp, "ecoflap": ecoflap}
+SHARES = {"uniform": uniform, "arithmetic": arithmetic, "owl": owl, "dlp": dlp, "ecoflap": ecoflap}
 MEASURED = ["owl", "dlp", "ecoflap", "ecoflap-zeroth"]
 SMALL = {"samples": 4, "batch_size": 4}
 
@@ -74,11 +75,18 @@ def test_the_zeros_of_all_blocks_add_up_to_the_budget_to_the_weight(name, seed):
 
 
 @pytest.mark.parametrize("score", [0.0, 3.5])
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", [name for name in SHARES if name != "arithmetic"])
 def test_equal_scores_share_out_evenly(name, score):
     weights = {"a": 700, "b": 100, "c": 300}
     found = counts(SHARES[name](dict.fromkeys(weights, score), weights, 550), weights)
     assert found == {"a": 350, "b": 50, "c": 150}
+
+
+def test_arithmetic_rises_in_equal_steps_from_the_first_block_to_the_last():
+    found = arithmetic({}, dict.fromkeys("zaby", 1000), 2400, spread=0.15)
+    assert list(found.values()) == [0.45, 0.55, 0.65, 0.75]
+    assert list(found) == list("zaby")
+    assert arithmetic({}, dict.fromkeys("ab", 1000), 1000, spread=0) == {"a": 0.5, "b": 0.5}
 
 
 @pytest.mark.parametrize(("share", "sign"), [(owl, -1), (dlp, 1), (ecoflap, -1)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ressa.allocation import dlp, ecoflap, magnitude, owl, uniform
+from ressa.allocation import arithmetic, dlp, ecoflap, magnitude, owl, uniform
 from ressa.allocation.measure import scored
 from ressa.calibration.data import CalibrationData
 from ressa.errors import unknown
@@ -36,6 +36,7 @@ class Allocation:
 ALLOCATIONS: dict[str, Allocation] = {
     "uniform": Allocation(uniform.uniform),
     "magnitude": Allocation(magnitude.magnitude, unit="linear"),
+    "arithmetic": Allocation(arithmetic.arithmetic),
     "owl": Allocation(owl.owl, partial(scored, statistic=owl.outliers)),
     "dlp": Allocation(dlp.dlp, partial(scored, statistic=dlp.median)),
     "ecoflap": Allocation(ecoflap.ecoflap, ecoflap.saliency),

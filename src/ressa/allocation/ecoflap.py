@@ -7,8 +7,7 @@ the block's weights are perturbed, from forwards alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ressa.allocation.budget import as_sparsity, caps, whole
 from ressa.calibration.data import CalibrationData
+from ressa.calibration.gradient import learning
 from ressa.data.prompts import IGNORED, to_device
 from ressa.errors import RessaError
 from ressa.model.matrix import AsLinear, parameter
@@ -68,7 +68,8 @@ def saliency(data: CalibrationData) -> dict[str, float]:
 
         return add
 
-    with data.places.whole(), _only(data, requires_grad=True), torch.enable_grad():
+    linears = [linear for block in data.blocks for linear in block.linears.values()]
+    with data.places.whole(), learning(data.net, linears), torch.enable_grad():
         handles = [
             weight.register_post_accumulate_grad_hook(hook(block.name))
             for block in data.blocks
@@ -95,7 +96,7 @@ def zeroth_order(data: CalibrationData) -> dict[str, float]:
     random = torch.Generator().manual_seed(data.seed)
     asked = sum(map(_answers, data.batches))
     scores: dict[str, float] = {}
-    with data.places.whole(), _only(data, requires_grad=False):
+    with data.places.whole(), learning(data.net, ()):
         for block in data.counted(data.blocks, "perturbing"):
             linears, slope = list(block.linears.values()), 0.0
             before = [linear.weight.detach().clone() for linear in linears]
@@ -134,21 +135,3 @@ def _loss(data: CalibrationData, batch: Mapping[str, Any]) -> Tensor:
 
 def _answers(batch: Mapping[str, Any]) -> float:
     return float((batch["labels"] != IGNORED).sum())
-
-
-@contextmanager
-def _only(data: CalibrationData, *, requires_grad: bool) -> Iterator[None]:
-    """Gradients for the weights of the blocks (or for none), no dropout; afterwards all is as before."""
-    net, was_training = data.net, data.net.training
-    before = [(weight, weight.requires_grad) for weight in net.parameters()]
-    try:
-        net.eval().requires_grad_(False)
-        for block in data.blocks:
-            for linear in block.linears.values():
-                parameter(linear).requires_grad_(requires_grad)
-        yield
-    finally:
-        net.train(was_training)
-        for weight, required in before:
-            weight.requires_grad_(required)
-            weight.grad = None

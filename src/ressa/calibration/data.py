@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ressa.calibration.gradient import Guided, gradient_sizes
 from ressa.calibration.places import Places
 from ressa.calibration.rehearsal import rehearse
 from ressa.calibration.samples import drawn
@@ -83,6 +84,16 @@ class CalibrationData:
         if "tokens" not in self._made:
             self._made["tokens"] = [token_weights(batch, self.net.config, self.counts) for batch in self.batches]
         return self._made["tokens"]
+
+    def guide(self) -> None:
+        """Weighs tokens by gradient too (`calibration.gradient`), with the whole model in memory; before any block is
+        changed: it is the dense model that says which tokens matter."""
+        plain = self.tokens
+        with self.places.whole():
+            sizes = [gradient_sizes(self.net, self.every, batch) for batch in self.counted(self.batches, "gradients")]
+        self._made["tokens"] = [
+            Guided(**vars(weights), sizes=found) for weights, found in zip(plain, sizes, strict=True)
+        ]
 
     @cached_property
     def weights(self) -> dict[str, int]:

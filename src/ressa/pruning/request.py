@@ -17,6 +17,7 @@ from ressa.settings import naming
 
 DEFAULT = "2:4"
 BUDGETS = ("part", "model")
+GRADIENT = "gradient"  # in `token_weights`
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,24 @@ class Request:
         self._check_shares()
 
     @property
+    def gradient(self) -> bool:
+        """Whether tokens are weighed by gradient, beside what `token_weights` says of their kinds."""
+        return GRADIENT in self._weights
+
+    @property
     def token_weights(self) -> dict[str, float] | None:
         """{kind of token: how much it counts}. Raises RessaError for text that is not of the form image=0.1,text=1."""
-        if self.asked.token_weights is None:
-            return None
-        pairs = [pair.partition("=") for pair in self.asked.token_weights.split(",")]
+        pairs = [pair.partition("=") for pair in self._weights if pair != GRADIENT]
         try:
-            return {key.strip(): float(value) for key, _, value in pairs}
+            return {key.strip(): float(value) for key, _, value in pairs} or None
         except ValueError:
             raise RessaError(
-                f"token_weights: '{self.asked.token_weights}' is not of the form image=0.1,text=1"
+                f"token_weights: '{self.asked.token_weights}' is not of the form image=0.1,text=1, or {GRADIENT}"
             ) from None
+
+    @property
+    def _weights(self) -> list[str]:
+        return [] if self.asked.token_weights is None else [w.strip() for w in self.asked.token_weights.split(",")]
 
     @property
     def from_file(self) -> bool:

@@ -33,8 +33,8 @@ class Prune:
     )
     allocation: str = setting(
         "uniform",
-        "Which blocks get more of a part's zeros: uniform (none), owl, dlp, ecoflap, ecoflap-zeroth, magnitude; or the "
-        "JSON file (a ressa.json too) of an allocation to use again.",
+        "Which blocks get more of a part's zeros: uniform (none), arithmetic (later ones), owl, dlp, ecoflap, "
+        "ecoflap-zeroth, magnitude; or the JSON file (a ressa.json too) of an allocation to use again.",
     )
     budget: str | None = setting(
         None,
@@ -43,7 +43,8 @@ class Prune:
     )
     spread: float | None = setting(
         None,
-        "How far it goes: owl and dlp stay within this of the mean, ecoflap at most this above. [0.08, 0.15, 0.1]",
+        "How far it goes: arithmetic, owl and dlp stay within this of the mean, ecoflap at most this above. "
+        "[0.1, 0.08, 0.15, 0.1]",
         least=0,
         most=1,
     )
@@ -55,7 +56,9 @@ class Prune:
     batch_size: int = setting(8, "Records that run together in calibration.")
     seed: int = setting(0, "Draws the records that calibrate, and what a method draws by lot.", least=0, most=SEEDS)
     token_weights: str | None = setting(
-        None, "How much tokens count in calibration: image=0.1,text=1,answer=1. Padding never counts. [1 each]"
+        None,
+        "How much tokens count in calibration: gradient (as much as answers depend on them); image=0.1,text=1,answer=1; "
+        "both, with a comma. Padding never counts. [1 each]",
     )
     patch_embedding: bool = setting(
         False, "Prune the convolution that cuts pictures into patches too, as the vision tower's first layer."

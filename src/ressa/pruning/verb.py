@@ -86,6 +86,8 @@ def prune(
     where |= {"streamed": streamed, "every": tuple(streamed.pieces or plan.blocks())}
     sizes = (settings.samples, settings.batch_size, settings.seed, request.token_weights)
     calibration = CalibrationData(net, processor, records, *sizes, **where)
+    if request.gradient and (method.needs or request.needs_data):
+        calibration.guide()
     patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
     arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
     identity = _identity(arguments, chosen, records or [], patterns)
