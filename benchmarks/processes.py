@@ -79,9 +79,15 @@ def records(folder: Path, n: int) -> Path:
 
 def child(asked: dict[str, Any]) -> None:
     """Prunes in this process, one of those that were launched; leaves what it took in a file of its own."""
+    import torch.distributed.tensor
+
     import ressa
     from ressa.parallel import rank
+    from ressa.pruning import verb
 
+    ressa.load(asked["prune"]["model"])  # all is imported: transformers does it when it is asked for
+    assert verb.prune
+    assert torch.distributed.tensor
     start, busy = time.perf_counter(), time.process_time()
     manifest = ressa.prune(**asked["prune"])
     took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - busy, "machine": manifest["machine"]}

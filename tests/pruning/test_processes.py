@@ -31,7 +31,11 @@ EQUAL: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {  # model, sett
     "keep_dense": ("llava", {"method": "wanda", "keep_dense": 1}, (2,)),
     "experts": ("moe", {"method": "sparsegpt"}, (2,)),
     "bfloat16": ("half", {"method": "sparsegpt"}, (2,)),
+    "gradient": ("llava", {"method": "wanda", "token_weights": "gradient"}, (2,)),
 }
+QUICK = [("wanda", 2), ("wanda", 4), ("sparsegpt", 2), ("magnitude", 2)]
+ALL = [(name, size) for name, (*_, sizes) in EQUAL.items() for size in sizes]
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in QUICK]
 BREAKS = {  # what goes wrong, in which process; what both say
     "solve": (1, "no damping helps"),
     "product": (1, "another process has ended"),
@@ -69,23 +73,43 @@ def half(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pruned(data, tiny_data, tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
-    """The folder with an output for each name and number of processes, and what their processes ended with."""
+def made(tmp_path_factory) -> tuple[Path, dict[str, Path]]:
     root = tmp_path_factory.mktemp("teams")
     models = {name: getattr(pico, name)(root / name) for name in ("llava", "instructblip_t5", "instructblip_llama")}
-    models |= {"moe": moe(root / "moe"), "half": half(root / "half")}
-    jobs = {}
-    for name, (model, settings, sizes) in EQUAL.items():
-        records = tiny_data if "blip" in model else data  # these need a picture
-        told = {"model": str(models[model]), "data": str(records)} | SMALL | settings
-        for size in (1, *sizes):
-            jobs[f"{name}, {size}"] = told | {"processes": size, "out": str(root / f"{name}, {size}")}
+    return root, models | {"moe": moe(root / "moe"), "half": half(root / "half")}
+
+
+@pytest.fixture(scope="module")
+def pruned(made, data, tiny_data) -> tuple[Path, dict[str, list[str]]]:
+    """The folder with an output for each name and number of processes, and what their processes ended with."""
+    root, models = made
+    jobs = equal(QUICK, root, models, data, tiny_data)
     for what, (rank, _) in BREAKS.items():
         told = {"model": str(models["llava"]), "data": str(data), "method": "sparsegpt"} | SMALL
         jobs[what] = told | {"processes": 2, "out": str(root / what), "break": {"rank": rank, "what": what}}
     resumed = {key: value for key, value in jobs["solve"].items() if key != "break"}
     jobs["resumed"] = resumed  # the same call, after the one that failed in the middle
     return root, in_teams(jobs, root)
+
+
+@pytest.fixture(scope="module")
+def slowly_pruned(made, data, tiny_data) -> dict[str, list[str]]:
+    root, models = made
+    return in_teams(equal([case for case in ALL if case not in QUICK], root, models, data, tiny_data), root)
+
+
+def equal(cases: list[tuple[str, int]], root: Path, models: dict[str, Path], *data: Path) -> dict[str, Any]:
+    jobs = {}
+    for name, size in cases:
+        model, settings, _ = EQUAL[name]
+        told = (
+            {"model": str(models[model]), "data": str(data["blip" in model])} | SMALL | settings
+        )  # they need pictures
+        for processes in (1, size):
+            out = root / f"{name}, {processes}"
+            if not out.exists():
+                jobs[out.name] = told | {"processes": processes, "out": str(out)}
+    return jobs
 
 
 def in_teams(jobs: dict[str, Any], root: Path) -> dict[str, list[str]]:
@@ -102,9 +126,11 @@ def weights_in(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if "safetensors" in file.name}
 
 
-@pytest.mark.parametrize(("name", "size"), [(name, size) for name, (*_, sizes) in EQUAL.items() for size in sizes])
-def test_several_processes_write_the_bytes_of_one(name, size, pruned):
+@pytest.mark.parametrize(("name", "size"), [*QUICK, *SLOW])
+def test_several_processes_write_the_bytes_of_one(name, size, pruned, request):
     root, ended = pruned
+    if (name, size) not in QUICK:
+        ended = ended | request.getfixturevalue("slowly_pruned")
     assert ended[f"{name}, 1"] == [""]
     assert ended[f"{name}, {size}"] == [""] * size
     one, several = (root / f"{name}, {n}" for n in (1, size))

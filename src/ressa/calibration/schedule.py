@@ -113,9 +113,8 @@ class Schedule:
             outputs.extend(forward.output for forward in forwards)
 
     def _earliest(self, forwards: Sequence[Forward]) -> int:
-        """The first block that any batch, of any process of the team, stands at; as many as there are when all have
-        ended. A process none of whose batches stands there visits it without calls."""
-        standing = (forward.at for forward in forwards if forward.at is not None)
+        """The first block that a batch of any process stands at, which all visit; past the last when all have ended."""
+        standing = [forward.at for forward in forwards if forward.at is not None]
         return min(team().exchange(min(standing, default=len(self.blocks))))
 
     def _counted(self) -> tuple[int, int]:
