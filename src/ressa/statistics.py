@@ -2,25 +2,34 @@
 
 Shapes: T tokens, I input features, O output features. All are weighted means over tokens, from float32 sums: how the
 tokens were cut into batches does not matter, and a token of weight 0 is not looked at (padding may even hold NaN).
+What a batch adds is made by itself, in `parts` (ressa.addends), and then added, piece by piece (`take`).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from ressa import addends
 from ressa.errors import RessaError, RessaWarning
 
 RETRY_DAMPS = (0.01, 0.1, 1.0, 10.0)  # shares of the mean diagonal
 AT_ONCE = 1 << 23  # weights whose rows are pruned at once, where each row is pruned alone and without a Gram
-PANELS = 4  # of a Gram: with so many, its symmetry saves 3/8 of the work, and each is still one large product
 Made = TypeVar("Made")
+
+
+@torch.no_grad()
+def _add(statistic: Any, x: Tensor, weight: Tensor | None = None) -> None:
+    """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
+    tokens, parts = statistic.parts(x, weight)
+    for number, make in enumerate(parts):
+        statistic.take(number, make(), tokens)
 
 
 class InputNorm:
@@ -30,12 +39,12 @@ class InputNorm:
         self.tokens = 0.0
         self.squares_I = torch.zeros(in_features, dtype=torch.float32, device=device)
 
-    @torch.no_grad()
-    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
-        x_TI, tokens = _root_weighted(x, weight)
+    add, parts = _add, staticmethod(addends.squares)
+
+    def take(self, number: int, piece: Tensor, tokens: float) -> None:
+        """Adds a piece; the first brings the tokens."""
         self.tokens += tokens
-        self.squares_I += x_TI.square().sum(dim=0)
+        self.squares_I += piece
 
     @property
     def norm_I(self) -> Tensor:
@@ -53,17 +62,17 @@ class Moments:
         self._mean_I = torch.zeros(in_features, dtype=torch.float32, device=device)
         self._scatter_I = torch.zeros_like(self._mean_I)  # sum of squared deviations from the mean
 
-    @torch.no_grad()
-    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
-        x_TI, weight_T1, tokens = _tokens(x, weight)
+    add, parts = _add, staticmethod(addends.moments)
+
+    def take(self, number: int, piece: Tensor, tokens: float) -> None:
+        """Adds a piece."""
         if tokens == 0:
             return
-        batch_mean_I = (x_TI * weight_T1).sum(dim=0) / tokens
+        batch_mean_I, scatter_I = piece
         shift_I = batch_mean_I - self._mean_I
         before, self.tokens = self.tokens, self.tokens + tokens
         self._mean_I += shift_I * (tokens / self.tokens)
-        self._scatter_I += ((x_TI - batch_mean_I).square() * weight_T1).sum(dim=0)
+        self._scatter_I += scatter_I
         self._scatter_I += shift_I.square() * (before * tokens / self.tokens)
 
     @property
@@ -87,24 +96,18 @@ class Gram:
         self.products_II = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
         self._made: dict[Hashable, Any] = {}
 
-    @torch.no_grad()
-    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
-        x_TI, tokens = _root_weighted(x, weight)
-        self.tokens += tokens
-        for a, b in self._panels():  # in place, so that autocast cannot turn it into a bfloat16 product
-            self.products_II[a:b, a:].addmm_(x_TI[:, a:b].T, x_TI[:, a:])
-        self._made.clear()
+    add, parts = _add, staticmethod(addends.products)
 
-    def _panels(self) -> Iterator[tuple[int, int]]:
-        """First row and end of each panel; it begins at the diagonal, for what is left of that stands above it too."""
-        size = len(self.products_II)
-        width = -(-size // PANELS)
-        return ((a, min(a + width, size)) for a in range(0, size, width))
+    def take(self, number: int, piece: Tensor, tokens: float) -> None:
+        """Adds a piece; the first brings the tokens."""
+        a, b = addends.panels(len(self.products_II))[number]
+        self.tokens += 0 if number else tokens
+        self.products_II[a:b, a:] += piece
+        self._made.clear()
 
     @property
     def gram_II(self) -> Tensor:
-        for a, b in self._panels():
+        for a, b in addends.panels(len(self.products_II)):
             self.products_II[b:, a:b] = self.products_II[a:b, b:].T
         return _mean(self.products_II, self.tokens)
 
@@ -149,11 +152,19 @@ class GramAndMoments(Gram):
         super().__init__(in_features, device)
         self._moments = Moments(in_features, device)
 
-    @torch.no_grad()
-    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Adds inputs x (..., I) whose tokens count `weight` (broadcasts to x.shape[:-1]; None: one each)."""
-        super().add(x, weight)
-        self._moments.add(x, weight)
+    @staticmethod
+    def parts(x: Tensor, weight: Tensor | None = None) -> addends.Parts:
+        """Those of a Gram, then those of the moments."""
+        tokens, panels = addends.products(x, weight)
+        return tokens, panels + addends.moments(x, weight)[1]
+
+    def take(self, number: int, piece: Tensor, tokens: float) -> None:
+        """Adds a piece; the first brings the tokens."""
+        panels = len(addends.panels(len(self.products_II)))
+        if number < panels:
+            super().take(number, piece, tokens)
+        else:
+            self._moments.take(number - panels, piece, tokens)
 
     @property
     def mean_I(self) -> Tensor:
@@ -233,23 +244,6 @@ def _inverse_factor(reversed_II: Tensor, damp: float) -> Tensor:
         del lower_II, eye_II
         return inverse_II.flip(0, 1)
     raise RessaError(f"no damping up to {tried:g} makes the inputs' Gram matrix invertible: are all inputs zero?")
-
-
-def _tokens(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, float]:
-    """The tokens that count, float32 (T, I), their weights (T, 1) and the sum of these."""
-    x_TI = x.reshape(-1, x.shape[-1])
-    if weight is None or (weight == 1).all():
-        return x_TI.float(), torch.ones(1, 1, device=x.device), float(len(x_TI))
-    weight_T = weight.to(x.device, torch.float32).broadcast_to(x.shape[:-1]).reshape(-1)
-    counts_T = weight_T != 0
-    weight_T = weight_T[counts_T]
-    return x_TI[counts_T].float(), weight_T[:, None], weight_T.sum().item()
-
-
-def _root_weighted(x: Tensor, weight: Tensor | None) -> tuple[Tensor, float]:
-    """The tokens that count, each times the root of its weight, and the sum of the weights."""
-    x_TI, weight_T1, tokens = _tokens(x, weight)
-    return (x_TI if weight_T1.numel() == 1 and weight_T1 == 1 else x_TI * weight_T1.sqrt()), tokens
 
 
 def _mean(total: Tensor, tokens: float) -> Tensor:

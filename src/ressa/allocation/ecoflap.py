@@ -7,8 +7,9 @@ the block's weights are perturbed, from forwards alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,10 @@ from ressa.calibration.gradient import learning
 from ressa.data.prompts import IGNORED, to_device
 from ressa.errors import RessaError
 from ressa.model.matrix import AsLinear, parameter
+from ressa.parallel import team
 
 STEP = 1e-3  # epsilon of the zeroth order
+T = TypeVar("T")
 
 
 def ecoflap(
@@ -58,12 +61,13 @@ def saliency(data: CalibrationData) -> dict[str, float]:
     is there.
     """
     sums = dict.fromkeys((block.name for block in data.blocks), 0.0)
+    found: list[list[tuple[str, float]]] = []  # by batch
     answers = 0.0
 
     def hook(name: str) -> Any:
         def add(weight: Tensor) -> None:
             assert weight.grad is not None
-            sums[name] += answers * (weight.detach() * weight.grad).float().abs().sum().item()
+            found[-1].append((name, answers * (weight.detach() * weight.grad).float().abs().sum().item()))
             weight.grad = None
 
         return add
@@ -78,11 +82,14 @@ def saliency(data: CalibrationData) -> dict[str, float]:
         try:
             for batch in data.counted(data.batches, "gradients"):
                 answers = _answers(batch)
+                found.append([])
                 _loss(data, batch).backward()
         finally:
             for handle in handles:
                 handle.remove()
-    asked = sum(map(_answers, data.batches))
+    for name, value in chain(*team().in_order(found)):
+        sums[name] += value
+    asked = _asked(data)
     return {name: sums[name] / (asked * n) for name, n in data.weights.items()}
 
 
@@ -94,16 +101,17 @@ def zeroth_order(data: CalibrationData) -> dict[str, float]:
     so that large and small blocks compare. The weights are put back bit by bit. Costs two forwards a block and batch.
     """
     random = torch.Generator().manual_seed(data.seed)
-    asked = sum(map(_answers, data.batches))
-    scores: dict[str, float] = {}
+    asked, scores, batches = _asked(data), dict[str, float](), _dealt(data.batches)
     with data.places.whole(), learning(data.net, ()):
         for block in data.counted(data.blocks, "perturbing"):
-            linears, slope = list(block.linears.values()), 0.0
+            linears, slopes = list(block.linears.values()), list[float]()
             before = [linear.weight.detach().clone() for linear in linears]
-            for batch in data.batches:
+            for batch in batches:
                 z = [torch.randn(weight.shape, generator=random).to(weight.device) for weight in before]
-                up, down = (_loss_at(data, batch, linears, before, z, step) for step in (STEP, -STEP))
-                slope += _answers(batch) * abs(up - down) / (2 * STEP)
+                if batch is not None:
+                    up, down = (_loss_at(data, batch, linears, before, z, step) for step in (STEP, -STEP))
+                    slopes.append(_answers(batch) * abs(up - down) / (2 * STEP))
+            slope = sum(team().in_order(slopes))
             scores[block.name] = slope / asked / math.sqrt(sum(weight.numel() for weight in before))
     return scores
 
@@ -131,6 +139,18 @@ def _loss(data: CalibrationData, batch: Mapping[str, Any]) -> Tensor:
     if loss is None:
         raise RessaError(f"{type(data.net).__name__} computes no loss from labels: choose allocation owl or dlp")
     return loss
+
+
+def _asked(data: CalibrationData) -> float:
+    """The answer tokens of all processes' batches."""
+    return sum(team().exchange(sum(map(_answers, data.batches))))
+
+
+def _dealt(mine: Sequence[T]) -> list[T | None]:
+    """The batches of all processes in their order; None for another's."""
+    ours: list[list[T | None]] = [[None] * count for count in team().exchange(len(mine))]
+    ours[team().rank] = list(mine)
+    return [share[i] for i in range(max(map(len, ours))) for share in ours if i < len(share)]
 
 
 def _answers(batch: Mapping[str, Any]) -> float:

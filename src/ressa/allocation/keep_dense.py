@@ -14,6 +14,7 @@ from ressa.calibration.sweep import DENSE, Turn, sweep
 from ressa.calibration.visit import Visit
 from ressa.errors import RessaError
 from ressa.model.structure import Block
+from ressa.parallel import team
 
 
 def most_sensitive(errors: Mapping[str, float], k: int) -> list[str]:
@@ -27,9 +28,9 @@ def most_sensitive(errors: Mapping[str, float], k: int) -> list[str]:
 def sensitivity(data: CalibrationData, needs: type[Any] | None, change: Callable[[Turn], None]) -> dict[str, float]:
     """The squared change of each block's output, relative to the output, if it alone of the model were pruned.
 
-    It is measured: `change` prunes the block, which runs again on the inputs it has in the dense model, and is put
-    back. Relative to what the block hands on, residual included, blocks of unlike scale compare. A method that needs
-    no data (`needs` is None) is judged by its weights: their squared change, relative to them.
+    It is measured: `change` prunes the block (in all processes), which runs again on the inputs it has in the dense
+    model, and is put back. Relative to what the block hands on, residual included, blocks of unlike scale compare. A
+    method that needs no data (`needs` is None) is judged by its weights: their squared change, relative to them.
     """
     errors: dict[str, float] = {}
     for turn in sweep(data, needs, DENSE):
@@ -52,11 +53,12 @@ def _weights_error(block: Block, before: Mapping[str, Tensor]) -> float:
 
 
 def _output_error(data: CalibrationData, visit: Visit, dense: Sequence[Tensor]) -> float:
-    pairs = [
-        squared_error(after, before, data.tokens[call.batch], visit.block)
-        for call, before, after in zip(visit.calls, dense, _outputs(visit), strict=True)
-    ]
-    return sum(error.item() for error, _ in pairs) / (sum(size.item() for _, size in pairs) or 1)
+    by_batch: list[list[tuple[float, float]]] = [[] for _ in data.batches]
+    for call, before, after in zip(visit.calls, dense, _outputs(visit), strict=True):
+        error, size = squared_error(after, before, data.tokens[call.batch], visit.block)
+        by_batch[call.batch].append((error.item(), size.item()))
+    pairs = [pair for batch in team().in_order(by_batch) for pair in batch]
+    return sum(error for error, _ in pairs) / (sum(size for _, size in pairs) or 1)
 
 
 def _outputs(visit: Visit) -> list[Tensor]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ressa.calibration.data import CalibrationData
-from ressa.calibration.sweep import DENSE, not_entered, sweep
+from ressa.calibration.sweep import SweepSettings, not_entered, sweep
+from ressa.parallel import team
 from ressa.statistics import InputNorm
 
 
@@ -20,11 +21,13 @@ def scored(data: CalibrationData, statistic: Callable[[list[Tensor]], float]) ->
         RessaError: a block that no calibration record enters.
     """
     scores: dict[str, float] = {}
-    for turn in sweep(data, InputNorm, DENSE):
+    for turn in sweep(data, InputNorm, SweepSettings(propagate="dense", whole=True)):
+        if team().rank:
+            continue
         inputs, linears = turn.inputs, turn.block.linears
         read = [name for name in linears if name in inputs and inputs[name].tokens]
         if not read:
             raise not_entered(turn.block)
         scores_OI = [linears[name].weight.detach().float().abs() * inputs[name].norm_I for name in read]
         scores[turn.block.name] = statistic(scores_OI)
-    return scores
+    return team().exchange(scores)[0]

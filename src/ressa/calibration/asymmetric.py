@@ -6,21 +6,28 @@ it is pruned lets it make up for what the blocks before it lost. Shapes: T token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from ressa.addends import Parts
 from ressa.calibration.gather import capture, same_input
+from ressa.calibration.sums import Found, Owners, Sums, steps
 from ressa.calibration.tokens import TokenWeights
-from ressa.calibration.visit import Visit
+from ressa.calibration.visit import Call, Visit
 from ressa.errors import RessaError
 from ressa.statistics import Gram
 
 
 @torch.no_grad()
 def shifts(
-    visit: Visit, dense: Visit, token_weights: Sequence[TokenWeights], grams: dict[str, Gram], damp: float = 0.1
+    visit: Visit,
+    dense: Visit,
+    token_weights: Sequence[TokenWeights],
+    grams: dict[str, Gram],
+    owners: Owners | None = None,
+    damp: float = 0.1,
 ) -> dict[str, Tensor]:
     """For each linear of the visited block the (I, I) matrix S with W' = W + W S; linears of one input share it.
 
@@ -29,25 +36,58 @@ def shifts(
     Args:
         visit, dense: the same block and batches, in the model that is being pruned and in its original (`walk_both`).
         grams: what `gather` found in `visit`; those of other linears are not looked for.
+        owners: which it found them for, and for which of them a process gets its shifts; None: `grams` are all.
         damp: as a share of the mean of the Gram's diagonal.
     """
-    products: dict[str, Tensor] = {}
-    shared: dict[str, list[str]] = {}
-    for call, original in zip(visit.calls, dense.calls, strict=True):
-        (reads, given), (wanted, _) = capture(visit, call, grams), capture(dense, original, grams)
-        crossed = {id(tensor) for tensor in given[1:]}
-        for names in same_input(reads):
-            shared[names[0]] = names
-            for x, d in zip(reads[names[0]], wanted[names[0]], strict=True):
-                if x.shape != d.shape:
-                    raise RessaError(f"{names[0]} reads other tokens than in the dense model: leave asymmetric out")
-                weights = token_weights[call.batch].of(visit.block, names[0], x, crossed=id(x) in crossed)
-                products[names[0]] = products.get(names[0], 0) + _product(x, d, weights)
-    found: dict[str, Tensor] = {}
-    for first, names in shared.items():
-        factor_II = grams[first].inverse_factor(damp)
-        shift_II = (products[first] / grams[first].tokens) @ factor_II.T @ factor_II
-        found |= dict.fromkeys(names, shift_II)
+    owners = owners or Owners(visit.block, Gram, grams)
+    sums, original = Sums(Crossed, owners), dict(zip(map(id, visit.calls), dense.calls, strict=True))
+    for calls in steps(visit.calls):
+        found: Found = []
+        for call in calls:
+            weights, pair = token_weights[call.batch], (call, original[id(call)])
+            found += _read_by_both(visit, dense, pair, weights, owners.known)
+        sums.add(found)
+    made: dict[int, Tensor] = {}
+    for name, crossed in sums.statistics.items():
+        if id(crossed) not in made:
+            factor_II = grams[name].inverse_factor(damp)
+            made[id(crossed)] = (crossed.products_II / grams[name].tokens) @ factor_II.T @ factor_II
+    return {name: made[id(crossed)] for name, crossed in sums.statistics.items()}
+
+
+class Crossed:
+    """The sum of (d - x) xT over the tokens that count, (I, I), float32."""
+
+    def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
+        self.products_II = torch.zeros(in_features, in_features, device=device)
+
+    def add(self, x: Tensor, d: Tensor, weights: Tensor | None) -> None:
+        """Adds inputs x (..., I) and what stands in their place in the dense model."""
+        self.products_II += _product(x, d, weights)
+
+    @staticmethod
+    def parts(x: Tensor, d: Tensor | None = None, weights: Tensor | None = None) -> Parts:
+        """What `add` adds."""
+        return 0.0, [lambda: _product(x, x if d is None else d, weights)]
+
+    def take(self, number: int, piece: Tensor, tokens: float) -> None:
+        """Adds a piece; there is one."""
+        self.products_II += piece
+
+
+def _read_by_both(
+    visit: Visit, dense: Visit, pair: tuple[Call, Call], weights: TokenWeights, only: Collection[str]
+) -> Found:
+    """What each linear reads in a call, beside what it reads in the dense model."""
+    (reads, given), (wanted, _) = (capture(one, call, only) for one, call in zip((visit, dense), pair, strict=True))
+    crossed = {id(tensor) for tensor in given[1:]}
+    found: Found = []
+    for first, *others in same_input(reads):
+        both = list(zip(reads[first], wanted[first], strict=True))
+        if any(x.shape != d.shape for x, d in both):
+            raise RessaError(f"{first} reads other tokens than in the dense model: leave asymmetric out")
+        told = [(x, d, weights.of(visit.block, first, x, crossed=id(x) in crossed)) for x, d in both]
+        found.append(((first, *others), told))
     return found
 
 

@@ -21,6 +21,7 @@ from ressa.data.records import Record
 from ressa.model.resident import InMemory
 from ressa.model.streamed import Streamed
 from ressa.model.structure import Block
+from ressa.parallel import team
 from ressa.settings import Progress
 
 T = TypeVar("T")
@@ -66,11 +67,14 @@ class CalibrationData:
 
     @property
     def batches(self) -> list[dict[str, Tensor]]:
+        """Of several processes' batches those of this one: every N-th."""
         if "batches" not in self._made:
             assert self.records is not None  # prune() refuses what needs data and has none
-            n, size, config = self.samples, self.batch_size, self.net.config
+            n, config = self.samples, self.net.config
             self._made["seen"] = rehearse(self.net, self.processor, drawn(self.records, n, self.seed))
-            self._made["batches"] = draw(self.records, self.processor, config, n, batch_size=size, seed=self.seed)
+            how: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
+            how["mine"] = slice(team().rank, None, team().size)  # so that all get short and long ones
+            self._made["batches"] = draw(self.records, self.processor, config, n, **how)
         return self._made["batches"]
 
     @property

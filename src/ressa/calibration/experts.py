@@ -27,14 +27,11 @@ PRODUCTS += [Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm]
 
 
 class Experts:
-    """Gathers a statistic for each expert of a block (or for `only` these): `statistics`, by name.
+    """Catches what each expert of a block (or of `only` these) reads. False where the block has no experts."""
 
-    An expert that no token reached has none. False where the block has no experts.
-    """
-
-    def __init__(self, block: Block, needs: type[Any], only: Collection[str] | None = None) -> None:
-        self.block, self.needs = block, needs
-        self.statistics: dict[str, Any] = {}
+    def __init__(self, block: Block, only: Collection[str] | None = None) -> None:
+        self.block = block
+        self._reads: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._names: dict[nn.Module, dict[tuple[str, int], str]] = {}
         for name, linear in block.linears.items():
             if isinstance(linear, AsLinear) and is_expert(linear) and (only is None or name in only):
@@ -46,7 +43,7 @@ class Experts:
 
     @contextmanager
     def captured(self, tokens: TokenWeights) -> Iterator[None]:
-        """While the block runs within, what its experts read is added; `tokens` are the weights of its batch."""
+        """While the block runs within, what its experts read is kept; `tokens` are the weights of its batch."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with torch.no_grad():
@@ -56,6 +53,11 @@ class Experts:
             for module in self._names:
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
+
+    def taken(self) -> list[tuple[tuple[str, ...], list[tuple[Any, ...]]]]:
+        """[((expert,), [(tokens sent to it (T, I), their weights)])] since it was last asked; of those that got any."""
+        reads, self._reads = self._reads, {}
+        return [((name,), list(read)) for name, read in reads.items()]
 
     def _replay(self, module: nn.Module, args: tuple[Any, ...], tokens: TokenWeights) -> None:
         """Runs the experts on the tokens of each weight in turn, so that what they read need not be traced back."""
@@ -77,9 +79,7 @@ class Experts:
     def _add(self, name: str, x_TI: Tensor, count: Tensor) -> None:
         x_TI = x_TI[x_TI.any(dim=-1)]  # where every expert gets all tokens, those that were not sent to it are zero
         if len(x_TI):
-            if name not in self.statistics:
-                self.statistics[name] = self.needs(x_TI.shape[-1], device=x_TI.device)
-            self.statistics[name].add(x_TI, count.expand(len(x_TI)))
+            self._reads.setdefault(name, []).append((x_TI, count.expand(len(x_TI))))
 
 
 class _Watch(TorchFunctionMode):

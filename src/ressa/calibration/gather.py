@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from ressa.calibration.bare import BareReads
 from ressa.calibration.experts import Experts
+from ressa.calibration.sums import Found, Owners, Sums, steps
 from ressa.calibration.tokens import TokenWeights
 from ressa.calibration.visit import Call, StopForward, Visit
 from ressa.errors import RessaError
 from ressa.model.matrix import AsLinear, is_expert
+from ressa.model.structure import Block
 
 Reads = dict[str, list[Tensor]]  # by linear, in the order in which it was called
 
@@ -23,34 +25,42 @@ def gather(
     needs: type[Any] | None,
     token_weights: Sequence[TokenWeights],
     only: Collection[str] | None = None,
+    owners: Owners | None = None,
 ) -> dict[str, Any]:
     """The statistic `needs` of the inputs of each linear of the visited block (or of `only` these): {name: statistic}.
 
     Linears that read the same tensors (query, key and value; gate and up) share one statistic, so that a Gram is
     gathered and factored once. `token_weights[i]` are those of batch i. A linear that no batch reached is left out, as
-    is an expert that no token that counts was sent to.
+    is an expert that no token that counts was sent to; and of several processes each gets those of the linears that it
+    owns, over the batches of all.
 
     Raises:
         RessaError: linears read the same tensor in one batch and different ones in another.
     """
-    statistics: dict[str, Any] = {}
     if needs is None:
-        return statistics
-    experts = Experts(visit.block, needs, only)
+        return {}
+    sums, experts = Sums(needs, owners or Owners(visit.block, needs)), Experts(visit.block, only)
     once = False
-    for call in visit.calls:
-        with experts.captured(token_weights[call.batch]):
-            reads, given = capture(visit, call, only, once=once)
-        alone = not visit.onward and all(len(tensors) == 1 for tensors in reads.values())
-        once = alone and not experts and reads.keys() == _called(visit, only).keys()  # experts may come last
-        crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
-        for names in same_input(reads):
-            statistic = _statistic(statistics, names, needs, reads[names[0]][0])
-            for x in reads[names[0]]:
-                weights = token_weights[call.batch].of(visit.block, names[0], x, crossed=id(x) in crossed)
-                statistic.add(x, weights)
-        del reads  # before the next batch's come
-    return statistics | experts.statistics
+    for calls in steps(visit.calls):
+        found: Found = []
+        for call in calls:
+            with experts.captured(token_weights[call.batch]):
+                reads, given = capture(visit, call, only, once=once)
+            alone = not visit.onward and all(len(tensors) == 1 for tensors in reads.values())
+            once = alone and not experts and reads.keys() == _called(visit, only).keys()  # experts may come last
+            found += _weighted(visit.block, reads, given, token_weights[call.batch]) + experts.taken()
+            del reads  # before the next batch's come
+        sums.add(found)
+    return sums.statistics
+
+
+def _weighted(block: Block, reads: Reads, given: list[Tensor], weights: TokenWeights) -> Found:
+    """What linears of one input read, with the weights of its tokens."""
+    crossed = {id(tensor) for tensor in given[1:]}  # the first is the block's own stream
+    return [
+        (tuple(names), [(x, weights.of(block, names[0], x, crossed=id(x) in crossed)) for x in reads[names[0]]])
+        for names in same_input(reads)
+    ]
 
 
 def reading_order(visit: Visit) -> list[list[str]]:
@@ -119,16 +129,3 @@ def same_input(reads: Reads) -> list[list[str]]:
     for name, tensors in reads.items():
         groups.setdefault(tuple(id(x) for x in tensors), []).append(name)
     return list(groups.values())
-
-
-def _statistic(statistics: dict[str, Any], names: list[str], needs: type[Any], x: Tensor) -> Any:
-    """The statistic of this group of linears; a new one if none of them has one yet."""
-    known = {id(statistics[name]) for name in names if name in statistics}
-    if not known:
-        statistic = needs(x.shape[-1], device=x.device)
-        statistics.update(dict.fromkeys(names, statistic))
-        return statistic
-    statistic = next(statistics[name] for name in names if name in statistics)
-    if {name for name, other in statistics.items() if other is statistic} != set(names):
-        raise RessaError(f"{', '.join(names)} read the same input in one batch only; leave their part out")
-    return statistic

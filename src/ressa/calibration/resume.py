@@ -20,6 +20,7 @@ from ressa.model.load import read_config, resolve
 from ressa.model.shards import JOURNAL, Shards
 from ressa.model.streamed import Streamed, matrices
 from ressa.model.structure import Block
+from ressa.parallel import team
 
 NOTE = "arguments.json"
 LEFT = (NOTE, JOURNAL)  # what a finished run leaves in the folder
@@ -127,13 +128,18 @@ class FinishedBlocks:
         self.shards.finish()
 
     def forget(self) -> None:
-        shutil.rmtree(self.shards.folder, ignore_errors=True)
+        if self.shards.writes:
+            shutil.rmtree(self.shards.folder, ignore_errors=True)
 
 
 @contextmanager
 def finished_blocks(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
-    """The hidden folder in which the output of such a run is filled. Nothing is left where nothing was."""
+    """The hidden folder in which the output of such a run is filled, by the first process. Nothing is left where
+    nothing was."""
     work = work_path(out, "prune")
+    if team().rank:
+        yield work
+        return
     with tidy_parents(work):
         begin(work, identity)
         try:

@@ -23,6 +23,7 @@ def samples(
     batch_size: int = 8,
     seed: int = 0,
     split: str = "train",
+    mine: slice = slice(None),
 ) -> list[dict[str, torch.Tensor]]:
     """At most `n` records of `source`, drawn by `seed`, as teacher-forced batches (see `data.prompts.encode`).
 
@@ -31,6 +32,7 @@ def samples(
 
     Args:
         source: what `read_records` reads, or a list of records.
+        mine: which of the batches are made.
 
     Raises:
         RessaError: `n` or `batch_size` below 1, and whatever is wrong with the data.
@@ -40,7 +42,7 @@ def samples(
     records: list[Record] = source if isinstance(source, list) else read_records(source, split)
     chosen = drawn(records, n, seed)
     ordered = [chosen[i] for i in shortest_first(processor, chosen, answers=True)]
-    starts = range(0, len(ordered), batch_size)
+    starts = range(0, len(ordered), batch_size)[mine]
     return [encode(processor, ordered[i : i + batch_size], config, answers=True) for i in starts]
 
 

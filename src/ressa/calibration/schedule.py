@@ -23,6 +23,7 @@ from ressa.data.prompts import is_encoder_decoder
 from ressa.errors import RessaError
 from ressa.machine import products_in
 from ressa.model.structure import Block
+from ressa.parallel import team
 from ressa.settings import Progress
 
 
@@ -82,8 +83,7 @@ class Schedule:
     def visits(self, dense: bool, progress: Progress | None, outputs: list[Any] | None) -> Iterator[Visit]:
         counts = self._count_entries()
         forwards = [self._start(number, self._undone) for number in range(len(self.batches))]
-        while standing := [forward.at for forward in forwards if forward.at is not None]:
-            index = min(standing)
+        while (index := self._earliest(forwards)) < len(self.blocks):
             block = self.blocks[index]
             if progress and not block.passed:
                 progress(*self._counted(), block.name)
@@ -111,6 +111,11 @@ class Schedule:
             progress(self._counted()[1], self._counted()[1], "")
         if outputs is not None:
             outputs.extend(forward.output for forward in forwards)
+
+    def _earliest(self, forwards: Sequence[Forward]) -> int:
+        """The first block that a batch of any process stands at, which all visit; past the last when all have ended."""
+        standing = [forward.at for forward in forwards if forward.at is not None]
+        return min(team().exchange(min(standing, default=len(self.blocks))))
 
     def _counted(self) -> tuple[int, int]:
         """(blocks done, blocks in all), without those that are only passed."""

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ressa.calibration.asymmetric import shifts
 from ressa.calibration.data import CalibrationData
 from ressa.calibration.gather import gather, reading_order
 from ressa.calibration.resume import FinishedBlocks
+from ressa.calibration.sums import Owners
 from ressa.calibration.visit import Visit
 from ressa.calibration.walk import walk, walk_both
 from ressa.errors import RessaError
 from ressa.model.streamed import Streamed
 from ressa.model.structure import Block
+from ressa.parallel import team
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class SweepSettings:
     propagate: str = "sequential"
     order: str = "block"
     asymmetric: float = 0.0
+    whole: bool = False  # of several processes the first gets all linears of a block
 
 
 DENSE = SweepSettings(propagate="dense")
@@ -39,12 +44,19 @@ class Turn:
 
     `inputs` lacks a linear that no batch reached. Without data it has None for each, and `visit` is None. Both are
     empty once the turn is over: Grams and the calls of all batches are large.
+
+    Of several processes each has the linears that it is to change; then all call `share`.
     """
 
     block: Block
     linears: list[str]
     inputs: dict[str, Any]
+    owners: Owners
     visit: Visit | None = None
+
+    def share(self) -> None:
+        """Every process gets the weights that the others have changed. Raises RessaError if one of them has failed."""
+        self.owners.share()
 
 
 def sweep(
@@ -76,9 +88,11 @@ def sweep(
             finished.put_back(visit.block)
             continue
         for names in () if visit.block.passed else _groups(visit, settings.order, changed):
-            turn = Turn(visit.block, names, gather(visit, needs, data.tokens, names), visit)
-            if original:
-                _move_weights(turn, visit, original, data, settings.asymmetric)
+            owners = Owners(visit.block, needs, whole=settings.whole)
+            inputs = gather(visit, needs, data.tokens, names, owners)
+            moved = shifts(visit, original, data.tokens, inputs, owners) if original else {}
+            _move_weights(visit.block, moved, settings.asymmetric)
+            turn = Turn(visit.block, owners.mine(names), inputs, owners, visit)
             yield turn
             turn.inputs.clear()
             turn.visit = None
@@ -99,7 +113,9 @@ def _without_data(
             continue
         names = [name for name in block.linears if changed is None or name in changed]
         with data.places.present(block):
-            yield Turn(block, names, dict.fromkeys(names))
+            owners = Owners(block, None)
+            mine = owners.mine(names)
+            yield Turn(block, mine, dict.fromkeys(mine), owners)
             if finished:
                 finished.keep(block)
 
@@ -126,16 +142,22 @@ def _copied(data: CalibrationData) -> tuple[PreTrainedModel | Streamed, Sequence
 
 def _groups(visit: Visit, order: str, changed: Collection[str] | None) -> Iterator[list[str]]:
     """The linears that are changed from one gathering of inputs, group by group; unread ones come last."""
-    groups = reading_order(visit) if order == "layer" else []
+    groups = _reading_order(visit) if order == "layer" else []
     read = {name for names in groups for name in names}
     for names in (*groups, [name for name in visit.block.linears if name not in read]):
         if chosen := [name for name in names if changed is None or name in changed]:
             yield chosen
 
 
+def _reading_order(visit: Visit) -> list[list[str]]:
+    """That of the first batch of all processes."""
+    first = visit.calls[0].batch if visit.calls else math.inf
+    return min(enumerate(team().exchange((first, reading_order(visit)))), key=lambda said: (said[1][0], said[0]))[1][1]
+
+
 @torch.no_grad()
-def _move_weights(turn: Turn, visit: Visit, original: Visit, data: CalibrationData, share: float) -> None:
+def _move_weights(block: Block, shifts: Mapping[str, Tensor], share: float) -> None:
     """Moves weights a `share` of the way to those that make up for what the changed blocks before them lost."""
-    for name, shift_II in shifts(visit, original, data.tokens, turn.inputs).items():
-        weight_OI = turn.block.linears[name].weight
+    for name, shift_II in shifts.items():
+        weight_OI = block.linears[name].weight
         weight_OI.add_((share * weight_OI.float() @ shift_II).to(weight_OI.dtype))

@@ -100,10 +100,15 @@ def prune(
 
     **Example:** `ressa prune demo out/ --data data/ --method wanda --sparsity 2:4`
     """
+    from ressa.parallel import rank
     from ressa.pruning.verb import prune as verb
 
-    with quiet(), bars() as bar:
-        result = verb(model, out, data=data, settings=settings, runtime=runtime, progress=bar("pruning"))
+    first = rank() == 0  # of several processes one tells
+    with quiet(), bars() if first else nullcontext() as bar:
+        progress = bar("pruning") if bar else None
+        result = verb(model, out, data=data, settings=settings, runtime=runtime, progress=progress)
+    if not first:
+        return
     parts = (_part(name, part) for name, part in result["parts"].items() if part["matrices"])
     show(result, as_json, *parts, *_allotted(result["allocation"], result["together"]))
 

@@ -6,14 +6,17 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
 
 from ressa.errors import RessaError, printable
+from ressa.parallel import rank, silent
 
 UNREAD, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 128 + 2, 128 + 15
+FIRST = 5.0  # seconds for the first process to say its line: a launcher ends all others once one has ended
 
 
 class _Terminated(BaseException):
@@ -35,9 +38,9 @@ def carry_out(command: Callable[[], Any]) -> int:
         _forget_stdout()
         return UNREAD
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped", INTERRUPTED)
+        return _stopped(INTERRUPTED)
     except _Terminated:
-        return _fail("stopped", TERMINATED)
+        return _stopped(TERMINATED)
     except OSError as error:
         if error.errno is None:
             raise
@@ -49,11 +52,18 @@ def carry_out(command: Callable[[], Any]) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _misused(error)
-    return _fail("stopped", INTERRUPTED) if code == INTERRUPTED else code or 0
+    return _stopped(INTERRUPTED) if code == INTERRUPTED else code or 0
+
+
+def _stopped(code: int) -> int:
+    """All processes are stopped at once; one says it."""
+    return code if rank() else _fail("stopped", code)
 
 
 def _misused(error: Any) -> int:
     """A command line that cannot be read; without any words the help is what is wanted."""
+    if rank():
+        return REFUSED
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return REFUSED
@@ -62,7 +72,10 @@ def _misused(error: Any) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"ressa: {printable(line)}", file=sys.stderr)
+    if silent():
+        time.sleep(FIRST)
+    else:
+        print(f"ressa: {printable(line)}", file=sys.stderr)
     return code
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ressa.errors import RessaError
+from ressa.parallel import alike
 from ressa.settings import flattened, gathered
 
 Model = Annotated[str, typer.Argument(help="A model folder, a hub name, or `demo` for the model ressa carries.")]
@@ -33,7 +34,9 @@ def with_settings(command: Callable[..., None], without: str = "") -> Callable[.
     signature, classes = flattened(command, _option, without)
 
     def wrapper(**given: Any) -> None:
-        command(**gathered(given, classes))
+        with alike():
+            made = gathered(given, classes)
+        command(**made)
 
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ressa.addends import PANELS
 from ressa.costs.shapes import WIDE, Read, Shape, Workload, forward_flop
-from ressa.statistics import AT_ONCE, PANELS, Cost, Gram, Method, Moments
+from ressa.statistics import AT_ONCE, Cost, Gram, Method, Moments
 
 
 def gram_flop(shape: Shape, load: Workload) -> float:

@@ -74,6 +74,7 @@ class Shards:
         dtypes: what each parameter and buffer is stored in.
         blocks: those that are written one by one; what is outside of them comes last.
         size: of the largest file, in bytes.
+        writes: False for a process that reads what another one writes.
 
     Raises:
         RessaError: a weight belongs to several blocks in the files.
@@ -86,7 +87,9 @@ class Shards:
         dtypes: Mapping[str, torch.dtype],
         blocks: Sequence[Block],
         size: int | None = None,
+        writes: bool = True,
     ) -> None:
+        self.writes = writes
         self.folder, self.net, self.dtypes, self.blocks = folder, net, dtypes, blocks
         state = _state(net)
         self._names = {block.name: [name for name in state if name.startswith(f"{block.name}.")] for block in blocks}
@@ -110,8 +113,15 @@ class Shards:
         return block.name in self._finished
 
     def create(self) -> Stored:
-        """Makes the files, as large as they will be, unless they are there. Raises OSError if there is no room."""
+        """Makes the files, as large as they will be, unless they are there.
+
+        Raises:
+            OSError: there is no room.
+            RessaError: another process should have made them, in another folder it seems.
+        """
         if not self._laid_out():
+            if not self.writes:
+                raise RessaError(f"{self.folder}: not every process sees it: name an output in a folder that all share")
             (self.folder / JOURNAL).unlink(missing_ok=True)
             for file, head in self._heads.items():
                 with open(self.folder / file, "wb") as stream:
@@ -135,13 +145,9 @@ class Shards:
         for name in (name for name in changed if state[name].dtype != self.dtypes[name]):
             tensors[name] = restore_zeros(state[name], state[name], self.dtypes[name])
             state[name].copy_(tensors[name])
-        check_numbers(self.folder, tensors.items())
-        try:
-            checksum = self._write(tensors)
-            with open(self.folder / JOURNAL, "a", encoding="utf-8") as journal:
-                journal.write(json.dumps({"block": block.name, "checksum": checksum}) + "\n")
-        except OSError as error:
-            raise RessaError(f"{self.folder}: {block.name} cannot be kept there ({error})") from None
+        if self.writes:
+            check_numbers(self.folder, tensors.items())
+            self._enter(block.name, tensors)
         self._finished.add(block.name)
 
     def finish(self) -> None:
@@ -153,6 +159,15 @@ class Shards:
             index = {"metadata": metadata, "weight_map": self._split.tensor_to_filename}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (self.folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
+
+    def _enter(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Writes a block, then its line in the journal."""
+        try:
+            checksum = self._write(tensors)
+            with open(self.folder / JOURNAL, "a", encoding="utf-8") as journal:
+                journal.write(json.dumps({"block": name, "checksum": checksum}) + "\n")
+        except OSError as error:
+            raise RessaError(f"{self.folder}: {name} cannot be kept there ({error})") from None
 
     def _write(self, tensors: Mapping[str, Tensor]) -> int:
         """Each at its place, one copied at a time; their checksum."""

@@ -39,12 +39,15 @@ GENERATION: dict[str, Any] = {  # how `from_pretrained` has generation_config.js
 }
 
 
-def load_streamed(name: str | Path, *, runs: bool = True) -> tuple[PreTrainedModel, Any, Streamed]:
+def load_streamed(
+    name: str | Path, mine: slice = slice(None), *, runs: bool = True
+) -> tuple[PreTrainedModel, Any, Streamed]:
     """(model in eval mode, processor, its blocks) of a folder, a hub name or an embedded model; as `load`.
 
     Quantised weights that are made plain are loaded whole, for their scales belong to no block.
 
     Args:
+        mine: the blocks that this process looks at; others look at the rest.
         runs: what is outside of its blocks is in memory; else nothing is, where the files allow it (`model.pieces`).
 
     Raises:
@@ -61,7 +64,7 @@ def load_streamed(name: str | Path, *, runs: bool = True) -> tuple[PreTrainedMod
     processor = load_processor(name, source, text_only=auto is AutoModelForCausalLM)
     net = read_outside(name, config, auto, runs)
     streamed = Streamed(net, Stored(name, files_of(name, source)), runs)
-    for block in streamed.pieces or structure(net).blocks():
+    for block in (streamed.pieces or structure(net).blocks())[mine]:
         with streamed.present(block):
             check_numbers(name, ((place.name, place.parameter) for place in streamed.places.get(block.name, ())))
     return net, processor, streamed

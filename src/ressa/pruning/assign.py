@@ -73,6 +73,7 @@ def _keep_dense(k: int, plan: Structure, patterns: Patterns, data: CalibrationDa
 
     def prune(turn: Turn) -> None:
         prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
+        turn.share()
 
     errors = sensitivity(data.over(blocks), method.needs, prune)
     dense = most_sensitive(errors, k)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,8 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from ressa import methods
-from ressa.allocation.file import read_allocation
+from ressa import methods, parallel
+from ressa.allocation.file import Saved, read_allocation
 from ressa.calibration.data import CalibrationData
 from ressa.calibration.resume import LEFT, FinishedBlocks, digest_of, finished_blocks, stamp
 from ressa.calibration.samples import drawn
@@ -53,6 +55,9 @@ def prune(
     is its turn, and written into the output's own files. These are filled in a hidden folder beside `out`, which
     becomes `out`. A run that was stopped goes on there when it is called again with the same arguments.
 
+    Of several processes (`accelerate launch`, `torchrun`) each takes a share of the batches and of the linears; the
+    first one writes. All return the same, and fail with the same line if one fails.
+
     Args:
         model: a model folder, a hub name, or `demo`.
         out: folder to write; must not exist or be empty.
@@ -65,19 +70,56 @@ def prune(
     started = time.perf_counter()
     forget_peak()
     check_paths("prune", model=model, out=out)
-    check_machine(**asdict(runtime))
-    request, method = Request(settings), methods.get(settings.method, seed=settings.seed, damp=settings.damp)
-    saved = read_allocation(settings.allocation) if request.from_file else None
+    check_machine(parallel.device_of(runtime.device), runtime.dtype, runtime.threads)
+    with parallel.together(runtime.device) as team:
+        request, method = Request(settings), methods.get(settings.method, seed=settings.seed, damp=settings.damp)
+        out, saved, records = _checked(request, method, model, out, data)
+        chosen, calibration, plan, dtypes = _loaded(model, out, records, request, method, runtime, progress)
+        patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
+        arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
+        identity = _identity(arguments, chosen, records or [], patterns)
+        _check_alike(settings, identity)
+        pruned = {name for name, pattern in patterns.items() if pattern.sparsity}
+        with finished_blocks(out, identity) as work:
+            finished, blocks = _output(work, out, calibration, settings, dtypes, pruned)
+            resumed = sum(map(finished.has, blocks))  # what they took is not in the seconds
+            how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
+            for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
+                prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
+                turn.share()
+            told = partial(_manifest, arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
+            more = {"pictures": calibration.seen} | ({"resumed_blocks": resumed} if resumed else {})
+            made = {} if team.rank else _completed(work, out, calibration, finished, patterns, lambda z: told(z) | more)
+            return team.exchange(made)[0]
+
+
+def _checked(
+    request: Request, method: Method, model: str | Path, out: str | Path, data: Any
+) -> tuple[Path, Saved | None, list[Record] | None]:
+    """(the folder to write, the allocation of a file, the records): all that can be refused before weights are read."""
+    saved = read_allocation(request.asked.allocation) if request.from_file else None
     _check_data(request, method, data)
-    out = check_output(out, resolve(model))
+    path = check_output(out, resolve(model))
     refuse_adapter(model)
     refuse_packed(model)
-    _check_parts(model, settings)
-    records = None if data is None else read_records(data, settings.split)
+    _check_parts(model, request.asked)
+    return path, saved, None if data is None else read_records(data, request.asked.split)
 
+
+def _loaded(
+    model: str | Path,
+    out: Path,
+    records: list[Record] | None,
+    request: Request,
+    method: Method,
+    runtime: Runtime,
+    progress: Progress | None,
+) -> tuple[Machine, CalibrationData, Structure, dict[str, torch.dtype]]:
+    """(where and in what it is computed, the model with its records, its structure, what its weights are stored in)."""
+    settings, team = request.asked, parallel.team()
     measured = method.needs or request.needs_data or settings.keep_dense or settings.patch_embedding
-    net, processor, streamed = load_streamed(model, runs=bool(measured))
-    chosen, dtypes = machine_for(net, runtime.device, runtime.dtype), dtypes_of(net)
+    net, processor, streamed = load_streamed(model, slice(team.rank, None, team.size), runs=bool(measured))
+    chosen, dtypes = machine_for(net, parallel.device_of(runtime.device), runtime.dtype), dtypes_of(net)
     if chosen.working != chosen.stored:
         net.float()
     streamed.spill_to = nearest(out) if settings.activations == "disk" else None
@@ -88,22 +130,22 @@ def prune(
     calibration = CalibrationData(net, processor, records, *sizes, **where)
     if request.gradient and (method.needs or request.needs_data):
         calibration.guide()
-    patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
-    arguments = {"model": plain(model), "data": plain(data)} | asdict(settings) | asdict(runtime)
-    identity = _identity(arguments, chosen, records or [], patterns)
-    pruned = {name for name, pattern in patterns.items() if pattern.sparsity}
-    with finished_blocks(out, identity) as work:
-        finished, blocks = _output(work, out, calibration, settings, dtypes, pruned)
-        resumed = sum(map(finished.has, blocks))  # what they took is not in the seconds
-        how = SweepSettings(settings.propagate, settings.order, settings.asymmetric)
-        for turn in sweep(calibration.over(blocks), method.needs, how, pruned, finished):
-            prune_block(method, turn.block, turn.inputs, patterns, turn.linears)
-        with writing(out, work):
-            finished.complete()
-        cast_back(net, dtypes, ())
-        told = partial(_manifest, arguments, chosen, plan, patterns, allotted, time.perf_counter() - started)
-        more = {"pictures": calibration.seen} | ({"resumed_blocks": resumed} if resumed else {})
-        return complete_folder(work, out, net, processor, patterns, lambda zeros: told(zeros) | more, LEFT)
+    return chosen, calibration, plan, dtypes
+
+
+def _completed(
+    work: Path,
+    out: Path,
+    calibration: CalibrationData,
+    finished: FinishedBlocks,
+    patterns: Mapping[str, Pattern],
+    manifest: Callable[[Mapping[str, Zeros]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Writes what is left and gives the folder its name; what stands in ressa.json."""
+    with writing(out, work):
+        finished.complete()
+    cast_back(calibration.net, dict(finished.shards.dtypes), ())
+    return complete_folder(work, out, calibration.net, calibration.processor, patterns, manifest, LEFT)
 
 
 def _output(
@@ -119,8 +161,9 @@ def _output(
     assert streamed is not None
     blocks = [block for block in calibration.every if block.linears.keys() & pruned]
     written = [block for block in calibration.every if block.name in streamed.places or block in blocks]
-    with writing(out, work):
-        return FinishedBlocks(Shards(work, streamed.net, dtypes, written, size), streamed, pruned), blocks
+    with parallel.team().after_the_first(), writing(out, work):
+        shards = Shards(work, streamed.net, dtypes, written, size, writes=not parallel.team().rank)
+        return FinishedBlocks(shards, streamed, pruned), blocks
 
 
 def _check_data(request: Request, method: Method, data: Any) -> None:
@@ -140,6 +183,14 @@ def _identity(
     as_text = {name: repr(pattern) for name, pattern in patterns.items()}
     about = {"arguments": arguments, "compute": str(chosen.compute), "model": stamp(arguments["model"])}
     return about | {"data": data, "patterns": as_text}
+
+
+def _check_alike(settings: Prune, identity: Mapping[str, Any]) -> None:
+    """Raises RessaError if the processes are not about the same."""
+    about = [asdict(settings), identity["data"], identity["patterns"], identity["compute"]]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    if len(set(parallel.team().exchange(digest))) > 1:
+        raise RessaError("prune: the processes were given different models, data or settings: give all the same")
 
 
 def _check_parts(model: str | Path, settings: Prune) -> None:
@@ -182,6 +233,7 @@ def _manifest(
         "seed": arguments["seed"],
         "versions": versions(),
         "machine": chosen.describe(),
+        "processes": parallel.team().size,
         "seconds": round(seconds, 2),
         "peak_memory_bytes": peak_memory(),
         "allocation": allotted,
