@@ -124,12 +124,13 @@ def _prune(method: Method, sizes: Sizes, load: Workload, limit: int | None) -> d
 
     Without data it is one tensor, beside nothing.
     """
-    largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
-    held = sizes.alone * sizes.width if method.needs is None else sizes.outside * sizes.width + largest
+    outside, largest = sizes.outside * sizes.width, sizes.width * max((s.parameters for s in sizes.shapes), default=0)
+    if method.needs is None:
+        outside, largest = 0, sizes.alone * sizes.width
 
     def needs(load: Workload, waiting: bool = True) -> tuple[float, float]:
         beside, there = prune_bytes(method, sizes.shapes, load, sizes.width)
-        return held + (beside if waiting else there), there + largest
+        return outside + largest + (beside if waiting else there), there + largest
 
     whole, device = needs(load)
     work, one = prune_flop(method, sizes.shapes, load), replace(load, batch_size=1)

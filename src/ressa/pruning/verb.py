@@ -75,8 +75,7 @@ def prune(
     _check_parts(model, settings)
     records = None if data is None else read_records(data, settings.split)
 
-    measured = method.needs or request.needs_data or settings.keep_dense or settings.patch_embedding
-    net, processor, streamed = load_streamed(model, runs=bool(measured))
+    net, processor, streamed = load_streamed(model, runs=_runs(request, method))
     chosen, dtypes = machine_for(net, runtime.device, runtime.dtype), dtypes_of(net)
     if chosen.working != chosen.stored:
         net.float()
@@ -130,6 +129,11 @@ def _check_data(request: Request, method: Method, data: Any) -> None:
     ):
         if needed and data is None:
             raise RessaError(f"{what} '{name}' looks {looks}: name the data to calibrate on")
+
+
+def _runs(request: Request, method: Method) -> bool:
+    """Whether blocks run, or are asked for as such; else the model goes tensor by tensor."""
+    return bool(method.needs or request.needs_data or request.asked.keep_dense or request.asked.patch_embedding)
 
 
 def _identity(
