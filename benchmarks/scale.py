@@ -26,8 +26,11 @@ from typing import Any
 import scale_model
 from safetensors import safe_open
 
+from ressa import plan
+
 RESULTS = Path(__file__).parent / "results" / "scale.md"
 GB = 10**9
+TOKENS = 603  # of a record of scale_model.py: 576 of its picture, its words, and those of the template
 RUNS: dict[str, dict[str, Any]] = {  # name: blocks (vision, language; None for all), records, limit, what to ask for
     "wanda 2:4": {"blocks": (None, None), "records": 4, "limit": 6, "method": "wanda"},
     "magnitude 2:4": {"blocks": (None, None), "records": 0, "limit": 3, "method": "magnitude"},
@@ -80,7 +83,7 @@ def measured(work: Path, name: str, threads: int) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{name} failed: see {work / 'run.log'}")
     took = json.loads(printed.splitlines()[-1]) | seen | {"limit": run["limit"] * GB, "size": _size(model)}
-    took |= _checked(out) | {"date": str(datetime.date.today())}
+    took |= _checked(out) | {"date": str(datetime.date.today()), "told": _told(model, run)}
     shutil.rmtree(out)
     return took
 
@@ -100,6 +103,12 @@ def _look(pid: int, seen: dict[str, int]) -> None:
     for key in seen:
         if match := re.search(rf"{key}:\s+(\d+) kB", status):
             seen[key] = max(seen[key], int(match[1]) * 1024)
+
+
+def _told(model: Path, run: dict[str, Any]) -> int:
+    """What `ressa inspect --plan` says, with the process itself."""
+    told = plan(model, samples=max(run["records"], 1), tokens=TOKENS)
+    return told["process"] + told["steps"][f"prune: {run['method'].partition('(')[0]}"]["bytes"]
 
 
 def _size(folder: Path) -> int:
@@ -122,7 +131,8 @@ def _checked(out: Path) -> dict[str, Any]:
     return {"matrices": matrices, "weights": weights, "zeros": zeros}
 
 
-HEADS = ("model GB", "limit GB", "peak RSS GB", "anonymous GB", "mapped GB", "s", "CPU s", "CPU s a block", "zeros")
+MEMORY = ("model GB", "limit GB", "peak RSS GB", "told GB", "anonymous GB", "mapped GB")
+HEADS = (*MEMORY, "s", "CPU s", "CPU s a block", "zeros")
 WHERE = "when, where, threads, products"
 
 
@@ -138,7 +148,7 @@ def report(found: dict[str, dict[str, Any]], before: str) -> str:
             continue
         took, machine = found[name], found[name]["machine"]
         language = [seconds for block, seconds in took["blocks"].items() if "language_model" in block][:-1]
-        memory = [f"{took[key] / GB:.2f}" for key in ("size", "limit", "VmHWM", "RssAnon", "RssFile")]
+        memory = [f"{took[key] / GB:.2f}" for key in ("size", "limit", "VmHWM", "told", "RssAnon", "RssFile")]
         counted = math.isfinite(took["cpu"])
         block = f"{min(language):.1f} to {max(language):.1f}" if language and counted else ""
         zeros = f"{took['zeros']:,} of {took['weights']:,} in {took['matrices']} matrices"

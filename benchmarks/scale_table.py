@@ -27,7 +27,7 @@ TEXT: dict[str, dict[str, Any]] = {  # sizes of the language model: those of Vic
 }
 SPEED = {"H100": 400e12, "16 cores": 1.0e12}  # operations a second in matrix products, assumed: the page says why
 STEPS = {"prune: magnitude": "prune, magnitude", "prune: wanda": "prune, wanda", "prune: sparsegpt": "prune, sparsegpt"}
-STEPS |= {"prune: admm": "prune, admm", "load": "evaluate (the weights)", "repair": "repair"}
+STEPS |= {"prune: admm": "prune, admm", "load": "evaluate, compare (the weights)", "repair": "repair"}
 
 
 def rows(work: Path) -> list[str]:

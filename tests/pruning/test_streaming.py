@@ -38,7 +38,8 @@ def in_memory(folder, out, data, parts, method, **how):
     net, processor = load(folder)
     blocks = structure(net).blocks(parts)
     patterns = {name: parse("2:4") for block in blocks for name in block.linears}
-    made = CalibrationData(net, processor, read_records(data, "train"), **SMALL, blocks=tuple(blocks))
+    records = read_records(data, "train") if data else None
+    made = CalibrationData(net, processor, records, **SMALL, blocks=tuple(blocks))
     for turn in sweep(made, get(method).needs, SweepSettings(**how)):
         prune_block(get(method), turn.block, turn.inputs, patterns, turn.linears)
     net.save_pretrained(out)
@@ -121,6 +122,36 @@ def test_only_one_block_is_in_memory_at_a_time(instructblip_t5_folder, tiny_data
     assert max(most) == max(len(block.linears) for block in blocks)
 
 
+def test_magnitude_has_one_tensor_in_memory_and_nothing_outside_of_it(llava_folder, tmp_path, monkeypatch):
+    kept, most = Shards.keep, []
+
+    def keep(self, block, changed):
+        most.append(sum(parameter.numel() for parameter in self.net.parameters() if not parameter.is_meta))
+        kept(self, block, changed)
+
+    monkeypatch.setattr(Shards, "keep", keep)
+    prune(llava_folder, tmp_path / "out", method="magnitude", shard_size="100K")
+    held = sum(
+        parameter.numel()
+        for parameter in load_streamed(llava_folder, runs=False)[0].parameters()
+        if not parameter.is_meta
+    )
+    largest = max(parameter.numel() for parameter in load(llava_folder)[0].parameters())
+    assert held == 0
+    assert max(most) <= largest + 1000, "a bias beside its matrix"
+
+
+def test_a_tied_weight_stays_in_memory_where_the_rest_goes_tensor_by_tensor(tmp_path):
+    folder = pico.llava(tmp_path / "tied", tie=True)
+    net, _, streamed = load_streamed(folder, runs=False)
+    there = {name for name, parameter in net.named_parameters() if not parameter.is_meta}
+    assert there == {"model.language_model.embed_tokens.weight"}
+    in_memory(folder, tmp_path / "memory", None, ("vision", "language"), "magnitude")
+    prune(folder, tmp_path / "out", method="magnitude")
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "memory")
+    assert all(not piece.name.startswith("lm_head") for piece in streamed.pieces)
+
+
 def test_a_model_whose_blocks_are_in_files_answers_as_one_in_memory(llava_folder):
     net, _, streamed = load_streamed(llava_folder)
     whole = load(llava_folder)[0]
@@ -168,6 +199,50 @@ def test_a_disk_that_fills_up_in_the_middle_is_one_line_and_the_same_command_goe
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
     names = [{path.name for path in (tmp_path / out).iterdir()} for out in ("out", "whole")]
     assert names[0] == names[1]
+
+
+def test_magnitude_that_a_full_disk_stopped_goes_on_at_the_tensor(llava_folder, tmp_path, monkeypatch):
+    write, written = Shards._write, []
+
+    def fills_up(self, tensors):
+        written.append(tensors)
+        if len(written) == 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "_write", fills_up)
+        with pytest.raises(RessaError, match=r"cannot be kept there \(.*No space left on device\)"):
+            prune(llava_folder, tmp_path / "out", method="magnitude")
+    assert prune(llava_folder, tmp_path / "out", method="magnitude")["resumed_blocks"] == 19
+    prune(llava_folder, tmp_path / "whole", method="magnitude")
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes where it may not")
+def test_an_output_where_nothing_may_be_written_is_one_line(llava_folder, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(RessaError, match="cannot be written") as told:
+        prune(llava_folder, tmp_path / "closed" / "out", method="magnitude")
+    assert "\n" not in str(told.value)
+
+
+def test_an_output_on_a_read_only_disk_is_one_line_and_the_same_command_goes_on(llava_folder, tmp_path, monkeypatch):
+    """Root writes into any folder, so the system's answer is played."""
+    write = open
+
+    def read_only(file, mode="r", *rest, **more):
+        if "safetensors" in str(file) and "+" in mode:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return write(file, mode, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", read_only)
+        with pytest.raises(RessaError, match=r"cannot be kept there \(.*Read-only file system\)") as told:
+            prune(llava_folder, tmp_path / "out", method="magnitude")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+    prune(llava_folder, tmp_path / "out", method="magnitude")
 
 
 def test_what_fails_after_the_last_block_loses_nothing(llava_folder, tiny_data, tmp_path, monkeypatch):

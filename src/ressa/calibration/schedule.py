@@ -187,7 +187,7 @@ class Schedule:
 
     def _start(self, number: int, pauses: Callable[[int], bool]) -> Forward:
         batch = moved(dict(self.batches[number]), self.home)
-        if not is_encoder_decoder(self.model.config):
+        if not is_encoder_decoder(getattr(self.model, "config", None)):
             batch.pop("labels", None)  # only for a loss that nobody asked for, over the logits of all words
         # with a cache, running a block twice would double its keys
         green = greenlet(partial(self.model, **{**batch, "use_cache": False}))
@@ -276,7 +276,7 @@ def _idle_linears(model: PreTrainedModel) -> Iterator[None]:
     linears: list[Any] = [
         module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)
     ]
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     for linear in linears:
         linear.forward = partial(_no_logits if linear is head else _zeros, linear.out_features)
     try:

@@ -69,6 +69,7 @@ def plan(model: str | Path, sparsity: str = "2:4", *, settings: Plan) -> dict[st
         "assumed": {name.replace("encoder_decoder", "crossing"): value for name, value in vars(load).items()}
         | {"repair_batch_size": trains.batch_size, "repair_steps": settings.steps, "rank": settings.rank},
         "memory": limit,
+        "process": PROCESS,
         "steps": rows,
     }
 
@@ -121,14 +122,15 @@ def _row(needed: float, flop: float, **more: Any) -> dict[str, Any]:
 def _prune(method: Method, sizes: Sizes, load: Workload, limit: int | None) -> dict[str, Any]:
     """One block is in memory at a time, beside what is outside of the blocks and what waits between them.
 
-    Without data it is one tensor, beside nothing. The process itself is counted.
+    Without data it is one tensor, beside nothing.
     """
-    largest = max((shape.parameters for shape in sizes.shapes), default=0) * sizes.width
-    held = PROCESS + (sizes.alone * sizes.width if method.needs is None else sizes.outside * sizes.width + largest)
+    outside, largest = sizes.outside * sizes.width, sizes.width * max((s.parameters for s in sizes.shapes), default=0)
+    if method.needs is None:
+        outside, largest = 0, sizes.alone * sizes.width
 
     def needs(load: Workload, waiting: bool = True) -> tuple[float, float]:
         beside, there = prune_bytes(method, sizes.shapes, load, sizes.width)
-        return held + (beside if waiting else there), there + largest
+        return outside + largest + (beside if waiting else there), there + largest
 
     whole, device = needs(load)
     work, one = prune_flop(method, sizes.shapes, load), replace(load, batch_size=1)

@@ -117,8 +117,7 @@ def _loaded(
 ) -> tuple[Machine, CalibrationData, Structure, dict[str, torch.dtype]]:
     """(where and in what it is computed, the model with its records, its structure, what its weights are stored in)."""
     settings, team = request.asked, parallel.team()
-    measured = method.needs or request.needs_data or settings.keep_dense or settings.patch_embedding
-    net, processor, streamed = load_streamed(model, slice(team.rank, None, team.size), runs=bool(measured))
+    net, processor, streamed = load_streamed(model, slice(team.rank, None, team.size), runs=_runs(request, method))
     chosen, dtypes = machine_for(net, parallel.device_of(runtime.device), runtime.dtype), dtypes_of(net)
     if chosen.working != chosen.stored:
         net.float()
@@ -173,6 +172,11 @@ def _check_data(request: Request, method: Method, data: Any) -> None:
     ):
         if needed and data is None:
             raise RessaError(f"{what} '{name}' looks {looks}: name the data to calibrate on")
+
+
+def _runs(request: Request, method: Method) -> bool:
+    """Whether blocks run, or are asked for as such; else the model goes tensor by tensor."""
+    return bool(method.needs or request.needs_data or request.asked.keep_dense or request.asked.patch_embedding)
 
 
 def _identity(

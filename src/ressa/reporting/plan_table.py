@@ -26,7 +26,8 @@ def tables(result: dict[str, Any]) -> list[Any]:
     shown = (f"{way} {format_bytes(size)}" for way, size in dict([first, ways[1], last]).items())
     repair = f"repair does by itself what memory needs: {'; '.join(shown)}"
     changes = [f"{name} does not fit: {row['change']}" for name, row in result["steps"].items() if row["change"]]
-    return [_parts(result), _disk(result), steps, assumed, repair, *changes]
+    process = f"in main memory there is the process itself too: {format_bytes(result['process'])}"
+    return [_parts(result), _disk(result), steps, assumed, process, repair, *changes]
 
 
 def _parts(result: dict[str, Any]) -> Any:
