@@ -112,6 +112,36 @@ CELLS: dict[str, tuple[Sequence[tuple[str, float]], dict[str, Any]]] = {
 }
 
 
+def table(rows: Sequence[dict[str, Any]], on: str) -> str:
+    """Percent right of every cell, over all seeds; behind it the difference from repair on questions with its 95 %
+    interval, record by record."""
+    found: dict[str, dict[int, dict[str, list[int]]]] = {}
+    for row in (row for row in rows if row["on"] == on):
+        found.setdefault(row["cell"], {})[row["seed"]] = row["right"]
+    kinds = list(next(iter(found["questions"].values())))
+    lines = ["| | " + " | ".join(kinds) + " | worst, of dense |", "|---|" + "---:|" * (len(kinds) + 1)]
+    for name, seeds in found.items():
+        cells, worst = [], []
+        for kind in kinds:
+            right = [x for answers in seeds.values() for x in answers[kind]]
+            cells.append(f"{100 * sum(right) / len(right):.1f}")
+            whole = [x for seed in seeds for x in found["dense"].get(seed, found["dense"][0])[kind]]
+            worst.append(sum(right) / sum(whole))
+            if name not in ("dense", "pruned", "questions"):
+                pairs = [
+                    (a, b) for s in seeds for a, b in zip(seeds[s][kind], found["questions"][s][kind], strict=True)
+                ]
+                cells[-1] += f" ({interval([a - b for a, b in pairs])})"
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {min(worst):.0%} |")
+    return "\n".join(lines)
+
+
+def interval(differences: Sequence[int]) -> str:
+    """The mean in percent and half of its 95 % interval."""
+    values = 100 * torch.tensor(differences, dtype=torch.float64)
+    return f"{values.mean():+.1f} ± {1.96 * values.std() / len(values) ** 0.5:.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -119,10 +149,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--on", default="validation", choices=list(ASKED))
     parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--table", action="store_true", help="of the rows that are there")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     work: Path = asked.work
     data, rows = work / "data", work / "keep.jsonl"
+    if asked.table:
+        print(table([json.loads(line) for line in rows.read_text().splitlines()], asked.on))
+        return
     if not data.exists():
         write(data, train=4000, validation=500, test=1000)
     if not (data / "more").exists():

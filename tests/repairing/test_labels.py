@@ -17,7 +17,7 @@ from ressa.data.records import read_records
 from ressa.errors import RessaError
 from ressa.repairing.labels import describing, labelled
 from ressa.repairing.settings import Repair
-from ressa.settings import Runtime
+from ressa.repairing.stages import Where
 
 STEPS = {"teacher": "demo", "steps": 2, "batch_size": 4, "rank": 4, "dtype": "float32"}
 
@@ -47,7 +47,7 @@ def pruned(tmp_path_factory):
 
 def label(records, cache, **changes):
     settings = {"labels": "teacher", "label_tokens": 100} | changes
-    return labelled(records, "demo", Repair(**settings), Runtime(dtype="float32"), cache)
+    return labelled(records, "demo", Repair(**settings), Where("cpu", "float32"), cache)
 
 
 def test_the_teacher_answers_questions_and_captions_pictures(data, tmp_path):

@@ -21,20 +21,21 @@ from ressa.errors import RessaError
 from ressa.files.paths import path_of
 from ressa.model.load import load_to_ask
 from ressa.repairing.settings import Repair
-from ressa.settings import Progress, Runtime
+from ressa.repairing.stages import Where
+from ressa.settings import Progress
 from ressa.tasks.base import Generation
 
 LABELS = "labels.jsonl"
 
 
 def records_of(
-    data: Any, teacher: str | Path, settings: Repair, runtime: Runtime, cache: Path, progress: Progress | None = None
+    data: Any, teacher: str | Path, settings: Repair, where: Where, out: Path, progress: Progress | None = None
 ) -> tuple[list[Record], dict[str, Any]]:
-    """The records that `settings` draw from `data`, as `labelled` gives them."""
+    """The records that `settings` draw from `data`, as `labelled` gives them; `out` is the folder to be written."""
     unlabelled = settings.labels != "data"
     records = mixture(data, settings.split, settings.samples, settings.seed, unlabelled=unlabelled)
     records = describing(records, settings.describe, settings.seed)
-    return labelled(records, teacher, settings, runtime, cache, progress)
+    return labelled(records, teacher, settings, where, _said_path(out, settings), progress)
 
 
 def describing(records: Sequence[Record], share: float, seed: int) -> list[Record]:
@@ -48,7 +49,7 @@ def labelled(
     records: Sequence[Record],
     teacher: str | Path,
     settings: Repair,
-    runtime: Runtime,
+    where: Where,
     cache: Path,
     progress: Progress | None = None,
 ) -> tuple[list[Record], dict[str, Any]]:
@@ -66,8 +67,8 @@ def labelled(
     asked = {i: replace(r, id=f"{r.id} ({i})") for i, r in enumerate(records) if _to_ask(r, settings.labels)}
     if not asked:
         return list(records), {}
-    device = settings.teacher_device or parallel.device_of(runtime.device)
-    model, processor, machine = load_to_ask(teacher, device, runtime.dtype)
+    device = settings.teacher_device or parallel.device_of(where.device)
+    model, processor, machine = load_to_ask(teacher, device, where.dtype)
     how, questions = Generation(max_new_tokens=settings.label_tokens), list(asked.values())
     check_room(model, processor, questions, how.max_new_tokens)
     how_seen(model, processor, questions)  # a blind teacher would answer too
@@ -96,7 +97,7 @@ def _answered(record: Record, text: str) -> Record:
     return replace(record, caption=text) if record.question is None else replace(record, answers=(text,))
 
 
-def said_path(out: Path, settings: Repair) -> Path:
+def _said_path(out: Path, settings: Repair) -> Path:
     """Where the teacher's answers are kept: with the teacher's cache, for every run, or hidden beside `out` till it is
     written."""
     if settings.teacher_cache is not None:

@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from ressa.model.load import load, read_config, resolve
 from ressa.model.matrix import weight_of
 from ressa.model.pickles import check_pickle
 from ressa.patterns import Pattern
-from ressa.repairing.labels import forget, records_of, said_path
+from ressa.repairing.labels import forget, records_of
 from ressa.repairing.settings import Repair
 from ressa.repairing.stages import Run, Where
 from ressa.repairing.student import merged, student_of, unrounded
@@ -78,8 +78,7 @@ def repair(
     before = read_manifest(Path(resolve(pruned))) or {}
     processes = PartialState(cpu=where.on_cpu)
     told = progress if processes.is_main_process else None
-    asking = replace(runtime, device=where.device, dtype=where.dtype)
-    records, labels = records_of(data, teacher, whole, asking, said_path(out, whole), told)
+    records, labels = records_of(data, teacher, whole, where, out, told)
     run = Run(whole, where, teacher, records, processes, told)
     cache = run.cache()
     model, processor = load(pruned)
@@ -92,8 +91,8 @@ def repair(
         student, log = run.carry_out(student, processor, cache, work, chosen)
         if sharded(student.model):
             student = run.whole(student, student_of(load(pruned)[0], before), processor, work, chosen)
-    arguments = {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)}
-    manifest = _manifest(arguments | asdict(settings) | asdict(runtime), student.matrices, labels | log, before)
+    arguments = {"pruned": plain(pruned), "teacher": plain(teacher), "data": plain(data)} | asdict(settings)
+    manifest = _manifest(arguments | asdict(runtime), student.matrices, labels | log, before)
     manifest |= {"seconds": round(time.perf_counter() - started, 2)}
     if processes.is_main_process:
         if student.rounded:
