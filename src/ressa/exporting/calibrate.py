@@ -22,8 +22,8 @@ from ressa.data.records import Record
 from ressa.errors import RessaError, RessaWarning
 from ressa.exporting.rounding import compensated
 from ressa.exporting.settings import Export
-from ressa.machine import check_machine
 from ressa.files.folders import nearest as nearest_folder
+from ressa.machine import check_machine
 from ressa.model.load import machine_for
 from ressa.model.spill import spill
 from ressa.model.streamed import Streamed, load_streamed
