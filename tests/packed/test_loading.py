@@ -69,12 +69,13 @@ def test_logits_are_those_of_the_dense_folder_to_the_bit(packed, pruned, dtype):
 
 
 @pytest.mark.skipif(kernels.chosen() is None or sys.platform != "linux", reason="no kernels, or no /proc")
-def test_what_was_read_is_given_back_linear_by_linear(packed, monkeypatch):
+def test_what_was_read_is_given_back_linear_by_linear(pruned, tmp_path, monkeypatch):
     """The file stays mapped: what was read of it would stay in memory beside what was made of it."""
+    ressa.export(pruned, tmp_path / "packed", values="bf16")
     events, prepare = [], kernels.prepare
     monkeypatch.setattr(kernels, "prepare", lambda one: events.append("prepared") or prepare(one))
     monkeypatch.setattr(kernels, "forget", lambda tensor: events.append("forgotten"))
-    model = AutoModelForImageTextToText.from_pretrained(packed)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "packed")
     assert events == ["prepared", "forgotten", "forgotten"] * len(layers(model))  # values and bits
 
 
