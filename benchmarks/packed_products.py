@@ -48,7 +48,12 @@ patterns, every call reads another copy of the matrix from memory; contenders ta
 turn too. int8 and
 int4 round the activations to 8 bits, in our kernels and in llama.cpp's (llama-cpp-python 0.3.36, built here with
 GGML_NATIVE and its own threads: two of them were slower than one for Q8_0 and Q4_0, why was not looked into, so compare
-with it on one)."""
+with it on one).
+
+Two processors: an AMD EPYC of family 26 (Zen 5), and an Intel Xeon with AMX (Sapphire Rapids or newer). The Xeon's two
+cores had five to ten other processes to run meanwhile: its times are those of one thread on the processor, memory was
+shared, ratios are worth 10 to 15 %, and two threads could not be measured. The EPYC was measured before weights were
+asked for nearer ahead and before avx2 took bits for the positions of 8:16 (then 9.5 and 5.5 bits a weight)."""
 
 
 @dataclass
@@ -61,11 +66,12 @@ class Contender:
     at_once: bool = False  # all copies in each turn
 
     def turn(self, turn: int) -> float:
-        """Microseconds of one product."""
+        """Microseconds of one product; of one thread, its own on the processor, which others may hold meanwhile."""
         count = self.copies if self.at_once else max(1, min(self.copies, TURN // self.bytes))
-        started = time.perf_counter()
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        started = clock()
         self.run(turn * count % self.copies, count)
-        return (time.perf_counter() - started) / count * 1e6
+        return (clock() - started) / count * 1e6
 
 
 def pruned(shape: tuple[int, int], pattern: str) -> Tensor:

@@ -68,6 +68,17 @@ def test_logits_are_those_of_the_dense_folder_to_the_bit(packed, pruned, dtype):
         assert sparse(**inputs).logits.equal(dense(**inputs).logits)
 
 
+@pytest.mark.skipif(kernels.chosen() is None or sys.platform != "linux", reason="no kernels, or no /proc")
+def test_what_was_read_is_given_back_linear_by_linear(pruned, tmp_path, monkeypatch):
+    """The file stays mapped: what was read of it would stay in memory beside what was made of it."""
+    ressa.export(pruned, tmp_path / "packed", values="bf16")
+    events, prepare = [], kernels.prepare
+    monkeypatch.setattr(kernels, "prepare", lambda one: events.append("prepared") or prepare(one))
+    monkeypatch.setattr(kernels, "forget", lambda tensor: events.append("forgotten"))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "packed")
+    assert events == ["prepared", "forgotten", "forgotten"] * len(layers(model))  # values and bits
+
+
 @pytest.mark.skipif(kernels.chosen() is None, reason="no kernels for this processor, or none were built")
 @pytest.mark.parametrize("values", ["bf16", "int8", "int4"])
 def test_what_has_kernels_is_prepared_for_them_and_answers_as_without(values, pruned, tmp_path, monkeypatch):

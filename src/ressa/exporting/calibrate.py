@@ -79,13 +79,17 @@ def calibrated(
     streamed.when_read = _Overlay(streamed, every, grid, made)
     for turn in sweep(data.over(blocks), Gram, changed=wanted):
         for name in turn.linears:
-            weight_OI = turn.block.linears[name].weight
-            keep_OI, runs_S = grid.lay(weight_OI)
-            integers_N, scale_S = _rounded(name, weight_OI, keep_OI, runs_S, grid, turn.inputs.get(name))
-            _put(weight_OI, keep_OI, runs_S, (integers_N, scale_S))
-            made[name] = integers_N.cpu(), scale_S.cpu()
+            made[name] = _in_place(name, turn.block.linears[name].weight, grid, turn.inputs.get(name))
             _spill(made[name], out)
     return made
+
+
+def _in_place(name: str, weight_OI: Tensor, grid: Grid, inputs: Gram | None) -> Rounded:
+    """What is made of one linear, whose weight becomes what that stands for."""
+    keep_OI, runs_S = grid.lay(weight_OI)
+    integers_N, scale_S = _rounded(name, weight_OI, keep_OI, runs_S, grid, inputs)
+    _put(weight_OI, keep_OI, runs_S, (integers_N, scale_S))
+    return integers_N.cpu(), scale_S.cpu()
 
 
 def _put(weight_OI: Tensor, keep_OI: Tensor, runs_S: Tensor, rounded: Rounded) -> None:

@@ -21,46 +21,40 @@ template <int SIZE> INLINE uint64_t part_of(uint64_t word, int i) {
   return (i ? word >> (8 * i - SHIFT) : word << SHIFT) & (255 * SIZE);
 }
 
-template <int T> NOINLINE void bf16_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
-  __m256 sum[T][CHAINS<T>];
-  clear<T>(sum);
-  const uint8_t *at = view.values, *table = &EXPAND.to_floats[0][0];
-  for (int64_t c = 0; c < form.cols; c += 64) {
-    const uint64_t word = word_of(form, view, c);
-    ahead<64>(at);
-    UNROLL for (int i = 0; i < 8; i++) {
-      const uint64_t mask = part_of<32>(word, i);
-      const __m256 weight = floats(_mm256_shuffle_epi8(twice16(at), bytes32(table + mask)));
-      at += 2 * __builtin_popcountll(mask);
-      UNROLL for (int t = 0; t < T; t++) {
-        __m256& s = sum[t][i % CHAINS<T>];
-        s = _mm256_fmadd_ps(weight, _mm256_loadu_ps(x + t * stride + c + 8 * i), s);
-      }
-    }
+struct Bf16Values {
+  static constexpr int BYTES = 2, ENTRY = 32;  // of a value, and of an entry of the table
+  INLINE const uint8_t* table() { return &EXPAND.to_floats[0][0]; }
+  INLINE __m256 expand(const uint8_t* at, const uint8_t* entry) { return floats(_mm256_shuffle_epi8(twice16(at), bytes32(entry))); }
+  INLINE float scaled(float sum, const rows::View&) { return sum; }
+};
+struct Int8Values {
+  static constexpr int BYTES = 1, ENTRY = 8;
+  INLINE const uint8_t* table() { return &EXPAND.to_bytes[0][0]; }
+  INLINE __m256 expand(const uint8_t* at, const uint8_t* entry) {
+    const __m128i kept = _mm_xor_si128(_mm_loadl_epi64((const __m128i*)at), _mm_set1_epi8((char)0x80));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_shuffle_epi8(kept, _mm_loadl_epi64((const __m128i*)entry))));
   }
-  UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total_of<CHAINS<T>>(sum[t]));
-}
+  INLINE float scaled(float sum, const rows::View& view) { return sum * load<float>(view.scales); }
+};
 
-template <int T> NOINLINE void int8_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
+template <class V, int T> NOINLINE void whole_row(const Form& form, const rows::View& view, const float* x, int64_t stride, float* y) {
   __m256 sum[T][CHAINS<T>];
   clear<T>(sum);
-  const uint8_t *at = view.values, *table = &EXPAND.to_bytes[0][0];
+  const uint8_t *at = view.values, *table = V::table();
   for (int64_t c = 0; c < form.cols; c += 64) {
     const uint64_t word = word_of(form, view, c);
     ahead<64>(at);
     UNROLL for (int i = 0; i < 8; i++) {
-      const uint64_t mask = part_of<8>(word, i);
-      const __m128i kept = _mm_xor_si128(_mm_loadl_epi64((const __m128i*)at), _mm_set1_epi8((char)0x80));
-      const __m128i each = _mm_shuffle_epi8(kept, _mm_loadl_epi64((const __m128i*)(table + mask)));
-      const __m256 weight = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(each));
-      at += __builtin_popcountll(mask);
+      const uint64_t mask = part_of<V::ENTRY>(word, i);
+      const __m256 weight = V::expand(at, table + mask);
+      at += V::BYTES * __builtin_popcountll(mask);
       UNROLL for (int t = 0; t < T; t++) {
         __m256& s = sum[t][i % CHAINS<T>];
         s = _mm256_fmadd_ps(weight, _mm256_loadu_ps(x + t * stride + c + 8 * i), s);
       }
     }
   }
-  UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = sum_of(total_of<CHAINS<T>>(sum[t])) * load<float>(view.scales);
+  UNROLL for (int t = 0; t < T; t++) y[t * rows::PANEL] = V::scaled(sum_of(total_of<CHAINS<T>>(sum[t])), view);
 }
 
 // Kept weights of int4 in their order, times their scales: groups end at any column, so that rows are scaled before bits
@@ -135,8 +129,8 @@ rows::View next(const Form& form, const uint8_t*& at) {
 }
 template <int T> void of_tokens(const Form& form, const rows::View& view, const Work& work, int first, float* y) {
   const float* x = work.x + first * work.stride;
-  if (form.kind == RESSA_BF16) bf16_row<T>(form, view, x, work.stride, y);
-  else if (form.kind == RESSA_INT8) int8_row<T>(form, view, x, work.stride, y);
+  if (form.kind == RESSA_BF16) whole_row<Bf16Values, T>(form, view, x, work.stride, y);
+  else if (form.kind == RESSA_INT8) whole_row<Int8Values, T>(form, view, x, work.stride, y);
   else int4_row<T>(form, view, x, work.stride, y);
 }
 }  // namespace

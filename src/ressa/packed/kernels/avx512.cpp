@@ -8,31 +8,17 @@
 #include "panels.h"
 
 #ifdef RESSA_HAS_AVX512
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 says it of its own header
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16,bmi,popcnt"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16,bmi,popcnt")
-#endif
+#include "avx512.h"
 
 namespace ressa {
 namespace {
 
-using panels::OF_16;
-using panels::OF_4;
 constexpr int AHEAD = 2048;     // bytes that are asked for before they are needed
 constexpr int FURTHER = 4096;   // the same of rows of bfloat16
 constexpr int XBLOCK = 256;     // columns of activations that share a scale
 constexpr int MOST = 8;         // tokens of one pass
 
 template <int BYTES = AHEAD> inline void ask(const void* at) { _mm_prefetch((const char*)at + BYTES, _MM_HINT_T0); }
-inline __m512i load64(const void* at) { return _mm512_loadu_si512(at); }
 inline __m512i each4(const void* at) { return _mm512_set1_epi32(load<int32_t>(at)); }
 inline __m512i each8(const void* at) { return _mm512_set1_epi64(load<int64_t>(at)); }
 inline __m512i each16(const void* at) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)at)); }
@@ -490,11 +476,7 @@ void panel(const Form& form, const uint8_t* body, const uint8_t* at, int tokens,
 }  // namespace
 }  // namespace ressa
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "avx512_end.h"
 
 namespace ressa {
 

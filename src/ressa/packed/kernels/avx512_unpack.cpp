@@ -3,26 +3,11 @@
 #include "panels.h"
 
 #ifdef RESSA_HAS_AVX512
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 says it of its own header
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi,popcnt"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi,popcnt")
-#endif
+#include "avx512.h"
 
 namespace ressa {
 namespace {
 
-using panels::OF_16;
-using panels::OF_4;
-
-inline __m512i load64(const void* at) { return _mm512_loadu_si512(at); }
 
 // What is known of one row: where its kept weights are, one after the other, and its bits (null: all are kept).
 struct Kept {
@@ -159,9 +144,5 @@ bool avx512_unpack(const Form& form, const uint8_t* body, int64_t panel, void* o
 
 }  // namespace ressa
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "avx512_end.h"
 #endif
