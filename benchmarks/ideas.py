@@ -52,7 +52,7 @@ from ressa.pruning.settings import Prune
 
 SMOLLM2, EMBEDDED = "smollm2", ("demo", "emoji-instructblip")
 METHODS, SPARSITIES = ("wanda", "sparsegpt", "admm", "alps"), ("2:4", "60%", "70%")
-QUESTIONS = {"validation": 400, "test": 1000}
+QUESTIONS = {"validation": 400, "test": 1000, "test_captions": 300}  # captions are no part of what calibrates
 SAMPLES = {SMOLLM2: 16}  # that calibrate; of embedded models 128
 WINDOWS = 6  # of each text of SmolLM2
 
@@ -172,7 +172,7 @@ def pruned(work: Path, cell: Cell) -> tuple[Any, dict[str, float]]:
 def compute(work: Path, cell: Cell, *, tune: bool) -> dict[str, Any]:
     net, told = pruned(work, cell)
     net.eval()
-    parts = ("validation",) if tune else smollm2.HELD_OUT if cell.model == SMOLLM2 else ("test",)
+    parts = ("validation",) if tune else smollm2.HELD_OUT if cell.model == SMOLLM2 else ("test", "test_captions")
     if cell.model == SMOLLM2:
         end = loaded(work, cell.model, "dense")[1].eos_token_id
         scores: dict[str, Any] = {part: likelihood(work, net, part, end) for part in parts}

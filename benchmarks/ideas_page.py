@@ -17,6 +17,10 @@ from ressa.tasks.metrics.intervals import Measured, compared
 
 RESULTS = Path(__file__).parent / "results" / "ideas.md"
 TEXTS = {"workshop": "the workshop's end", "alice": "Alice's end"}
+SIDES: tuple[tuple[str, Any, str], ...] = (
+    ("Captions, 300, which no calibration record shows:", lambda found, tuned: found, "test_captions"),
+    ("On 400 validation questions, by which settings were chosen:", lambda found, tuned: tuned, "validation"),
+)
 Key = tuple[str, str, str]  # model, sparsity, method
 
 
@@ -60,7 +64,9 @@ def difference(ours: Measured, base: Measured, form: Any) -> str:
 
 def row(key: Key, name: str, ours: dict[int, Any], base: dict[int, Any], part: str) -> str:
     """Of an embedded model: KL and exact match, on the seeds that the base has too, each beside the base's."""
-    seeds = sorted(ours.keys() & base.keys())
+    seeds = [seed for seed in sorted(ours.keys() & base.keys()) if part in ours[seed] and part in base[seed]]
+    if not seeds:
+        return ""
     mine, theirs = [ours[seed] for seed in seeds], [base[seed] for seed in seeds]
     cells = [*key, name, str(len(seeds))]
     for what, form in (("kl", lambda x: f"{x:+.3f}"), ("right", lambda x: f"{100 * x:+.1f}")):
@@ -84,27 +90,24 @@ def text_row(key: Key, name: str, ours: dict[int, Any], base: dict[int, Any]) ->
     return "| " + " | ".join([*cells, f"{np.mean([cell['seconds'] for cell in mine]):.0f}"]) + " |"
 
 
-def tables(found: dict[Key, Any], idea: Idea, part: str = "test") -> str:
+def tables(found: dict[Key, Any], idea: Idea, part: str) -> str:
     head = "| model | zeros | method | variant | seeds | KL | against the first | exact match | against the first | s |"
-    rows, texts = [head, "|---|---|---|---|" + "---:|" * 6], []
+    rows, texts = [], []
     for key, variants in sorted(found.items()):
         shown = [pair for pair in zip(idea.variants, idea.names, strict=True) if pair[0] in variants]
-        if len(shown) < 2 or idea.variants[0] not in variants:
+        base = variants.get(idea.variants[0])
+        if base is None or len(shown) < 2:
             continue
-        base = variants[idea.variants[0]]
-        if key[0] == "smollm2":
+        if key[0] != "smollm2":
+            made = [row(key, name, variants[variant], base, part) for variant, name in shown]
+            rows += [line for line in made if line] if sum(map(bool, made)) > 1 else []
+        elif part == "test":
             texts += [text_row(key, name, variants[variant], base) for variant, name in shown]
-        else:
-            rows += [
-                row(key, name, variants[variant], base, part)
-                for variant, name in shown
-                if base.keys() & variants[variant]
-            ]
-    made = ["\n".join(rows)] if len(rows) > 2 else []
+    parts = ["\n".join([head, "|---|---|---|---|" + "---:|" * 6, *rows])] if rows else []
     if texts:
         columns = "".join(f" {words} | times the first |" for words in TEXTS.values())
-        made.append("\n".join([f"| zeros | method | variant |{columns} s |", "|---|---|---|" + "---:|" * 5, *texts]))
-    return "\n\n".join(made)
+        parts.append("\n".join([f"| zeros | method | variant |{columns} s |", "|---|---|---|" + "---:|" * 5, *texts]))
+    return "\n\n".join(parts)
 
 
 def write_page(work: Path) -> None:
@@ -116,8 +119,9 @@ def write_page(work: Path) -> None:
     parts = ["# Three ideas, tried", about]
     for told in IDEAS:
         idea = Idea(**told)
-        parts += [f"## {idea.title}", idea.text, f"**{idea.verdict}**", tables(found, idea)]
-        if chosen := tables(tuned, idea, "validation"):
-            parts += ["On validation records, by which settings were chosen:", chosen]
+        parts += [f"## {idea.title}", idea.text, f"**{idea.verdict}**", tables(found, idea, "test")]
+        for words, cells, part in SIDES:
+            if table := tables(cells(found, tuned), idea, part):
+                parts += [words, table]
     parts += ["## Not run", UNRUN]
     RESULTS.write_text("\n\n".join(part for part in parts if part) + "\n")

@@ -194,6 +194,11 @@ def test_vision_sparsity_asked_of_a_model_without_vision_is_refused(part, causal
     assert os.listdir(tmp_path) == []
 
 
+def test_weights_by_gradient_are_refused_where_every_token_is_an_answer(causal_lm_folder, tiny_data, tmp_path):
+    with pytest.raises(RessaError, match="leave gradient out of token_weights"):
+        prune(causal_lm_folder, tmp_path / "out", data=tiny_data, token_weights="gradient,text=1")
+
+
 def test_2_of_4_on_a_width_that_is_not_divisible_by_4_is_refused_and_named(tiny_data, tmp_path):
     folder = pico.llava(tmp_path / "odd", intermediate=66)
     with pytest.raises(RessaError, match=r"2:4 does not fit model\.language_model\.layers\.0\.mlp\.down_proj.* 66 "):

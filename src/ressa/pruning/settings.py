@@ -57,8 +57,8 @@ class Prune:
     seed: int = setting(0, "Draws the records that calibrate, and what a method draws by lot.", least=0, most=SEEDS)
     token_weights: str | None = setting(
         None,
-        "How much tokens count in calibration: gradient (as much as answers depend on them); image=0.1,text=1,answer=1; "
-        "both, with a comma. Padding never counts. [1 each]",
+        "How much tokens count in calibration: gradient (as much as answers depend on them), image=0.1,text=1,answer=1 "
+        "or both. Padding never counts. [1 each]",
     )
     patch_embedding: bool = setting(
         False, "Prune the convolution that cuts pictures into patches too, as the vision tower's first layer."

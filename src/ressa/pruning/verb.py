@@ -198,12 +198,17 @@ def _check_alike(settings: Prune, identity: Mapping[str, Any]) -> None:
 
 
 def _check_parts(model: str | Path, settings: Prune) -> None:
-    """Raises RessaError if a part is asked of a model whose config says that it has none. Loads no weights."""
+    """Raises RessaError for what is asked of a text-only model and needs pictures. Loads no weights."""
     if auto_class(read_config(model), model) is not AutoModelForCausalLM:
         return
     for part, share in (("vision", settings.vision), ("connector", settings.connector)):
         if share is not None and parse(share).sparsity:
             raise RessaError(f"{model} is a text-only model: it has no {part} to prune, leave --{part} out")
+    if Request(settings).gradient:
+        raise RessaError(
+            f"{model} is a text-only model, whose every token is an answer: weights by gradient harm it "
+            "(benchmarks/results/ideas.md), leave gradient out of token_weights"
+        )
 
 
 def _manifest(
