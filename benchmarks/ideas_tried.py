@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from ressa.allocation import ALLOCATIONS, Allocation
-from ressa.allocation.budget import spread_out
 from ressa.calibration.data import CalibrationData
 from ressa.calibration.logits import decoder_token_ids, forced, logits_at
 from ressa.calibration.sweep import Turn
@@ -140,21 +138,6 @@ def squares_of(data: CalibrationData, batch: Mapping[str, Any], *, unit: bool) -
     for names in shared.values():
         found |= dict.fromkeys(names, sum(squares[name] for name in names if name in squares))
     return {name: total for name, total in found.items() if isinstance(total, Tensor)}
-
-
-# ---- arithmetic allocation -------------------------------------------------------------------------------------------
-
-
-def depth(data: CalibrationData) -> dict[str, float]:
-    return {block.name: float(at) for at, block in enumerate(data.blocks)}
-
-
-def arithmetic(scores: Mapping[str, float], weights: Mapping[str, int], zeros: int, spread: float = 0.1) -> dict:
-    """{block: sparsity} in an arithmetic progression that rises with depth, from S - `spread` to S + `spread`."""
-    return spread_out({name: -at for name, at in scores.items()}, weights, zeros, spread)
-
-
-ALLOCATIONS["arithmetic"] = Allocation(arithmetic, depth)
 
 
 # ---- block matching --------------------------------------------------------------------------------------------------

@@ -23,11 +23,12 @@ IDEAS: list[dict[str, Any]] = [
         "text": """VLMQ (2508.03351), GuidedQuant (2505.07004). One backward of the answers' loss through the
 dense model gives the length of the gradient at each linear's output for each token; divided
 by the mean of the record, cut off at 10, mixed with a tenth of equal weights. *Gradient of
-the plain loss* is the idea as published: on `emoji-instructblip` it did harm, for where the
-dense model is sure of an answer token nothing is left of its gradient (of a T5 decoder's
-three tokens one had all the weight). *Gradient* divides each answer token's loss by the
-length of its gradient at the logits; that was found on the validation questions of both
-models with ADMM at 2:4, all other cells were not used.""",
+the plain loss* did harm on `emoji-instructblip`, as a test cell showed (ADMM at 2:4), for
+where the dense model is sure of an answer token nothing is left of its gradient: of a T5
+decoder's three tokens one had all the weight. *Gradient* divides each answer token's loss by
+the length of its gradient at the logits. That, and the power, the cut and the tenth, were
+chosen on validation questions with ADMM at 2:4 on both models (Wanda was looked at too on
+`demo`); no other cell had a say.""",
         "verdict": """Built in as `--token-weights gradient`, for models that see pictures alone. On both embedded
 models it is better than equal weights or as good in every cell that was run, clearly better
 on `demo`, and captions that it was not shown lose nothing. On SmolLM2 it lost: at 70 % by
@@ -109,7 +110,8 @@ learning rate are the same for all and tuned for none.""",
 UNRUN = """Three seeds: gradient with ADMM at 2:4 alone; all else has one.
 
 Gradient: ALPS; SparseGPT but at 2:4; Wanda at 60 %; SmolLM2 at 2:4 and 60 %, and with other
-methods than Wanda; other powers and clips once each answer token pulled alike.
+methods than Wanda; other powers and clips once each answer token pulled alike; the gradient
+of a block's reconstruction, which VLMQ takes.
 
 Arithmetic: 60 %; SparseGPT and ALPS; SmolLM2 with other methods and spreads, and beside OWL
 and DLP (benchmarks/results/smollm2.md has these on more calibration text); ADMM on

@@ -1,6 +1,6 @@
 """Tokens weighed by gradient: each counts as much as the answers depend on what a linear puts out for it.
 
-GuidedQuant (arXiv 2505.07004) and VLMQ (arXiv 2508.03351) weigh so for quantisation: tokens of pictures are many and
+GuidedQuant (arXiv 2505.07004) and VLMQ (arXiv 2508.03351) weigh for quantisation: tokens of pictures are many and
 alike. Here each answer token's loss is divided by the length of its gradient at the logits. Where the model is sure of
 a token that gradient vanishes, though what is pruned can make it unsure.
 
