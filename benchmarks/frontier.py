@@ -294,10 +294,11 @@ def show() -> None:
             every.setdefault(row.model, {})[row] = result
     measured = sum(len(found) for found in every.values())
     every = {model: found for model, found in every.items() if any(row.method for row in found)}
+    machines = " and ".join(sorted({result["processor"] for found in every.values() for result in found.values()}))
     packages = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts = [
         "# What a byte buys: zeros or fewer bits",
-        f"{datetime.date.today()}, {platform.machine()}, {processor()['processor']}, {packages}. "
+        f"{datetime.date.today()}, {platform.machine()}, {machines}, {packages}. "
         "Bytes are those of the linears of all blocks of vision and language in the packed format (values, bitmask, "
         "scales), divided by the number of their weights. int8 has a scale for each row, int4 and int3 one for "
         f"{GROUP} kept weights; rounding is compensated (docs/packed.md). int3 is simulated: rounded, its bytes "
