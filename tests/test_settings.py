@@ -31,10 +31,9 @@ def _nothing_is_loaded(monkeypatch):
     def load(*_, **__):
         raise AssertionError("weights were loaded")
 
-    for name in ("pruning.verb.load_streamed", "repairing.verb.load"):
+    for name in ("pruning.verb.load_streamed", "repairing.verb.load", "evaluation.verb.load_to_ask"):
         monkeypatch.setattr(f"ressa.{name}", load)
-    for name in ("evaluation.verb", "evaluation.blocks"):
-        monkeypatch.setattr(f"ressa.{name}.load_to_ask", load)
+    monkeypatch.setattr("ressa.evaluation.blocks.load_streamed", load)
 
 
 def refused(call) -> str:

@@ -173,7 +173,7 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
         tuple(shape_of(block) for block in blocks),
         total,
         outside,
-        _alone(net, total) or outside + max((shape_of(block).parameters for block in blocks), default=0),
+        _alone(net, parts, total) or outside + max((shape_of(block).parameters for block in blocks), default=0),
         width,
         sum(parameter.numel() for parameter in apart) - (connector.parameters if connector else 0),
         vectors + (connector.parameters if connector else 0),
@@ -184,9 +184,9 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
     )
 
 
-def _alone(net: PreTrainedModel, total: int) -> int:
+def _alone(net: PreTrainedModel, parts: Structure, total: int) -> int:
     """The parameters that have no piece of their own and those of the largest piece; 0 if there are no pieces."""
-    pieces = [sum(parameter.numel() for parameter in piece.module.parameters()) for piece in pieces_of(net)]
+    pieces = [sum(parameter.numel() for parameter in piece.module.parameters()) for piece in pieces_of(net, parts)]
     return total - sum(pieces) + max(pieces) if pieces else 0
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ressa.model.matrix import AsLinear
 from ressa.model.roots import find_roots, home
-from ressa.model.structure import Block, structure
+from ressa.model.structure import Block, Structure, structure
 from ressa.packed.loading import Names
 
 
@@ -45,16 +45,17 @@ def places_in(piece: Block) -> list[Place]:
     ]
 
 
-def pieces_of(net: PreTrainedModel) -> list[Block]:
+def pieces_of(net: PreTrainedModel, parts: Structure | None = None) -> list[Block]:
     """The highest modules that have parameters of their own and hold no block, as blocks with the linears in them.
 
     In most models each is a linear, a norm or an embedding. Those with tied parameters are left out, and so are the
     parameters that a model has beside its modules. Nothing is found where the files hold tensors in another cut
     (experts, or query, key and value, joined), of which one may belong to several pieces, or if a linear is left out.
+    `parts` are those of the model, where they are known.
     """
     if Names(net, None).converters:
         return []
-    blocks, owners, roots = structure(net).blocks(), owners_of(net), find_roots(net)
+    blocks, owners, roots = (parts or structure(net)).blocks(), owners_of(net), find_roots(net)
     linears: dict[int, dict[str, Any]] = {}
     for name, linear in (pair for block in blocks for pair in block.linears.items()):
         linears.setdefault(id(linear.module if isinstance(linear, AsLinear) else linear), {})[name] = linear
