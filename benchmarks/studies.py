@@ -46,15 +46,23 @@ def take(file: Path) -> None:
     target = ROWS / f"{file.parent.name}.csv"
     with file.open(encoding="utf-8") as lines:
         new = list(csv.DictReader(lines))
-    cells = {row["cell"] for row in new}
+    new = [row for row in new if row["status"] == "finished"]
     old = list(csv.DictReader(target.open(encoding="utf-8"))) if target.is_file() else []
-    kept = [row for row in old if row["cell"] not in cells] + [row for row in new if row["status"] == "finished"]
+    cells = {_cell(row) for row in new}
+    kept = [row for row in old if _cell(row) not in cells] + new
     kept += _against_base(file.parent, new)
     kept.sort(key=lambda row: int(row["seed"]))
     with target.open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(new[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept)
+
+
+def _cell(row: dict[str, str]) -> tuple[str, ...]:
+    """What a cell replaces in the recipe."""
+    return tuple(
+        value for name, value in row.items() if name not in ("cell", "status", "role", "measurement", *NUMBERS)
+    )
 
 
 def _against_base(study: Path, rows: Sequence[dict[str, str]]) -> Iterator[dict[str, str]]:
