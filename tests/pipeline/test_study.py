@@ -377,6 +377,7 @@ def test_two_shards_two_workers_and_one_process_give_the_same_table(file, told, 
     assert len({row["cell"] for row in tables[0]}) == 12
 
 
+@pytest.mark.slow
 def test_two_processes_that_take_the_same_cells_share_them(file, told):
     path = file()
     processes = [start(path, "--shard", "1/1") for _ in range(2)]
