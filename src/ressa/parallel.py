@@ -68,6 +68,11 @@ def close() -> None:
         distributed.destroy_process_group()
 
 
+def _dealt(shares: Sequence[Sequence[T]]) -> list[T]:
+    """The first of each, then the second of each, and so on."""
+    return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
+
+
 class Team:
     """The processes that do one thing in step; alone, nothing waits and nothing is sent.
 
@@ -95,8 +100,13 @@ class Team:
 
     def in_order(self, mine: Sequence[T]) -> list[T]:
         """What all processes have, one entry a batch, in the order in which one process would come to the batches."""
-        shares = self.exchange(list(mine))
-        return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
+        return _dealt(self.exchange(list(mine)))
+
+    def own(self, mine: Sequence[T]) -> list[T | None]:
+        """As `in_order`, of this process's entries alone: None stands for those of others, which are not sent."""
+        shares: list[list[T | None]] = [[None] * count for count in self.exchange(len(mine))]
+        shares[self.rank] = list(mine)
+        return _dealt(shares)
 
     @contextmanager
     def after_the_first(self) -> Iterator[None]:

@@ -7,9 +7,9 @@ the block's weights are perturbed, from forwards alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from ressa.model.matrix import AsLinear, parameter
 from ressa.parallel import team
 
 STEP = 1e-3  # epsilon of the zeroth order
-T = TypeVar("T")
 
 
 def ecoflap(
@@ -101,7 +100,7 @@ def zeroth_order(data: CalibrationData) -> dict[str, float]:
     so that large and small blocks compare. The weights are put back bit by bit. Costs two forwards a block and batch.
     """
     random = torch.Generator().manual_seed(data.seed)
-    asked, scores, batches = _asked(data), dict[str, float](), _dealt(data.batches)
+    asked, scores, batches = _asked(data), dict[str, float](), team().own(data.batches)
     with data.places.whole(), learning(data.net, ()):
         for block in data.counted(data.blocks, "perturbing"):
             linears, slopes = list(block.linears.values()), list[float]()
@@ -144,13 +143,6 @@ def _loss(data: CalibrationData, batch: Mapping[str, Any]) -> Tensor:
 def _asked(data: CalibrationData) -> float:
     """The answer tokens of all processes' batches."""
     return sum(team().exchange(sum(map(_answers, data.batches))))
-
-
-def _dealt(mine: Sequence[T]) -> list[T | None]:
-    """The batches of all processes in their order; None for another's."""
-    ours: list[list[T | None]] = [[None] * count for count in team().exchange(len(mine))]
-    ours[team().rank] = list(mine)
-    return [share[i] for i in range(max(map(len, ours))) for share in ours if i < len(share)]
 
 
 def _answers(batch: Mapping[str, Any]) -> float:
