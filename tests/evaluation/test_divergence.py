@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from likelihoods import answer_sums
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.errors import RessaError
-from ressa.evaluation.divergence import answer_sums
 from ressa.evaluation.verb import check_vocabularies
 from ressa.model.load import load
 

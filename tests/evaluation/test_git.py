@@ -10,9 +10,9 @@ from transformers import CLIPImageProcessorPil, GitConfig, GitForCausalLM, GitPr
 
 import pico
 import ressa
+from likelihoods import answer_sums
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
-from ressa.evaluation.divergence import answer_sums
 from ressa.model.load import load
 
 TEMPLATE = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %} {% endfor %}"

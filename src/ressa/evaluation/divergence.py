@@ -25,22 +25,6 @@ from ressa.settings import Progress
 Sums = tuple[float, float, float, int]  # of a record: KL, own and dense negative log-likelihood, tokens
 
 
-def answer_sums(
-    model: torch.nn.Module,
-    dense: torch.nn.Module | None,
-    processor: Any,
-    records: Sequence[Record],
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> list[Sums]:
-    """Of each record what `own_sums` and `compared` tell, for two models that are in memory (or one)."""
-    with kept_beside(None) as folder:
-        own = own_sums(model, processor, records, batch_size, progress, folder if dense is not None else None)
-        if dense is None:
-            return own
-        return compared(dense, getattr(model, "config", None), processor, records, batch_size, progress, folder)
-
-
 @contextmanager
 def kept_beside(out: Path | None) -> Iterator[Path]:
     """A folder in which `own_sums` keeps what `compared` reads, beside `out` or where the system has such."""

@@ -14,7 +14,7 @@ from ressa.files.paths import path_of
 from ressa.tasks.base import Sample, Task
 from ressa.tasks.metrics.intervals import Measured, compared, interval
 
-Sums = Sequence[tuple[float, float, float, int]]  # of `divergence.answer_sums`
+Sums = Sequence[tuple[float, float, float, int]]  # of `divergence.own_sums` and `compared`
 
 
 def kind_of(sample: Sample) -> str:
