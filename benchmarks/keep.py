@@ -1,8 +1,8 @@
 """What repair keeps of what it is not shown: `python benchmarks/keep.py WORK`.
 
-`demo` at 2:4 by Wanda is repaired on questions, on captions, on both and on pictures without labels, always with the
+A model at 2:4 by Wanda is repaired on questions, on captions, on both and on pictures without labels, always with the
 same number of samples; then it is asked questions, for captions, and questions about things never seen together in
-training. Each cell is a row of WORK/keep.jsonl with right or wrong for every record; rows that are there are not
+training. Each cell is a row of WORK/MODEL.jsonl with right or wrong for every record; rows that are there are not
 computed again. One thread.
 
 An answer is right when each of its tokens is the model's first choice behind those before it: when greedy decoding
@@ -82,24 +82,33 @@ def mixed(data: Path, name: str, parts: Sequence[tuple[str, float]], samples: in
     return split
 
 
-def teach(data: Path, split: str, count: int, seed: int) -> None:
+def teach(dense: str, data: Path, split: str, count: int, seed: int) -> None:
     """`{split}_teacher`: `count` records drawn by the seed, with the dense model's answers instead of the data's."""
     out = data / f"{split}_teacher.jsonl"
     lines, records = raw(data, split), read_records(data, split)
     chosen = random.Random(seed).sample(range(len(lines)), count)
-    model, processor = load("demo")
+    model, processor = load(dense)
     how = Generation(max_new_tokens=150)
-    said = answers(model, processor, [records[i] for i in chosen], data / f"{split}.cache.jsonl", 200, how)
+    said = answers(model, processor, [records[i] for i in chosen], data / f"{split}.{dense}.jsonl", 200, how)
     key = "caption" if "captions" in split else "answer"
     out.write_text("".join(json.dumps(lines[i] | {key: said[records[i].id]}) + "\n" for i in chosen))
 
 
+ALONE = {"train_norms": False, "train_biases": False, "train_connector": False}
 CELLS: dict[str, tuple[Sequence[tuple[str, float]], dict[str, Any]]] = {
     "questions": ([("train", 1)], {}),
     "captions": ([("train_captions", 1)], {}),
     "both 1:1": ([("train", 0.5), ("train_captions", 0.5)], {}),
     "both 3:1": ([("train", 0.75), ("train_captions", 0.25)], {}),
     "questions, hidden 300": ([("train", 1)], {"hidden_weight": 300.0}),
+    "questions, hidden 1000": ([("train", 1)], {"hidden_weight": 1000.0}),
+    "questions, hidden 3000": ([("train", 1)], {"hidden_weight": 3000.0}),
+    "questions, adapters alone": ([("train", 1)], ALONE),
+    "questions, adapters and norms": ([("train", 1)], {"train_biases": False, "train_connector": False}),
+    "questions, no connector": ([("train", 1)], {"train_connector": False}),
+    "questions, adapters alone, hidden 1000": ([("train", 1)], ALONE | {"hidden_weight": 1000.0}),
+    "both 3:1, no connector": ([("train", 0.75), ("train_captions", 0.25)], {"train_connector": False}),
+    "both 3:1, hidden 1000": ([("train", 0.75), ("train_captions", 0.25)], {"hidden_weight": 1000.0}),
     "questions, kl 1": ([("train", 1)], {"kl_weight": 1.0}),
     "questions 7:1 teacher captions": ([("train", 0.875), ("train_captions_teacher", 0.125)], {}),
     "questions 3:1 teacher captions": ([("train", 0.75), ("train_captions_teacher", 0.25)], {}),
@@ -146,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--cells", default=None, help="names with ; between them [all]")
+    parser.add_argument("--model", default="demo", choices=["demo", "emoji-instructblip"])
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--on", default="validation", choices=list(ASKED))
     parser.add_argument("--samples", type=int, default=SAMPLES)
@@ -153,7 +163,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     work: Path = asked.work
-    data, rows = work / "data", work / "keep.jsonl"
+    data, rows = work / "data", work / f"{asked.model}.jsonl"
     if asked.table:
         print(table([json.loads(line) for line in rows.read_text().splitlines()], asked.on))
         return
@@ -171,29 +181,29 @@ def main() -> None:
             if key in done:
                 continue
             row = {"key": key, "cell": name, "seed": seed, "on": asked.on, "samples": asked.samples}
-            row |= cell(work, data, name, seed, asked.on, asked.samples)
+            row |= cell(work, asked.model, name, seed, asked.on, asked.samples)
             with rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             told = {what: round(100 * sum(found) / len(found), 1) for what, found in row["right"].items()}
             print(key, told, row["seconds"], flush=True)
 
 
-def cell(work: Path, data: Path, name: str, seed: int, on: str, samples: int) -> dict[str, Any]:
+def cell(work: Path, dense: str, name: str, seed: int, on: str, samples: int) -> dict[str, Any]:
     """What a model answers right, and the seconds of the processor that its repair took."""
-    pruned = work / f"pruned-{seed}"
+    data, pruned = work / "data", work / f"{dense}-pruned-{seed}"
     if name != "dense" and not pruned.exists():
-        ressa.prune("demo", pruned, data=data, sparsity="2:4", method="wanda", seed=seed, threads=1)
+        ressa.prune(dense, pruned, data=data, sparsity="2:4", method="wanda", seed=seed, threads=1)
     if name in ("dense", "pruned"):
-        return {"right": ask("demo" if name == "dense" else str(pruned), data, on), "seconds": 0}
+        return {"right": ask(dense if name == "dense" else str(pruned), data, on), "seconds": 0}
     parts, settings = CELLS[name]
     for split, share in parts:
         if split.endswith("_teacher"):
-            teach(data, split.removesuffix("_teacher"), round(share * samples), seed)
+            teach(dense, data, split.removesuffix("_teacher"), round(share * samples), seed)
     split = mixed(data, name.replace(" ", "_").replace(":", "-"), parts, samples, seed)
-    out = work / "out"
+    out = work / f"{dense}-out"
     shutil.rmtree(out, ignore_errors=True)
     began = time.process_time()
-    told = ressa.repair(pruned, out, teacher="demo", data=data, split=split, seed=seed, threads=1, **settings)
+    told = ressa.repair(pruned, out, teacher=dense, data=data, split=split, seed=seed, threads=1, **settings)
     seconds = time.process_time() - began
     return {"right": ask(str(out), data, on), "seconds": round(seconds, 1), "history": told["history"][-1]}
 
