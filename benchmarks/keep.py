@@ -24,10 +24,10 @@ import torch
 
 import ressa
 from ressa.answering.generate import answers
-from ressa.calibration.logits import logits_at, targets
 from ressa.data.emoji import write
-from ressa.data.prompts import IGNORED, encode, shortest_first
+from ressa.data.prompts import encode, shortest_first
 from ressa.data.records import Record, read_records
+from ressa.evaluation.divergence import answer_log_probs
 from ressa.model.load import load
 from ressa.tasks.base import Generation
 
@@ -43,15 +43,12 @@ def right(model: Any, processor: Any, records: Sequence[Record], size: int = 64)
     found = [0] * len(records)
     order = shortest_first(processor, records, answers=True)
     for at in range(0, len(order), size):
-        batch = encode(processor, [records[i] for i in order[at : at + size]], model.config, answers=True)
-        wanted_BT = targets(batch.pop("labels"), encoder_decoder=False)
-        there_BT = wanted_BT != IGNORED
+        chosen = order[at : at + size]
+        batch = encode(processor, [records[i] for i in chosen], model.config, answers=True)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=False):
-            best_N = logits_at(model, batch, there_BT).argmax(-1)
-        same_BT = torch.ones_like(there_BT)
-        same_BT[there_BT] = best_N == wanted_BT[there_BT]
-        for i, same in zip(order[at : at + size], same_BT.all(1).tolist(), strict=True):
-            found[i] = int(same)
+            logp_NV, labels_N, counts = answer_log_probs(model, batch)
+        for i, same in zip(chosen, (logp_NV.argmax(-1) == labels_N).split(counts), strict=True):
+            found[i] = int(same.all())
     return found
 
 
