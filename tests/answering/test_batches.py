@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import forked
 import ressa
 import ressa.demo
 from ressa.answering import cache as caching
@@ -53,7 +51,7 @@ def evaluate_in_a_process(data: Path, split: str, out: Path, *more: str, launch:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_answers_are_the_same_one_by_one_and_in_batches(emoji, dtype):
     model, processor = load("demo", dtype=dtype)
-    records = read_records(emoji, "test")[: 100 if dtype == "float32" else 40]
+    records = read_records(emoji, "test")[:40]
     one_by_one = answers(model, processor, records, batch_size=1)
     assert len(set(one_by_one.values())) > 10
     for size in (8, 32):
@@ -108,10 +106,11 @@ def test_a_likelihood_is_the_sum_over_the_answers_tokens(demo, emoji):
 
 
 def test_two_processes_share_the_questions_and_give_the_same_answers(emoji, demo, tmp_path):
-    words = evaluate_in_a_process(emoji, "few", tmp_path / "two", "--batch-size", "4", "--json", launch=tuple(LAUNCH))
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)  # one of the two tells
+    words = ["evaluate", "demo", "--data", emoji, "--split", "few", "--out", tmp_path / "two", "--batch-size", "4"]
+    both = forked.team(tmp_path, lambda: forked.ressa(*words, "--json"), 2)
+    assert [process.wait() for process in both] == [0, 0], [process.text() for process in both]
+    (said,) = (process.text() for process in both if "{" in process.text())  # one of the two tells
+    told = json.loads(said[said.index("{") :])
     one = ressa.evaluate(demo, data=emoji, split="few")
     rows = [json.loads(line) for line in (tmp_path / "two" / "answers.jsonl").read_text().splitlines()]
     assert {row["id"]: row["answer"] for row in rows} == one["answers"]
@@ -149,17 +148,9 @@ def test_each_process_takes_its_share_and_reads_what_all_wrote(tmp_path, monkeyp
 
 def test_a_killed_evaluation_loses_no_finished_answer(emoji, demo, tmp_path, monkeypatch):
     cache = tmp_path / "out" / "answers.cache.jsonl"
-    words = evaluate_in_a_process(emoji, "test", tmp_path / "out", "--batch-size", "1")
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while not (cache.is_file() and cache.read_bytes().count(b"\n") >= 3):
-            assert child.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    words = ["evaluate", "demo", "--data", emoji, "--split", "test", "--out", tmp_path / "out", "--batch-size", "1"]
+    child = forked.command(tmp_path / "said.txt", *words)
+    child.kill_when(lambda: cache.is_file() and cache.read_bytes().count(b"\n") >= 3)
     finished = caching.read(cache)
     assert 3 <= len(finished) < 100
     assert not (tmp_path / "out" / "scores.json").exists()

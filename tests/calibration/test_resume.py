@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+import forked
 from ressa import prune, repair
 from ressa.allocation.file import write_allocation
 from ressa.calibration.resume import FinishedBlocks, stamp
@@ -158,25 +159,22 @@ def test_a_block_that_cannot_be_written_is_one_line(llava_folder, tmp_path):
 
 
 def test_a_killed_command_goes_on(llava_folder, tiny_data, tmp_path):
-    code = (
-        "import os, signal, sys, ressa\n"
-        "def tell(done, total, name):\n"
-        "    if done == int(sys.argv[4]): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "ressa.prune(*sys.argv[1:3], data=sys.argv[3], method='sparsegpt', samples=6, batch_size=4, progress=tell)\n"
+    def tell(done, total, name):
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    settings = {"data": tiny_data, "method": "sparsegpt", **SMALL}
+    child = forked.Forked(
+        tmp_path / "said.txt", lambda: prune(llava_folder, tmp_path / "out", **settings, progress=tell)
     )
-
-    def call(out, at):
-        words = [sys.executable, "-c", code, *map(str, (llava_folder, tmp_path / out, tiny_data, at))]
-        return subprocess.run(words, env=os.environ).returncode
-
-    assert call("out", 2) == -signal.SIGKILL
+    assert child.wait() == -signal.SIGKILL, child.text()
     finished = (tmp_path / ".out.prune" / "finished.jsonl").read_text()
     assert [json.loads(line)["block"] for line in finished.splitlines()][:2] == [
         "model.vision_tower.encoder.layers.0",
         "model.vision_tower.encoder.layers.1",
     ]
-    assert call("out", -1) == 0
-    assert call("whole", -1) == 0
+    assert prune(llava_folder, tmp_path / "out", **settings)["resumed_blocks"] == 2
+    prune(llava_folder, tmp_path / "whole", **settings)
     assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole")
 
 

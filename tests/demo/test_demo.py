@@ -67,7 +67,7 @@ def test_it_is_a_small_llava_with_a_card() -> None:
 
 
 @pytest.mark.parametrize(
-    ("test", "least"), [(100, 0.8), pytest.param(500, 0.85, marks=pytest.mark.slow)], ids=["some", "the whole split"]
+    ("test", "least"), [(50, 0.8), pytest.param(500, 0.85, marks=pytest.mark.slow)], ids=["some", "the whole split"]
 )
 def test_it_answers_scenes_it_has_never_seen_and_from_their_pictures(test: int, least: float, tmp_path: Path) -> None:
     scenes = write(tmp_path / "data", train=1, validation=1, test=test)

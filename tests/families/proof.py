@@ -33,10 +33,14 @@ from ressa.model.structure import structure
 
 @dataclass
 class Case:
-    """A saved pico model of a type, its inputs, its logits; and what was in memory when a folder was written."""
+    """A saved pico model of a type, its inputs, its logits; and what was in memory when a folder was written.
+
+    `model` is the saved one, loaded: for what changes nothing in it.
+    """
 
     folder: Path
     data: Path
+    model: Any
     inputs: list[dict[str, Any]]
     logits: list[Tensor]
     written: dict[Path, tuple[dict[str, Tensor], list[Tensor]]] = field(default_factory=dict)
@@ -55,7 +59,7 @@ def build(model_type: str, folder: Path, data: Path) -> Case:
     pico.tokenizer().save_pretrained(folder)
     model = reload(folder)
     inputs = batches(model, model_type)
-    return Case(folder, data, inputs, logits(model, inputs))
+    return Case(folder, data, model, inputs, logits(model, inputs))
 
 
 def reload(folder: Path, attention: str | None = None) -> Any:
@@ -76,7 +80,7 @@ def inspect(case: Case) -> dict[str, Any]:
     """Every parameter is counted once, every linear is prunable or kept for a reason."""
     with _fed(case):
         told = inspection.inspect(case.folder)
-    model = reload(case.folder)
+    model = case.model
     plan = structure(model)
     prunable = {name for block in plan.blocks() for name in block.linears}
     linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
@@ -89,7 +93,7 @@ def inspect(case: Case) -> dict[str, Any]:
 
 def walk_changes_nothing(case: Case) -> None:
     """A walk in which nothing is pruned ends with the logits of a plain forward, bit for bit."""
-    model, outputs = reload(case.folder), []
+    model, outputs = case.model, []
     for _ in walk(model, structure(model).blocks(), case.inputs, outputs=outputs):
         pass
     assert all(torch.equal(walked.logits, plain) for walked, plain in zip(outputs, case.logits, strict=True))
@@ -97,7 +101,7 @@ def walk_changes_nothing(case: Case) -> None:
 
 def answers(case: Case) -> None:
     """The likelihood of reference answers, for which only their logits are computed, is that of a plain forward."""
-    model, batch, logits_BTV = reload(case.folder), case.inputs[0], case.logits[0]
+    model, batch, logits_BTV = case.model, case.inputs[0], case.logits[0]
     labels_BT = batch["labels"]
     if not is_encoder_decoder(model.config):  # where the model joins a picture to its text, the text comes last
         labels_BT, logits_BTV = labels_BT[:, 1:], logits_BTV[:, -labels_BT.shape[1] : -1]
@@ -127,7 +131,7 @@ def prune(case: Case, out: Path, method: str, sparsity: str) -> dict[str, Any]:
 def _only_pruned(case: Case, out: Path, manifest: dict[str, Any], method: str) -> None:
     """Nothing but the matrices that were pruned has changed, and these only, with Wanda, to zero."""
     holders = {name.rpartition(".")[0] for name in manifest["matrices"]}  # of experts, which share a parameter
-    for name, dense in reload(case.folder).state_dict().items():
+    for name, dense in case.model.state_dict().items():
         ours, touched = (
             case.written[out][0][name],
             name.removesuffix(".weight") in manifest["matrices"].keys() | holders,
