@@ -8,9 +8,10 @@ from itertools import product
 import pytest
 import torch
 from measured import Peak, counting
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import AutoConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from ressa import methods
+import pico
+from ressa import methods, prune
 from ressa.calibration.gather import gather
 from ressa.calibration.tokens import token_weights
 from ressa.calibration.walk import walk
@@ -124,6 +125,19 @@ def test_what_a_method_holds_while_it_works_is_foretold(method, llava_folder):
     measured = f"measured: {max(shares):.2f} of what cost= tells; without a Gram, Cost(weights={max(tensors):.3g})"
     assert 0.85 < max(shares) < 1 / 0.97, measured  # never less than is needed, and not much more
     assert run.cost != Cost(), "declared, not the default"
+
+
+def test_what_tensors_hold_does_not_grow_with_depth(tiny_data, tmp_path):
+    most = []
+    for depth in (2, 8):
+        folder = pico.llava(tmp_path / f"model-{depth}")
+        config = AutoConfig.from_pretrained(folder)
+        config.text_config.num_hidden_layers = depth
+        LlavaForConditionalGeneration(config).save_pretrained(folder)
+        with Peak() as peak:
+            prune(folder, tmp_path / f"out-{depth}", data=tiny_data, method="wanda", samples=4)
+        most.append(peak.most)
+    assert most[1] < 1.02 * most[0], most
 
 
 @pytest.mark.parametrize("method", ["wanda", "admm"])
