@@ -22,7 +22,9 @@ class Peak(TorchDispatchMode):
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         out = op(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and (storage := x.untyped_storage())._cdata not in given | self.known:
+            if not isinstance(x, torch.Tensor) or x.is_meta:
+                continue
+            if (storage := x.untyped_storage())._cdata not in given | self.known:
                 self.known.add(storage._cdata)
                 self.live += storage.nbytes()
                 self.most = max(self.most, self.live)

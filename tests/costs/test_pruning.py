@@ -8,14 +8,15 @@ from itertools import product
 import pytest
 import torch
 from measured import Peak, counting
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import AutoConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from ressa import methods
+import pico
+from ressa import methods, prune
 from ressa.calibration.gather import gather
 from ressa.calibration.tokens import token_weights
 from ressa.calibration.walk import walk
-from ressa.costs.pruning import prune_bytes, prune_flop, statistic_bytes, work_bytes
-from ressa.costs.shapes import Workload, shape_of
+from ressa.costs.pruning import batch_bytes, prune_bytes, prune_flop, statistic_bytes, work_bytes
+from ressa.costs.shapes import Read, Shape, Workload, shape_of
 from ressa.data.prompts import encode
 from ressa.data.records import read_records
 from ressa.model.load import load
@@ -124,6 +125,46 @@ def test_what_a_method_holds_while_it_works_is_foretold(method, llava_folder):
     measured = f"measured: {max(shares):.2f} of what cost= tells; without a Gram, Cost(weights={max(tensors):.3g})"
     assert 0.85 < max(shares) < 1 / 0.97, measured  # never less than is needed, and not much more
     assert run.cost != Cost(), "declared, not the default"
+
+
+@pytest.mark.parametrize("method", [name for name, m in methods.METHODS.items() if m.needs is Gram])
+def test_what_is_made_of_a_gram_is_foretold(method, llava_folder):
+    """Of few rows: the widest input of a large model, whose Gram sets the ceiling."""
+    linear = torch.nn.Linear(256, 8, bias=False).requires_grad_(False)
+    block = structure(load(llava_folder)[0]).blocks(("language",))[0]
+    shape, inputs = shape_of(replace(block, linears={"x.odd": linear})), Gram(256)
+    inputs.add(torch.randn(512, 256))
+    with Peak() as peak:
+        methods.get(method)(linear.weight, inputs, parse("2:4"))
+    assert peak.most == pytest.approx(work_bytes(methods.get(method), shape), rel=0.03)
+
+
+def test_linears_of_one_input_are_joined_in_the_width_of_the_model():
+    query = Read(inputs=64, outputs=3 * 512, linears=3)
+    method = methods.get("sparsegpt")
+    alone, joined = (work_bytes(method, Shape("language", True, (query,), query.weights), width) for width in (0, 2))
+    assert joined - alone == 2 * query.weights
+
+
+def test_a_batch_is_gone_before_a_method_works(wide):
+    load = Workload(SAMPLES, BATCH, TOKENS, PATCHES, 8)
+    for name in ("wanda", "admm"):
+        method, (*_, last) = methods.get(name), shapes_of(wide)
+        batch, work = batch_bytes(method.needs, last, load, 4), work_bytes(method, last, 4)
+        assert prune_bytes(method, [last], load, 4)[1] == statistic_bytes(method.needs, last) + max(batch, work)
+
+
+def test_what_tensors_hold_does_not_grow_with_depth(tiny_data, tmp_path):
+    most = []
+    for depth in (2, 8):
+        folder = pico.llava(tmp_path / f"model-{depth}")
+        config = AutoConfig.from_pretrained(folder)
+        config.text_config.num_hidden_layers = depth
+        LlavaForConditionalGeneration(config).save_pretrained(folder)
+        with Peak() as peak:
+            prune(folder, tmp_path / f"out-{depth}", data=tiny_data, method="wanda", samples=4)
+        most.append(peak.most)
+    assert most[1] < 1.02 * most[0], most
 
 
 @pytest.mark.parametrize("method", ["wanda", "admm"])

@@ -17,6 +17,7 @@ from ressa.calibration.data import CalibrationData
 from ressa.calibration.gather import gather, reading_order
 from ressa.calibration.resume import FinishedBlocks
 from ressa.calibration.sums import Owners
+from ressa.calibration.tensors import give_back
 from ressa.calibration.visit import Visit
 from ressa.calibration.walk import walk, walk_both
 from ressa.errors import RessaError
@@ -92,6 +93,7 @@ def sweep(
             inputs = gather(visit, needs, data.tokens, names, owners)
             moved = shifts(visit, original, data.tokens, inputs, owners) if original else {}
             _move_weights(visit.block, moved, settings.asymmetric)
+            give_back()  # what the batches took, before a solver takes as much
             turn = Turn(visit.block, owners.mine(names), inputs, owners, visit)
             yield turn
             turn.inputs.clear()

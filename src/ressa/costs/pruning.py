@@ -53,27 +53,32 @@ def statistic_bytes(needs: type[Any] | None, shape: Shape) -> int:
     return WIDE * sum(sizes)
 
 
-def work_bytes(method: Method, shape: Shape) -> float:
-    """The most that pruning a block holds beside its weights and statistics."""
+def work_bytes(method: Method, shape: Shape, width: int = 0) -> float:
+    """The most that pruning a block holds beside its weights, of `width` bytes each, and statistics."""
     cost, most, made = method.cost, 0.0, 0.0
     for read in shape.reads:
         gram = read.inputs**2 if method.needs and issubclass(method.needs, Gram) else 0
         weights = read.weights if method.by_row else read.weights / read.linears
         weights = min(weights, AT_ONCE) if method.by_row and not gram else weights
-        at_work = (cost.kept + cost.beside) * gram + cost.weights * weights
+        joined = width / WIDE * weights if method.by_row and gram and read.linears > 1 else 0  # one matrix of them all
+        at_work = (cost.kept + cost.beside) * gram + cost.weights * weights + joined
         most = max(most, made + cost.making * gram, made + at_work)
         made += cost.kept * gram
     return WIDE * most
 
 
-def block_bytes(shape: Shape, load: Workload, width: int) -> float:
-    """What one batch of `width` bytes a number holds in a block whose inputs are captured.
+def batch_bytes(needs: type[Any], shape: Shape, load: Workload, width: int) -> float:
+    """The most that one batch of `width` bytes a number holds while a block's inputs are captured and added.
 
-    Beside them there are its stream twice, what the widest linears put out, and an input in float32 with its square.
+    Beside the inputs: while the block runs its stream twice and what the widest linears put out; when it has run, an
+    input in float32 with its square, or with a panel of its Gram.
     """
-    tokens = min(load.batch_size, load.samples) * load.length(shape)
-    kept = sum(r.inputs for r in shape.reads) + 2 * shape.width + max(r.outputs for r in shape.reads)
-    return tokens * (width * kept + WIDE * (2 if width < WIDE else 1) * max(r.inputs for r in shape.reads))
+    tokens, narrow = min(load.batch_size, load.samples) * load.length(shape), width < WIDE
+    runs = tokens * width * (2 * shape.width + max(r.outputs for r in shape.reads))
+    gram = issubclass(needs, Gram)
+    pieces = [r.inputs**2 / PANELS if gram else tokens * r.inputs for r in shape.reads]
+    added = max(WIDE * (narrow * tokens * r.inputs + piece) for r, piece in zip(shape.reads, pieces, strict=True))
+    return tokens * width * sum(r.inputs for r in shape.reads) + max(runs, added)
 
 
 def waiting_bytes(shape: Shape, load: Workload, width: int) -> float:
@@ -83,10 +88,13 @@ def waiting_bytes(shape: Shape, load: Workload, width: int) -> float:
 
 
 def prune_bytes(method: Method, shapes: Iterable[Shape], load: Workload, width: int) -> tuple[float, float]:
-    """(the most that pruning needs beside the weights, what of it must stand where a block is pruned)."""
+    """(the most that pruning needs beside the weights, what of it must stand where a block is pruned).
+
+    What a batch holds is given back before a method works.
+    """
     there = resting = 0.0
     for shape in shapes:
-        batch = block_bytes(shape, load, width) if method.needs else 0
-        there = max(there, statistic_bytes(method.needs, shape) + work_bytes(method, shape) + batch)
+        batch = batch_bytes(method.needs, shape, load, width) if method.needs else 0
+        there = max(there, statistic_bytes(method.needs, shape) + max(batch, work_bytes(method, shape, width)))
         resting = max(resting, waiting_bytes(shape, load, width) if method.needs else 0)
     return there + resting, there

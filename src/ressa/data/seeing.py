@@ -148,7 +148,7 @@ def _logits(model: Any, batch: dict[str, Tensor], what: str) -> Tensor:
     model.eval()
     try:
         with torch.inference_mode():
-            logits = model(**inputs).logits
+            logits = model(**inputs, use_cache=False).logits  # keys and values of all blocks would grow with depth
     except REFUSALS as error:
         reason = shown(error, limit=300)
         raise RessaError(f"{what}: the model fails on what its processor makes of the record ({reason})") from None

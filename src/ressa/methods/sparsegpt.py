@@ -15,7 +15,7 @@ SLAB = 128  # inputs pruned before the rest of the matrix is updated, in one pro
 FEW = 16  # inputs pruned before the rest of the slab is updated, likewise
 
 
-@needs(Gram, by_row=True, cost=Cost(weights=4, beside=0, making=5, products=0.5, factors=4 / 3))
+@needs(Gram, by_row=True, cost=Cost(weights=4, beside=0, making=3, products=0.5, factors=4 / 3))
 def sparsegpt(weight_OI: Tensor, inputs: Gram, pattern: Pattern, *, damp: float = 0.01) -> Tensor:
     """`weight_OI` with zeros, the weights that stay moved so that the outputs stay.
 
