@@ -100,9 +100,3 @@ def main(folder: str, data: str, out: str) -> None:
         for key, weight in here.items():
             assert torch.equal(weight == 0, elsewhere[key] == 0), (name, key)
             assert torch.allclose(weight, elsewhere[key], atol=1e-4), (name, key, (weight - elsewhere[key]).abs().max())
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(*sys.argv[1:])

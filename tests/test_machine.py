@@ -6,12 +6,13 @@ import platform
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 
+import forked
 import ressa
+import second_device
 from ressa import machine
 from ressa.cli.lines import Lines
 from ressa.errors import RessaError, RessaWarning
@@ -218,10 +219,8 @@ def test_what_repair_cannot_train_on_or_in_is_refused(device, dtype, message, ll
 
 
 def test_blocks_are_pruned_on_a_second_device_as_on_the_first(llava_folder, tiny_data, tmp_path):
-    script = Path(__file__).with_name("second_device.py")
-    words = [sys.executable, "-W", "ignore", str(script), str(llava_folder), str(tiny_data), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    child = forked.Forked(tmp_path / "said.txt", lambda: second_device.main(llava_folder, tiny_data, tmp_path))
+    assert child.wait() == 0, child.text()
 
 
 # ---- threads and progress --------------------------------------------------------------------------------------------

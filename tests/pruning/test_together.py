@@ -15,6 +15,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import pico
 import ressa
+from team import team
 
 SMALL = {"samples": 11, "batch_size": 2}  # six batches: with four processes two have one, two have two
 EQUAL: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {  # model, settings, with how many processes
@@ -89,13 +90,13 @@ def pruned(made, data, tiny_data) -> tuple[Path, dict[str, list[str]]]:
         jobs[what] = told | {"processes": 2, "out": str(root / what), "break": {"rank": rank, "what": what}}
     resumed = {key: value for key, value in jobs["solve"].items() if key != "break"}
     jobs["resumed"] = resumed  # the same call, after the one that failed in the middle
-    return root, in_teams(jobs, root)
+    return root, in_teams(jobs)
 
 
 @pytest.fixture(scope="module")
 def slowly_pruned(made, data, tiny_data) -> dict[str, list[str]]:
     root, models = made
-    return in_teams(equal([case for case in ALL if case not in QUICK], root, models, data, tiny_data), root)
+    return in_teams(equal([case for case in ALL if case not in QUICK], root, models, data, tiny_data))
 
 
 def equal(cases: list[tuple[str, int]], root: Path, models: dict[str, Path], *data: Path) -> dict[str, Any]:
@@ -112,14 +113,8 @@ def equal(cases: list[tuple[str, int]], root: Path, models: dict[str, Path], *da
     return jobs
 
 
-def in_teams(jobs: dict[str, Any], root: Path) -> dict[str, list[str]]:
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    script = Path(__file__).parents[1] / "team.py"
-    environment = os.environ | {"PYTHONPATH": str(Path(ressa.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(script), str(root / "jobs.json")]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def in_teams(jobs: dict[str, Any]) -> dict[str, list[str]]:
+    return {name: team(job) for name, job in jobs.items()}
 
 
 def weights_in(folder: Path) -> dict[str, bytes]:
