@@ -174,9 +174,9 @@ def test_only_the_chosen_parts_are_trained_and_each_with_its_rank(run, pruned, t
     more = {"train_norms": False, "train_biases": False, "train_connector": False}
     told = run("language", parts="language", rank=2, **more)
     assert all("language_model" in name for name in changed(pruned, tmp_path / "language"))
-    sizes = dict.fromkeys(("vision", "language"), 0)
+    sizes, model = dict.fromkeys(("vision", "language"), 0), load(pruned)[0]
     for name, entry in told["matrices"].items():
-        sizes[entry["part"]] += sum(load(pruned)[0].get_submodule(name).weight.shape)
+        sizes[entry["part"]] += sum(model.get_submodule(name).weight.shape)
     assert told["trained_parameters"] == 2 * sizes["language"]
     both = run("both", vision_rank=3, language_rank=2, **more)
     assert both["trained_parameters"] == 3 * sizes["vision"] + 2 * sizes["language"]

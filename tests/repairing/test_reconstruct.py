@@ -57,6 +57,7 @@ def test_it_runs_before_training_or_alone_and_goes_on_from_where_it_was(llava_fo
             raise KeyboardInterrupt
 
     seen: list[str] = []
+    common["reconstruct"] = 2
     ressa.repair(pruned, tmp_path / "whole", steps=3, **common)
     with pytest.raises(KeyboardInterrupt):
         ressa.repair(pruned, tmp_path / "out", steps=3, progress=stop, **common)
