@@ -9,8 +9,8 @@ Fenced blocks of a page run in order, in one empty folder:
     ```jsonl      read as records; the pictures they name are made
     ```sh or none lines `ressa ...` are parsed, not run: for models and data that are not here
 
-A block marked slow (```console slow) runs under `pytest -m slow` only. `make tables` writes the tables of
-settings anew.
+What several pages begin with is made once, and copied. A block marked slow (```console slow) runs under `pytest -m
+slow` only. `make tables` writes the tables of settings anew.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
+import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import typer
 from PIL import Image
 
 import ressa.demo
+from pages import PAGES, ROOT, commands, fences, named, opening
 from ressa.benching.settings import Bench
 from ressa.cli import app, main
 from ressa.data.records import read_records
@@ -44,11 +47,6 @@ from ressa.pruning.settings import Prune
 from ressa.repairing.settings import Repair
 from ressa.settings import Runtime
 
-ROOT = Path(__file__).parents[1]
-PAGES = [
-    *(p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if p.is_file()),
-    *sorted(ROOT.glob("docs/**/*.md")),
-]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 SETTINGS = {
     "data": Prepare,
@@ -63,34 +61,6 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Fence:
-    """One fenced block of a page."""
-
-    line: int
-    language: str
-    slow: bool
-    text: str
-
-
-def fences(page: Path) -> list[Fence]:
-    found, start, info, body = [], 0, "", []
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.startswith("```"):
-            body.append(line)
-        elif start:
-            found.append(Fence(start, info.partition(" ")[0], " slow" in info, "\n".join(body) + "\n"))
-            start = 0
-        else:
-            start, info, body = number, line.removeprefix("```"), []
-    assert not start, f"{page}: the block that opens in line {start} does not close"
-    return found
-
-
-def named(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
 # ---- what is shown is run --------------------------------------------------------------------------------------------
 
 
@@ -103,7 +73,7 @@ def _runs() -> Iterator[Any]:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 asks for it
 @pytest.mark.parametrize(("page", "slow"), list(_runs()))
-def test_what_a_page_shows_runs(page, slow, tmp_path, monkeypatch, capsys, verbosity):
+def test_what_a_page_shows_runs(page, slow, tmp_path, monkeypatch, called, verbosity):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
     for fence in fences(page):
@@ -116,7 +86,7 @@ def test_what_a_page_shows_runs(page, slow, tmp_path, monkeypatch, capsys, verbo
         if fence.language == "python":
             exec(compile(fence.text, where, "exec"), names)
         elif fence.language == "console":
-            run_console(fence.text, where, monkeypatch, capsys)
+            run_console(fence.text, where, called)
         elif fence.language == "yaml":
             run_yaml(fence.text, tmp_path)
         elif fence.language == "jsonl":
@@ -137,31 +107,49 @@ def verbosity():
         logging.enable_progress_bar()
 
 
-def run_console(text: str, where: str, monkeypatch: Any, capsys: Any) -> None:
+def run_console(text: str, where: str, called: Callable[[list[str]], tuple[int, str]]) -> None:
     for command, shown in commands(text):
         if command[0] != "ressa":
             continue
         refused = any(line.startswith("ressa: ") for line in shown)
+        code, told = called(command)
+        assert code == (2 if refused else 0), f"{where}: {shlex.join(command)}\n{told}"
+        printed = [" ".join(line.split()) for line in told.splitlines()]
+        for line in shown:
+            pattern = re.sub(r"([][?*])", r"[\1]", " ".join(line.split())).replace("...", "*")
+            assert fnmatch.filter(printed, pattern), f"{where}: {line!r} is not printed, but\n{told}"
+
+
+@pytest.fixture(scope="session")
+def beginnings(tmp_path_factory) -> dict[tuple[tuple[str, ...], ...], tuple[Path, str]]:
+    """By the commands with which several pages begin: the folder then, once it is there, and what was said."""
+    begun = Counter(tuple(words[:n]) for words in map(opening, PAGES) for n in range(1, len(words) + 1))
+    root = tmp_path_factory.mktemp("beginnings")
+    shared = [words for words, pages in begun.items() if pages > 1]
+    return {words: (root / str(i), "") for i, words in enumerate(shared)}
+
+
+@pytest.fixture
+def called(page, beginnings, tmp_path, monkeypatch, capsys) -> Callable[[list[str]], tuple[int, str]]:
+    """Carries out the next command of the page: (exit code, what it printed)."""
+    opens = opening(page)
+    keys = (tuple(opens[:n]) for n in range(1, len(opens) + 1))
+
+    def call(command: list[str]) -> tuple[int, str]:
+        folder, told = beginnings.get(key := next(keys, ()), (None, ""))
+        if folder and folder.exists():
+            shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+            return 0, told
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
             main()
-        told = capsys.readouterr()
-        assert (ended.value.code or 0) == (2 if refused else 0), f"{where}: {shlex.join(command)}\n{told.err}"
-        printed = [" ".join(line.split()) for line in (told.out + told.err).splitlines()]
-        for line in shown:
-            pattern = re.sub(r"([][?*])", r"[\1]", " ".join(line.split())).replace("...", "*")
-            assert fnmatch.filter(printed, pattern), f"{where}: {line!r} is not printed, but\n{told.out}{told.err}"
+        code, told = ended.value.code or 0, "".join(capsys.readouterr())
+        if folder and code == 0:
+            shutil.copytree(tmp_path, folder)
+            beginnings[key] = folder, told
+        return code, told
 
-
-def commands(text: str) -> list[tuple[list[str], list[str]]]:
-    """(words of a command, lines shown below it); a command may go on after a backslash."""
-    told: list[tuple[list[str], list[str]]] = []
-    for line in text.replace("\\\n", " ").splitlines():
-        if line.startswith("$ "):
-            told.append((shlex.split(line.removeprefix("$ "), comments=True), []))
-        elif line.strip():
-            told[-1][1].append(line)
-    return told
+    return call
 
 
 def parse_only(text: str, where: str) -> None:
