@@ -54,3 +54,22 @@ def test_a_single_process_is_a_team_of_its_own():
     with parallel.together("cpu") as team:
         assert (team.rank, team.size) == (0, 1)
         assert team.exchange("mine") == ["mine"]
+
+
+def test_what_all_said_last_is_not_said_again(monkeypatch):
+    """The other process says what this one says; words that follow one another are sent once."""
+    sent, team = [], Team(0, 2)
+
+    def digests(found, mine):
+        for digest in found:
+            digest.copy_(mine)
+
+    def words(said, mine):
+        sent.append(mine[0])
+        said[:] = [mine, mine]
+
+    monkeypatch.setattr("torch.distributed.all_gather", digests)
+    monkeypatch.setattr("torch.distributed.all_gather_object", words)
+    for mine in ("a", "a", "a", "b", "a"):
+        assert team.exchange(mine) == [mine, mine]
+    assert sent == ["a", "b", "a"]

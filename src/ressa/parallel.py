@@ -7,9 +7,11 @@ everything in step, and ends as one when one of them fails.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ressa.errors import RessaError, one_line
@@ -82,6 +84,7 @@ class Team:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
+        self._said: dict[int, Any] = {}  # what was said last, by its digest
         self._parted = False  # the others know that this process leaves, or cannot be told
 
     def exchange(self, mine: T) -> list[T]:
@@ -161,14 +164,29 @@ class Team:
                 _tell_once()
 
     def _exchange(self, words: tuple[Any, str]) -> list[tuple[Any, str]]:
+        """Digests go first: who says what was said last, as at every batch of a block, need not say it again."""
         if self.size == 1:
             return [words]
         from torch import distributed
 
         said: list[Any] = [None] * self.size
         with self.sending(), _heard():
+            digests = self._digests(words)
+            if all(digest in self._said for digest in digests):
+                return [self._said[digest] for digest in digests]
             distributed.all_gather_object(said, words)
+        self._said = dict(zip(digests, said, strict=True))
         return said
+
+    def _digests(self, words: Any) -> list[int]:
+        """Of what each process says, in 64 bits."""
+        import torch
+        from torch import distributed
+
+        mine = int.from_bytes(blake2b(pickle.dumps(words), digest_size=8).digest(), "big", signed=True)
+        found = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        distributed.all_gather(found, torch.tensor([mine]))
+        return [int(digest) for digest in found]
 
 
 _team, _known = Team(), False

@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import shutil
+import sys
+from itertools import pairwise
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 import pico
 from ressa import prune
@@ -120,6 +122,30 @@ def test_only_one_block_is_in_memory_at_a_time(instructblip_t5_folder, tiny_data
     blocks = [block for block in structure(load(instructblip_t5_folder)[0]).blocks() if block.linears]
     assert there == {block.name for block in blocks}
     assert max(most) == max(len(block.linears) for block in blocks)
+
+
+def test_the_work_of_a_block_does_not_grow_with_the_blocks_before_it(tiny_data, tmp_path):
+    """Counted in calls of Python functions, which no other process disturbs."""
+    folder = pico.llava(tmp_path / "model")
+    config = AutoConfig.from_pretrained(folder)
+    config.text_config.num_hidden_layers = 10
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    began, calls = [], 0
+
+    def counts(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(counts)
+    try:
+        how = {"method": "sparsegpt", "progress": lambda *at: began.append((at[2], calls)), **SMALL}
+        prune(folder, tmp_path / "out", data=tiny_data, **how)
+    finally:
+        sys.setprofile(None)
+    took = [end - at for (name, at), (_, end) in pairwise(began) if "language_model" in name]
+    assert len(took) == 10
+    inner = took[1:-1]  # the first comes from the connector, the last goes on to nothing
+    assert max(inner) < 1.01 * min(inner), took
 
 
 def test_magnitude_has_one_tensor_in_memory_and_nothing_outside_of_it(llava_folder, tmp_path, monkeypatch):
