@@ -65,13 +65,14 @@ def repair_bytes(sizes: Sizes, load: Workload, way: Way, new: int, own: int) -> 
     """
     load = replace(load, batch_size=-(-load.batch_size // way.pieces))
     weights = sizes.bytes(narrow=way.width < WIDE)
+    widened = max(0, own - sizes.trained) * WIDE // 2 if way.width < WIDE else 0  # matrices that are trained themselves
     blocks = [block_bytes(shape, load, way, sizes.heads) for shape in sizes.shapes]
     streams = [WIDE * load.batch_size * load.length(shape) * shape.width for shape in sizes.shapes]
     kept = sum(streams if way.recompute else blocks)
     kept += sum(streams) if way.teacher and way.outputs else 0
     work = _at_work(blocks, sizes, load, way)
     return {
-        "student": weights,
+        "student": weights + widened,
         "teacher": weights if way.teacher else 0,
         "optimizer": new * WIDE + (new + own) * way.moments,
         "activations": max(kept + max(logit_bytes(sizes, load, way), work), (new + own) * WIDE + work),

@@ -139,8 +139,8 @@ class Sizes:
 
     `outside` are the parameters that pruning holds all the time, those of no linear in a block; `alone` those that it
     holds where no module runs, with those of the largest piece it reads by itself; `width` is the bytes of a stored
-    weight, `narrow` the numbers in matrices of linears, `trained` those of connector, norms and biases, which
-    repair trains as they are; `head` the weights of the output head over so many `words`, and `tied` that they are the
+    weight, `narrow` the numbers in matrices of linears, `trained` those of norms and biases, which repair
+    trains as they are; `head` the weights of the output head over so many `words`, and `tied` that they are the
     embedding's too. `heads` are those of attention in vision and in language.
     """
 
@@ -165,7 +165,7 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
     """The sizes of a model, whose weights may be on no device, that is stored in `width` bytes a weight."""
     blocks = [block for block in parts.blocks(BY_DEFAULT) if block.linears]
     vectors = sum(p.numel() for block in blocks for p in block.module.parameters() if p.ndim == 1)
-    connector, head, text = parts.parts.get("connector"), net.get_output_embeddings(), net.config.get_text_config()
+    head, text = net.get_output_embeddings(), net.config.get_text_config()
     apart = matrices_of(net, WIDE if width < WIDE else 2)  # a model on no device is float32 whatever is stored
     total = sum(part.parameters for part in parts.parts.values())
     outside = total - sum(linear.weight.numel() for block in parts.blocks() for linear in block.linears.values())
@@ -175,8 +175,8 @@ def sizes_of(net: PreTrainedModel, parts: Structure, width: int) -> Sizes:
         outside,
         _alone(net, parts, total) or outside + max((shape_of(block).parameters for block in blocks), default=0),
         width,
-        sum(parameter.numel() for parameter in apart) - (connector.parameters if connector else 0),
-        vectors + (connector.parameters if connector else 0),
+        sum(parameter.numel() for parameter in apart),
+        vectors,
         head.weight.numel() if head is not None else 0,
         head is not None and all(head.weight is not parameter for parameter in apart),
         text.vocab_size,

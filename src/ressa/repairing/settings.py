@@ -22,7 +22,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "hidden_weight": 100.0,
         "train_norms": True,
         "train_biases": True,
-        "train_connector": True,
+        "train_connector": False,
     },
     "paper": {
         "lr": 1e-4,
@@ -121,7 +121,7 @@ class Repair:
     train_norms: bool | None = setting(None, "Train the norms too. [yes; paper no]")
     train_biases: bool | None = setting(None, "Train the biases of pruned linears too. [yes; paper no]")
     train_connector: bool | None = setting(
-        None, "Train the connector too, whole, where it is not pruned. [yes; paper no]"
+        None, "Train the connector too, whole, where it is not pruned: no better in any trial. [no]"
     )
     reconstruct: int = setting(
         0, "Passes in which each block by itself is first trained towards the dense one's outputs.", least=0
