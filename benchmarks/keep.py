@@ -193,6 +193,7 @@ def cell(work: Path, dense: str, name: str, seed: int, on: str, samples: int) ->
     if name in ("dense", "pruned"):
         return {"right": ask(dense if name == "dense" else str(pruned), data, on), "seconds": 0}
     parts, settings = CELLS[name]
+    settings = {"train_connector": True} | settings  # as the first cells were measured, when it was the default
     for split, share in parts:
         if split.endswith("_teacher"):
             teach(dense, data, split.removesuffix("_teacher"), round(share * samples), seed)
