@@ -51,6 +51,7 @@ PRUNED_WITH, ROUNDED_WITH = 48, 8  # windows of 512 tokens that calibrate SmolLM
 WINDOWS = 8  # held out, of either text
 REPAIR = {"samples": 1600, "batch_size": 16, "train_connector": True}  # one pass, as in the study "ablation"
 QUESTIONS = 1000
+TICKS, PERPLEXITIES = (0.25, 0.4, 0.6, 1, 2), (30, 40, 60, 100, 200, 400)
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,18 @@ def dense_at(found: dict[Row, dict[str, Any]], place: float) -> float | None:
     return None
 
 
+def against(found: dict[Row, dict[str, Any]], result: dict[str, Any]) -> str:
+    """Whether a sparse row is better or worse than dense values of its size; "smaller" if there are none so small.
+
+    Better is also what answers better than a dense row that is larger.
+    """
+    beaten = any(not row.method and size(o) >= size(result) and score(o) > score(result) for row, o in found.items())
+    dense = dense_at(found, size(result))
+    if beaten or (dense is not None and score(result) < dense):
+        return "better"
+    return "worse" if dense is not None else "smaller"
+
+
 def table(found: dict[Row, dict[str, Any]]) -> str:
     texts = next(iter(found.values())).get("perplexity")
     heads = [f"perplexity, {smollm2.HELD_OUT[split]}" for split in texts] if texts else ["exact match"]
@@ -227,10 +240,7 @@ def table(found: dict[Row, dict[str, Any]]) -> str:
         numbers = (
             [f"{value:.2f}" for value in result["perplexity"].values()] if texts else [f"{result['exact_match']:.1%}"]
         )
-        dense = dense_at(found, size(result)) if row.method else None
-        verdict = (
-            "" if not row.method else "smaller" if dense is None else "better" if score(result) < dense else "worse"
-        )
+        verdict = against(found, result) if row.method else ""
         cells = [row.label, row.values, f"{size(result):.3f}", *numbers, verdict, "*" if row in best else ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -239,9 +249,9 @@ def table(found: dict[Row, dict[str, Any]]) -> str:
 def verdict(found: dict[Row, dict[str, Any]]) -> str:
     """One plain sentence on where a byte is spent better on zeros."""
     won = [
-        f"{row.label} {row.values}"
+        f"{row.label} {row.values} ({size(result):.2f})"
         for row, result in found.items()
-        if row.method and (dense := dense_at(found, size(result))) is not None and score(result) < dense
+        if row.method and against(found, result) == "better"
     ]
     sparse = [
         f"{row.label} {row.values} ({size(found[row]):.2f})" for row in sorted(front(found), key=str) if row.method
@@ -249,7 +259,7 @@ def verdict(found: dict[Row, dict[str, Any]]) -> str:
     first = (
         f"Zeros are the better way to spend a byte with {', '.join(won)}"
         if won
-        else ("At no size that dense values reach are zeros the better way to spend a byte")
+        else "At no size that dense values reach are zeros the better way to spend a byte"
     )
     return f"{first}. On the front stand, of sparse models (bytes a weight): {', '.join(sparse) or 'none'}."
 
@@ -270,21 +280,32 @@ def plot(every: dict[str, dict[Row, dict[str, Any]]]) -> None:
 
     figure = Figure(figsize=(6 * len(every), 5.5), facecolor="white", layout="constrained")
     for axes, (model, found) in zip(figure.subplots(1, len(every), squeeze=False)[0], every.items(), strict=True):
-        for number, label in enumerate(sorted({row.label for row in found}, key=lambda text: (text != "dense", text))):
-            line = sorted((size(r), score(r), row.values) for row, r in found.items() if row.label == label)
-            style = {"color": "black", "linewidth": 2.5} if label == "dense" else {"color": f"C{number % 10}"}
-            ys = [torch.tensor(y).exp().item() if model == SMOLLM2 else 100 * (1 - y) for _, y, _ in line]
-            dashes = "--" if "admm" in label or "repaired" in label else "-"
-            axes.plot([x for x, _, _ in line], ys, f"o{dashes}", label=label, markersize=4, **style)
+        for first in {row.label: row for row in found}.values():
+            line = sorted((size(result), score(result)) for row, result in found.items() if row.label == first.label)
+            ys = [torch.tensor(y).exp().item() if model == SMOLLM2 else 100 * (1 - y) for _, y in line]
+            axes.plot([x for x, _ in line], ys, label=first.label, **style(first))
         axes.set_xscale("log")
+        axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS], minor=False)
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("bytes a weight, of the blocks' linears")
         axes.set_ylabel("perplexity (geometric mean of both texts)" if model == SMOLLM2 else "exact match, %")
         if model == SMOLLM2:
             axes.set_yscale("log")
+            axes.set_yticks(PERPLEXITIES, [f"{tick:g}" for tick in PERPLEXITIES], minor=False)
+            axes.set_yticks([], minor=True)
         axes.set_title("SmolLM2-135M" if model == SMOLLM2 else model)
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=7)
     figure.savefig(RESULTS / "frontier.png", dpi=110)
+
+
+def style(row: Row) -> dict[str, Any]:
+    """A colour for each sparsity; dashes for the second method and for what is repaired."""
+    if not row.method:
+        return {"color": "black", "linewidth": 2.5, "marker": "o", "markersize": 4}
+    dashed = row.repaired or row.method != METHODS[0]
+    colour = f"C{SPARSITIES.index(row.sparsity)}"
+    return {"color": colour, "linestyle": "--" if dashed else "-", "marker": "o", "markersize": 4}
 
 
 def show() -> None:
@@ -305,7 +326,8 @@ def show() -> None:
         "scales), divided by the number of their weights. int8 has a scale for each row, int4 and int3 one for "
         f"{GROUP} kept weights; rounding is compensated (docs/packed.md). int3 is simulated: rounded, its bytes "
         "counted, and no format holds it. `*` marks rows that none beats in both bytes and score; *against dense at "
-        "equal bytes* compares with a straight line between dense rows, and *smaller* is below the smallest of them.",
+        "equal bytes* compares with a straight line between dense rows and with larger ones, and *smaller* is below "
+        "the smallest of them.",
         f"**{measured} of {len(planned)} rows are measured**; `python benchmarks/frontier.py WORK` goes on.",
         "![Score against bytes](frontier.png)",
     ]
