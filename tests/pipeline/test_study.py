@@ -271,7 +271,7 @@ def test_a_cell_that_fails_is_kept_with_its_error_and_tried_again(file, ressa, m
     assert "1 of 2 cells failed; seed-0_keep_dense-99_" in err
     assert "1 of 2 cells finished, 1 failed" in out
     study = read_study(path)
-    (failed,) = [cell for cell in study.cells if "99" in cell.name]
+    (failed,) = [cell for cell in study.cells if "keep_dense-99_" in cell.name]
     why = (failed.folder / "error.txt").read_text(encoding="utf-8")
     assert "keep" in why
     row = [row for row in table(study.out) if row["status"] == "failed"]
