@@ -91,7 +91,6 @@ def teach(dense: str, data: Path, split: str, count: int, seed: int) -> None:
     out.write_text("".join(json.dumps(lines[i] | {key: said[records[i].id]}) + "\n" for i in chosen))
 
 
-ALONE = {"train_norms": False, "train_biases": False, "train_connector": False}
 CELLS: dict[str, tuple[Sequence[tuple[str, float]], dict[str, Any]]] = {
     "questions": ([("train", 1)], {}),
     "captions": ([("train_captions", 1)], {}),
@@ -100,12 +99,13 @@ CELLS: dict[str, tuple[Sequence[tuple[str, float]], dict[str, Any]]] = {
     "questions, hidden 300": ([("train", 1)], {"hidden_weight": 300.0}),
     "questions, hidden 1000": ([("train", 1)], {"hidden_weight": 1000.0}),
     "questions, hidden 3000": ([("train", 1)], {"hidden_weight": 3000.0}),
-    "questions, adapters alone": ([("train", 1)], ALONE),
+    "questions, adapters alone": (
+        [("train", 1)],
+        {"train_norms": False, "train_biases": False, "train_connector": False},
+    ),
     "questions, adapters and norms": ([("train", 1)], {"train_biases": False, "train_connector": False}),
     "questions, no connector": ([("train", 1)], {"train_connector": False}),
-    "questions, adapters alone, hidden 1000": ([("train", 1)], ALONE | {"hidden_weight": 1000.0}),
     "both 3:1, no connector": ([("train", 0.75), ("train_captions", 0.25)], {"train_connector": False}),
-    "both 3:1, hidden 1000": ([("train", 0.75), ("train_captions", 0.25)], {"hidden_weight": 1000.0}),
     "questions, kl 1": ([("train", 1)], {"kl_weight": 1.0}),
     "questions 7:1 teacher captions": ([("train", 0.875), ("train_captions_teacher", 0.125)], {}),
     "questions 3:1 teacher captions": ([("train", 0.75), ("train_captions_teacher", 0.25)], {}),

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneratio
 
 import ressa
 from ressa import machine
-from ressa.costs.repairing import repair_flop
-from ressa.costs.shapes import Workload, shape_of
+from ressa.costs.repairing import Way, repair_bytes, repair_flop
+from ressa.costs.shapes import Workload, shape_of, sizes_of
 from ressa.data.emoji import write
 from ressa.demo import EMBEDDED
 from ressa.model.load import load
@@ -73,6 +73,16 @@ def test_the_memory_of_repair_is_foretold(settings, work, tmp_path, monkeypatch)
     settings = {"teacher": work / "dense", "data": work / "data", "batch_size": 8, "steps": 2} | settings
     told = ressa.repair(work / "pruned", tmp_path / "out", **settings)["memory"]
     assert told["reckoned_bytes"] == pytest.approx(seen["bytes"], rel=0.15)
+
+
+def test_matrices_that_are_trained_themselves_are_wider_than_they_are_stored():
+    net, _ = load("demo")
+    sizes, asked = sizes_of(net, structure(net), 2), Workload(4, 4, 32, 36, 2)
+    for width, wider in ((2, 2000), (4, 0)):
+        frozen, trained = (
+            repair_bytes(sizes, asked, Way(width), 100, sizes.trained + more)["student"] for more in (0, 1000)
+        )
+        assert trained - frozen == wider
 
 
 def test_the_work_of_repair_is_foretold(tmp_path, tiny_data, monkeypatch):
