@@ -23,8 +23,9 @@ TRACE = ("Traceback", "━", 'File "')  # of an error nobody foresaw, of a progr
 SPLITS = {"train": 12, "validation": 4, "test": 8}
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """One thread for every test, whatever a command line within the one before has set."""
     import torch
 
     torch.set_num_threads(1)

@@ -77,7 +77,6 @@ def main(folder: str, data: str, out: str) -> None:
     from ressa import machine
     from ressa.model.load import load, load_to_ask
 
-    torch.set_num_threads(1)
     register()
     asked: dict[str, dict[str, Any]] = {
         "wanda": {"method": "wanda", "sparsity": "2:4"},

@@ -25,14 +25,15 @@ def team(job: dict[str, Any]) -> list[str]:
     asked = dict(job)
     size, broken = asked.pop("processes"), asked.pop("break", None)
 
-    def prune() -> None:
-        if broken and broken["rank"] == parallel.rank():
-            BREAKS[broken["what"]]()
-        ressa.prune(**asked)
-
     with tempfile.TemporaryDirectory() as folder:
-        processes = forked.team(Path(folder), prune, size)
+        processes = forked.team(Path(folder), size, _prune, asked, broken)
         return [{0: "", -9: "killed"}.get(process.wait(), process.text()) for process in processes]
+
+
+def _prune(asked: dict[str, Any], broken: dict[str, Any] | None) -> None:
+    if broken and broken["rank"] == parallel.rank():
+        BREAKS[broken["what"]]()
+    ressa.prune(**asked)
 
 
 def _in_a_solve() -> None:

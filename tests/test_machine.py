@@ -219,7 +219,7 @@ def test_what_repair_cannot_train_on_or_in_is_refused(device, dtype, message, ll
 
 
 def test_blocks_are_pruned_on_a_second_device_as_on_the_first(llava_folder, tiny_data, tmp_path):
-    child = forked.Forked(tmp_path / "said.txt", lambda: second_device.main(llava_folder, tiny_data, tmp_path))
+    child = forked.Forked(tmp_path / "said.txt", second_device.main, llava_folder, tiny_data, tmp_path)
     assert child.wait() == 0, child.text()
 
 

@@ -107,7 +107,7 @@ def test_a_likelihood_is_the_sum_over_the_answers_tokens(demo, emoji):
 
 def test_two_processes_share_the_questions_and_give_the_same_answers(emoji, demo, tmp_path):
     words = ["evaluate", "demo", "--data", emoji, "--split", "few", "--out", tmp_path / "two", "--batch-size", "4"]
-    both = forked.team(tmp_path, lambda: forked.ressa(*words, "--json"), 2)
+    both = forked.team(tmp_path, 2, forked.ressa, *words, "--json")
     assert [process.wait() for process in both] == [0, 0], [process.text() for process in both]
     (said,) = (process.text() for process in both if "{" in process.text())  # one of the two tells
     told = json.loads(said[said.index("{") :])

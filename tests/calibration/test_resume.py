@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -158,15 +159,18 @@ def test_a_block_that_cannot_be_written_is_one_line(llava_folder, tmp_path):
         ours.keep(block)
 
 
-def test_a_killed_command_goes_on(llava_folder, tiny_data, tmp_path):
+def pruned_until_it_is_killed(*folders, **settings):
     def tell(done, total, name):
         if done == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    prune(*folders, **settings, progress=tell)
+
+
+def test_a_killed_command_goes_on(llava_folder, tiny_data, tmp_path):
     settings = {"data": tiny_data, "method": "sparsegpt", **SMALL}
-    child = forked.Forked(
-        tmp_path / "said.txt", lambda: prune(llava_folder, tmp_path / "out", **settings, progress=tell)
-    )
+    act = partial(pruned_until_it_is_killed, llava_folder, tmp_path / "out", **settings)
+    child = forked.Forked(tmp_path / "said.txt", act)
     assert child.wait() == -signal.SIGKILL, child.text()
     finished = (tmp_path / ".out.prune" / "finished.jsonl").read_text()
     assert [json.loads(line)["block"] for line in finished.splitlines()][:2] == [
