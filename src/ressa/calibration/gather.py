@@ -51,7 +51,7 @@ def gather(
             found += _weighted(visit.block, reads, given, token_weights[call.batch]) + experts.taken()
             del reads  # before the next batch's come
         sums.add(found)
-    return sums.statistics
+    return sums.whole()
 
 
 def _weighted(block: Block, reads: Reads, given: list[Tensor], weights: TokenWeights) -> Found:

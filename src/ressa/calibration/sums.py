@@ -19,10 +19,11 @@ from ressa.calibration.visit import Call
 from ressa.errors import RessaError
 from ressa.model.structure import Block
 from ressa.parallel import team
-from ressa.statistics import Gram
+from ressa.statistics import Gram, InputNorm, Moments
 
 Names = tuple[str, ...]  # of linears that read the same input
 Found = list[tuple[Names, list[tuple[Any, ...]]]]  # with the arguments of each `add`
+Made = list[tuple[Names, list[tuple[float, list[torch.Tensor]]]]]  # with what they came to: tokens, pieces
 
 
 class Owners:
@@ -88,6 +89,8 @@ class Sums:
         self.needs, self.owners = needs, owners
         self.statistics: dict[str, Any] = {}
         self._group: dict[str, Names] = {}
+        self._small = team().size > 1 and issubclass(needs, (InputNorm, Moments))
+        self._waiting: list[Made] = []  # of each step
 
     @torch.no_grad()
     def add(self, found: Found) -> None:
@@ -98,6 +101,9 @@ class Sums:
         """
         order = list(self.owners.block.linears)
         found = [(tuple(sorted(names, key=order.index)), given) for names, given in found]
+        if self._small:
+            self._waiting.append([(names, [self._made(*arguments) for arguments in given]) for names, given in found])
+            return
         said = team().exchange([(names, len(given)) for names, given in found])
         groups = dict.fromkeys(names for names, _ in chain(*said))
         self._check(groups)
@@ -112,10 +118,37 @@ class Sums:
                 mine = [arguments for other, given in found if other == names for arguments in given]
                 self._reduce(names, mine, [sum(n for other, n in share if other == names) for share in said])
 
+    @torch.no_grad()
+    def whole(self) -> dict[str, Any]:
+        """The statistics, after the last step. Small pieces, a few numbers an input, were not sent before.
+
+        Raises:
+            RessaError: as `add`.
+        """
+        if not self._small:
+            return self.statistics
+        found = list(chain(*team().in_order(self._waiting)))
+        groups = dict.fromkeys(names for names, _ in found)
+        self._check(groups)
+        self.owners.deal(groups)
+        for names, made in found:
+            if self.owners[names[0]] == team().rank:
+                for tokens, pieces in made:
+                    for number, piece in enumerate(pieces):
+                        self._sum(names).take(number, piece.to(self._device(names)), tokens)
+        return self.statistics
+
+    def _made(self, *arguments: Any) -> tuple[float, list[torch.Tensor]]:
+        tokens, parts = self.needs.parts(*arguments)
+        return tokens, [make().cpu() for make in parts]
+
     def _check(self, groups: Iterable[Names]) -> None:
         for names in groups:
             if any(self._group.setdefault(name, names) != names for name in names):
                 raise RessaError(f"{', '.join(names)} read the same input in one batch only; leave their part out")
+
+    def _device(self, names: Names) -> torch.device:
+        return self.owners.block.linears[names[0]].weight.device
 
     def _sum(self, names: Names) -> Any:
         if names[0] not in self.statistics:
