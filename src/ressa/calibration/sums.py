@@ -2,7 +2,8 @@
 
 Batches are dealt out to the processes of a team in turn. At each step every process makes the pieces of its own batch,
 and the owner adds them in the order of ranks, which is the order of batches: the sums are those of one process, bit for
-bit, and only the owner holds them. Alone, a process owns everything and nothing is sent.
+bit, and only the owner holds them. What is a few numbers an input waits for the last step and is sent at once. Alone, a
+process owns everything and nothing is sent.
 
 Shapes: I inputs, O outputs.
 """
@@ -120,7 +121,7 @@ class Sums:
 
     @torch.no_grad()
     def whole(self) -> dict[str, Any]:
-        """The statistics, after the last step. Small pieces, a few numbers an input, were not sent before.
+        """The statistics, after the last step.
 
         Raises:
             RessaError: as `add`.
