@@ -1,5 +1,5 @@
 """What the page of benchmarks/ideas.py says beside its tables; its verdicts are of the cells of
-2026-11-27."""
+2026-11-28."""
 
 from typing import Any
 
@@ -29,15 +29,15 @@ decoder's three tokens one had all the weight. *Gradient* divides each answer to
 the length of its gradient at the logits. That, and the power, the cut and the tenth, were
 chosen on validation questions with ADMM at 2:4 on both models (Wanda was looked at too on
 `demo`); no other cell had a say.""",
-        "verdict": """Built in as `--token-weights gradient`, for models that see pictures alone. On questions it is
-clearly better in every cell of `demo`, and on `emoji-instructblip` clearly better in three
-and no different in the others (with SparseGPT rather worse, within the interval). On
-captions, which it was not shown, it is better or no different but for SparseGPT on
-`emoji-instructblip`, where it is worse; no caption is right there either way. On SmolLM2,
-where nothing was tuned, it lost: at 70 % by Wanda the perplexity of one text rose by a fifth.
-So it does not hold for text windows, whose every token is an answer, and is refused for
-text-only models. A weight for picture tokens does better on `demo` with Wanda at 70 %, and
-harms `emoji-instructblip`; the gradient needs no such choice.""",
+        "verdict": """Built in as `--token-weights gradient`, for models that see pictures alone. On questions the KL
+is clearly lower in all twelve cells of `demo`; on `emoji-instructblip` in six, and no different
+in the other six. On captions, which it was not shown, it is lower in all cells of `demo`; on
+`emoji-instructblip` higher in four (ALPS and SparseGPT at 2:4, ALPS and Wanda at 60 %), lower
+in two; no caption is right there either way. On SmolLM2, where nothing was tuned, it lost: at
+70 % by Wanda the perplexity of one text rose by a fifth. So it does not hold for text windows,
+whose every token is an answer, and is refused for text-only models. A weight for picture
+tokens does better on `demo` with Wanda at 70 %, and harms `emoji-instructblip`; the gradient
+needs no such choice.""",
         "variants": (
             "plain",
             UNIT,
@@ -70,10 +70,12 @@ harms `emoji-instructblip`; the gradient needs no such choice.""",
         "text": """ATP (2502.14770). Sparsity rises with depth in equal steps, from S - spread to S + spread, in
 vision and in language apart.""",
         "verdict": """Built in as `--allocation arithmetic` with one `spread`, which is to be tried with 0 among the
-trials: as a fixed default it would not pass. With the spread chosen on validation questions
-it is clearly better on `demo` with Wanda (0.15) and ADMM (0.05), and is uniform on
-`emoji-instructblip`, where every spread harms; on SmolLM2 demo's 0.15, not chosen there,
-leaves 0.47 and 0.38 of the perplexity.""",
+trials: as a fixed default it would not pass. On `demo` a spread of 0.05 is clearly better at
+70 % with every method and at 60 % with Wanda and SparseGPT, and no different at 60 % with
+ADMM; 0.15, chosen on validation questions for Wanda at 70 %, is best there and does harm at
+60 % and with ADMM. On `emoji-instructblip` every spread harms. OWL does about what 0.05 does;
+DLP, at its own settings, mostly harms both. On SmolLM2 demo's 0.15, not chosen there, leaves
+0.47 and 0.38 of the perplexity.""",
         "variants": (
             "plain",
             "arithmetic(spread=0.05)",
@@ -109,15 +111,15 @@ learning rate are the same for all and tuned for none.""",
         ),
     },
 ]
-UNRUN = """Three seeds: gradient with ADMM at 2:4 alone; all else has one.
+UNRUN = """ALPS has one seed, and none for arithmetic allocation, whose other cells have two or three;
+local block matching has one.
 
-Gradient: ALPS; SparseGPT but at 2:4; 60 %; SmolLM2 at 2:4 and 60 %, and with other
-methods than Wanda; other powers and clips once each answer token pulled alike; the gradient
-of a block's reconstruction, which VLMQ takes.
+Gradient: SmolLM2 at 2:4 and 60 %, and with other methods than Wanda; other powers and clips
+once each answer token pulled alike; the gradient of a block's reconstruction, which VLMQ takes.
 
-Arithmetic: 60 %; SparseGPT and ALPS; SmolLM2 with other methods and spreads, and beside OWL
-and DLP (benchmarks/results/smollm2.md has these on more calibration text); ADMM on
-`emoji-instructblip`.
+Arithmetic: SmolLM2 with other methods and spreads, and beside OWL and DLP
+(benchmarks/results/smollm2.md has these on more calibration text); spreads chosen on
+validation for 60 % and for SparseGPT.
 
 Local block matching: SmolLM2; other methods and sparsities than Wanda at 2:4; more passes.
 
