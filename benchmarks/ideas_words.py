@@ -73,8 +73,9 @@ vision and in language apart.""",
 trials: as a fixed default it would not pass. On `demo` a spread of 0.05 is clearly better at
 70 % with every method and at 60 % with Wanda and SparseGPT, and no different at 60 % with
 ADMM; 0.15, chosen on validation questions for Wanda at 70 %, is best there and does harm at
-60 % and with ADMM. On `emoji-instructblip` every spread harms. OWL does about what 0.05 does;
-DLP, at its own settings, mostly harms both. On SmolLM2 demo's 0.15, not chosen there, leaves
+60 % and with ADMM. OWL does there about what 0.05 does. On `emoji-instructblip` every spread
+harms, and OWL more than 0.05; DLP, at its own settings, harms both, but `demo` with Wanda at
+70 %. On SmolLM2 demo's 0.15, not chosen there, leaves
 0.47 and 0.38 of the perplexity.""",
         "variants": (
             "plain",

@@ -134,10 +134,14 @@ class Sums:
         self.owners.deal(groups)
         for names, made in found:
             if self.owners[names[0]] == team().rank:
-                for tokens, pieces in made:
-                    for number, piece in enumerate(pieces):
-                        self._sum(names).take(number, piece.to(self._device(names)), tokens)
+                self._take(names, made)
         return self.statistics
+
+    def _take(self, names: Names, made: list[tuple[float, list[torch.Tensor]]]) -> None:
+        device = self.owners.block.linears[names[0]].weight.device
+        for tokens, pieces in made:
+            for number, piece in enumerate(pieces):
+                self._sum(names).take(number, piece.to(device), tokens)
 
     def _made(self, *arguments: Any) -> tuple[float, list[torch.Tensor]]:
         tokens, parts = self.needs.parts(*arguments)
@@ -147,9 +151,6 @@ class Sums:
         for names in groups:
             if any(self._group.setdefault(name, names) != names for name in names):
                 raise RessaError(f"{', '.join(names)} read the same input in one batch only; leave their part out")
-
-    def _device(self, names: Names) -> torch.device:
-        return self.owners.block.linears[names[0]].weight.device
 
     def _sum(self, names: Names) -> Any:
         if names[0] not in self.statistics:
