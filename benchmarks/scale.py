@@ -17,6 +17,7 @@ import os
 import re
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -150,7 +151,9 @@ def report(found: dict[str, dict[str, Any]], before: str) -> str:
         language = [seconds for block, seconds in took["blocks"].items() if "language_model" in block][:-1]
         memory = [f"{took[key] / GB:.2f}" for key in ("size", "limit", "VmHWM", "told", "RssAnon", "RssFile")]
         counted = math.isfinite(took["cpu"])
-        block = f"{min(language):.1f} to {max(language):.1f}" if language and counted else ""
+        block = ""
+        if language and counted:
+            block = f"{statistics.median(language):.1f} ({min(language):.1f} to {max(language):.1f})"
         zeros = f"{took['zeros']:,} of {took['weights']:,} in {took['matrices']} matrices"
         times = [f"{took['seconds']:.0f}", f"{took['cpu']:.0f}" if counted else "", block]
         place = f"{took['date']}, {machine['processor']}, {machine['threads']}, {machine['compute']}"

@@ -10,7 +10,7 @@ from typing import Any
 import forked
 import ressa
 from ressa import parallel
-from ressa.calibration.sums import Sums
+from ressa.calibration import sums
 from ressa.errors import RessaError
 from ressa.model.shards import Shards
 from ressa.pruning import verb
@@ -33,6 +33,7 @@ def team(job: dict[str, Any]) -> list[str]:
 def _prune(asked: dict[str, Any], broken: dict[str, Any] | None) -> None:
     if broken and broken["rank"] == parallel.rank():
         BREAKS[broken["what"]]()
+    sums.MESSAGE = 500  # so that a batch of small Grams takes several, as one of wide ones does
     ressa.prune(**asked)
 
 
@@ -51,7 +52,7 @@ def _in_a_product() -> None:
     def reduce(*_: Any) -> None:
         os.kill(os.getpid(), 9)
 
-    Sums._reduce = reduce  # type: ignore[method-assign]
+    sums.Sums._reduce = reduce  # type: ignore[method-assign]
 
 
 def _in_a_write() -> None:

@@ -10,8 +10,10 @@ Shapes: I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -22,7 +24,9 @@ from ressa.model.structure import Block
 from ressa.parallel import team
 from ressa.statistics import Gram, InputNorm, Moments
 
+MESSAGE = 1 << 23  # numbers that are sent at once: where Grams are small, waiting for each would cost more than it
 Names = tuple[str, ...]  # of linears that read the same input
+Item = tuple[Names, int]  # the number of a piece
 Found = list[tuple[Names, list[tuple[Any, ...]]]]  # with the arguments of each `add`
 Made = list[tuple[Names, list[tuple[float, list[torch.Tensor]]]]]  # with what they came to: tokens, pieces
 
@@ -114,10 +118,11 @@ class Sums:
                 for arguments in given:
                     self._sum(names).add(*arguments)
             return
+        mine = {names: [arguments for other, adds in found if other == names for arguments in adds] for names in groups}
+        counts = {names: [sum(n for other, n in share if other == names) for share in said] for names in groups}
         with team().sending():
-            for names in groups:
-                mine = [arguments for other, given in found if other == names for arguments in given]
-                self._reduce(names, mine, [sum(n for other, n in share if other == names) for share in said])
+            for owner, items in self._messages(groups):
+                self._reduce(owner, items, mine, counts)
 
     @torch.no_grad()
     def whole(self) -> dict[str, Any]:
@@ -159,39 +164,68 @@ class Sums:
             self.statistics |= dict.fromkeys(names, made)
         return self.statistics[names[0]]
 
-    def _reduce(self, names: Names, mine: list[tuple[Any, ...]], counts: list[int]) -> None:
-        """Piece after piece goes to the owner; `counts[r]` is how often rank r adds."""
-        owner, rank = self.owners[names[0]], team().rank
-        if rank != owner and not mine:
+    def _messages(self, groups: Iterable[Names]) -> Iterator[tuple[int, list[Item]]]:
+        """What is sent to an owner at once: pieces of at most MESSAGE numbers together, or a larger one."""
+        for owner, theirs in groupby(sorted(groups, key=self._owner_of), key=self._owner_of):
+            items: list[Item] = []
+            size = 0
+            for names in theirs:
+                for number, shape in enumerate(self._shapes(names)):
+                    if items and size + shape.numel() > MESSAGE:
+                        yield owner, items
+                        items, size = [], 0
+                    items.append((names, number))
+                    size += shape.numel()
+            yield owner, items
+
+    def _reduce(
+        self, owner: int, items: list[Item], given: Mapping[Names, list[Any]], counts: Mapping[Names, list[int]]
+    ) -> None:
+        """A message of each rank goes to the owner; `counts[names][r]` is how often rank r adds to these."""
+        mine = list(self._pieces(items, given))  # before any other's are waited for
+        device = self.owners.block.linears[items[0][0][0]].weight.device
+        if team().rank != owner:
+            if mine:
+                team().send(_joined(mine, device), owner)
             return
-        weight_OI = self.owners.block.linears[names[0]].weight
-        parts = [self.needs.parts(*arguments) for arguments in mine]
-        tokens = _to_owner([told for told, _ in parts], owner, counts, weight_OI.device)
-        for number, shape in enumerate(shapes(self.needs, weight_OI.shape[1])):
-            own = [made[number]() for _, made in parts]  # before any other's is waited for
-            if rank != owner:
-                for piece in own:
-                    team().send(piece, owner)
-                continue
-            there = torch.empty(shape, device=weight_OI.device)
-            for sender, told in enumerate(tokens):
-                for i, count in enumerate(told):
-                    piece = own[i] if sender == rank else team().receive(there, sender)
-                    self._sum(names).take(number, piece, count)
+        for sender in range(team().size):
+            wanted = [(names, number) for names, number in items for _ in range(counts[names][sender])]
+            sizes = [self._shapes(names)[number] for names, number in wanted]
+            made = mine if sender == owner else _received(sizes, sender, device)
+            for (names, number), (tokens, piece) in zip(wanted, made, strict=True):
+                self._sum(names).take(number, piece, tokens)
+
+    def _pieces(self, items: Iterable[Item], given: Mapping[Names, list[Any]]) -> Iterator[tuple[float, torch.Tensor]]:
+        """With the tokens of its batch, each piece of each `add` of this process."""
+        for names, wanted in groupby(items, key=itemgetter(0)):
+            parts = [self.needs.parts(*arguments) for arguments in given[names]]
+            for _, number in wanted:
+                yield from ((tokens, made[number]()) for tokens, made in parts)
+
+    def _owner_of(self, names: Names) -> int:
+        return self.owners[names[0]]
+
+    def _shapes(self, names: Names) -> list[torch.Size]:
+        return shapes(self.needs, self.owners.block.linears[names[0]].weight.shape[1])
 
 
-def _to_owner(mine: list[float], owner: int, counts: list[int], device: torch.device) -> list[list[float]]:
-    """The owner gets what each rank says."""
-    if team().rank != owner:
-        team().send(torch.tensor(mine, dtype=torch.float64, device=device), owner)
+def _joined(made: Sequence[tuple[float, torch.Tensor]], device: torch.device) -> torch.Tensor:
+    """Pieces as one row of float32; before them the tokens, whose float64 takes two places each."""
+    tokens = torch.tensor([tokens for tokens, _ in made], dtype=torch.float64, device=device)
+    return torch.cat([tokens.view(torch.float32), *(piece.reshape(-1) for _, piece in made)])
+
+
+def _received(sizes: Sequence[torch.Size], sender: int, device: torch.device) -> list[tuple[float, torch.Tensor]]:
+    """What `_joined` was made of, from its sender; nothing is sent where there is nothing."""
+    if not sizes:
         return []
-    empty = [torch.empty(count, dtype=torch.float64, device=device) for count in counts]
-    return [
-        mine if sender == owner else team().receive(there, sender).tolist() if len(there) else []
-        for sender, there in enumerate(empty)
-    ]
+    lengths = [2 * len(sizes), *(size.numel() for size in sizes)]
+    tokens, *rows = team().receive(torch.empty(sum(lengths), device=device), sender).split(lengths)
+    pieces = [row.view(size) for row, size in zip(rows, sizes, strict=True)]
+    return list(zip(tokens.view(torch.float64).tolist(), pieces, strict=True))
 
 
+@cache
 def shapes(needs: Any, inputs: int) -> list[torch.Size]:
     """Of the pieces that a statistic of so many inputs is made of."""
     return [make().shape for make in needs.parts(torch.empty(1, inputs, device="meta"))[1]]

@@ -70,15 +70,16 @@ def work_bytes(method: Method, shape: Shape, width: int = 0) -> float:
 def batch_bytes(needs: type[Any], shape: Shape, load: Workload, width: int) -> float:
     """The most that one batch of `width` bytes a number holds while a block's inputs are captured and added.
 
-    Beside the inputs: while the block runs its stream twice and what the widest linears put out; when it has run, an
-    input in float32 with its square, or with a panel of its Gram.
+    Beside the inputs: what the block took while it ran, its stream twice and what the widest linears put out, which
+    the C library keeps for a while (benchmarks/results/scale.md); and an input in float32 with its square, or with a
+    panel of its Gram.
     """
     tokens, narrow = min(load.batch_size, load.samples) * load.length(shape), width < WIDE
     runs = tokens * width * (2 * shape.width + max(r.outputs for r in shape.reads))
     gram = issubclass(needs, Gram)
     pieces = [r.inputs**2 / PANELS if gram else tokens * r.inputs for r in shape.reads]
     added = max(WIDE * (narrow * tokens * r.inputs + piece) for r, piece in zip(shape.reads, pieces, strict=True))
-    return tokens * width * sum(r.inputs for r in shape.reads) + max(runs, added)
+    return tokens * width * sum(r.inputs for r in shape.reads) + runs + added
 
 
 def waiting_bytes(shape: Shape, load: Workload, width: int) -> float:
