@@ -11,7 +11,6 @@ Shapes: I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
@@ -94,6 +93,7 @@ class Sums:
         self.needs, self.owners = needs, owners
         self.statistics: dict[str, Any] = {}
         self._group: dict[str, Names] = {}
+        self._cut: dict[Names, list[torch.Size]] = {}  # the shapes of pieces, told once: it takes products of nothing
         self._small = team().size > 1 and issubclass(needs, (InputNorm, Moments))
         self._waiting: list[Made] = []  # of each step
 
@@ -206,7 +206,9 @@ class Sums:
         return self.owners[names[0]]
 
     def _shapes(self, names: Names) -> list[torch.Size]:
-        return shapes(self.needs, self.owners.block.linears[names[0]].weight.shape[1])
+        if names not in self._cut:
+            self._cut[names] = shapes(self.needs, self.owners.block.linears[names[0]].weight.shape[1])
+        return self._cut[names]
 
 
 def _joined(made: Sequence[tuple[float, torch.Tensor]], device: torch.device) -> torch.Tensor:
@@ -225,7 +227,6 @@ def _received(sizes: Sequence[torch.Size], sender: int, device: torch.device) ->
     return list(zip(tokens.view(torch.float64).tolist(), pieces, strict=True))
 
 
-@cache
 def shapes(needs: Any, inputs: int) -> list[torch.Size]:
     """Of the pieces that a statistic of so many inputs is made of."""
     return [make().shape for make in needs.parts(torch.empty(1, inputs, device="meta"))[1]]
