@@ -72,7 +72,7 @@ def evaluate(
         summary.answers_to(queries(reading.samples) if task.mode == "retrieval" else reading.samples, versus)
     if against is not None:
         check_vocabularies(model, against)
-    asked, sums, machine = _both(model, against, task, reading.samples, settings, runtime, folder, progress)
+    asked, sums, machine = _both(Job(task, reading.samples, settings, runtime, folder, progress), model, against)
     scores, rows = _scored(task, asked, sums, against is not None, versus)
     scores |= {"task": task.name, "model": _name(model), "against": against and _name(against)}
     scores |= {"split": source.split, "grey": settings.grey, "data": _named(data)}
@@ -118,28 +118,31 @@ def questions(data: Any, settings: Evaluate) -> tuple[Task, Source, Reading]:
     return task, source, replace(reading, samples=samples)
 
 
-def _both(
-    model: Model,
-    against: Model | None,
-    task: Task,
-    samples: Sequence[Sample],
-    settings: Evaluate,
-    runtime: Runtime,
-    folder: Path | None,
-    progress: Progress | None,
-) -> tuple[Asked, summary.Sums | None, Machine]:
+@dataclass(frozen=True)
+class Job:
+    """What every model is asked, how, and where its answers are kept meanwhile."""
+
+    task: Task
+    samples: Sequence[Sample]
+    settings: Evaluate
+    runtime: Runtime
+    folder: Path | None
+    progress: Progress | None
+
+
+def _both(job: Job, model: Model, against: Model | None) -> tuple[Asked, summary.Sums | None, Machine]:
     """What the model answers, what it and the dense one say of the reference answers, and where it was computed.
 
     One model is in memory at a time: the first is gone before the dense one is loaded.
     """
-    with kept_beside(folder) as kept:
-        mine = _asked(model, task, samples, settings, runtime, folder, progress, kept if against is not None else None)
+    with kept_beside(job.folder) as kept:
+        mine = _asked(job, model, kept if against is not None else None)
         if against is None:
             return mine.asked, mine.sums, mine.machine
-        dense, _, _ = _loaded(against, runtime)
+        dense, _, _ = _loaded(against, job.runtime)
         check_room(dense, mine.processor, mine.asked.records)
-        size, records = settings.batch_size, mine.asked.records
-        sums = compared(dense, mine.config, mine.processor, records, size, progress, kept)
+        size, records = job.settings.batch_size, mine.asked.records
+        sums = compared(dense, mine.config, mine.processor, records, size, job.progress, kept)
         return mine.asked, sums, mine.machine
 
 
@@ -154,24 +157,16 @@ class Mine:
     config: Any
 
 
-def _asked(
-    model: Model,
-    task: Task,
-    samples: Sequence[Sample],
-    settings: Evaluate,
-    runtime: Runtime,
-    folder: Path | None,
-    progress: Progress | None,
-    kept: Path | None,
-) -> Mine:
+def _asked(job: Job, model: Model, kept: Path | None) -> Mine:
     """The model loaded and asked; it goes with this function's end, unless the caller holds it."""
+    task, settings = job.task, job.settings
     perplexity = kept is not None or settings.perplexity
-    net, processor, machine = _matcher(model, task, perplexity, runtime) or _loaded(model, runtime)
-    cache = folder / "answers.cache.jsonl" if folder else None
-    asked, sums = ask(net, processor, task, samples, settings, cache, progress), None
+    net, processor, machine = _matcher(model, task, perplexity, job.runtime) or _loaded(model, job.runtime)
+    cache = job.folder / "answers.cache.jsonl" if job.folder else None
+    asked, sums = ask(net, processor, task, job.samples, settings, cache, job.progress), None
     if perplexity:
         check_room(net, processor, asked.records)
-        sums = own_sums(net, processor, asked.records, settings.batch_size, progress, kept)
+        sums = own_sums(net, processor, asked.records, settings.batch_size, job.progress, kept)
     return Mine(asked, sums, machine, processor, net.config)
 
 
