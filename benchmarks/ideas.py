@@ -1,4 +1,4 @@
-"""Three ideas of 2025 and 2026, tried beside what ressa has: `python benchmarks/ideas.py WORK`.
+"""Three ideas of 2025 and 2026 and one of our own, tried beside what ressa has: `python benchmarks/ideas.py WORK`.
 
     python benchmarks/ideas.py WORK --models demo --methods wanda --variants plain gradient --seeds 0
     python benchmarks/ideas.py WORK --page        # benchmarks/results/ideas.md alone, of the cells that are there
@@ -142,7 +142,7 @@ def pruned(work: Path, cell: Cell) -> tuple[Any, dict[str, float]]:
     net, reader = ressa.load(work / "dense" if cell.model == SMOLLM2 else cell.model, dtype="float32")
     asked = ideas_tried.settings(name, told)
     request = Request(Prune(method=cell.method, sparsity=cell.sparsity, seed=cell.seed, **asked))
-    method, plan = methods.get(cell.method, seed=cell.seed, damp=None), structure(net)
+    method, plan = methods.get(cell.method, seed=cell.seed, shrinkage=asked.get("shrinkage")), structure(net)
     autocast = torch.bfloat16 if cell.model == SMOLLM2 else None
     chosen = records(work, cell.model, "train")
     if cell.model == SMOLLM2:

@@ -116,7 +116,7 @@ def write_page(work: Path) -> None:
         return
     any_cell = next(iter(next(iter(next(iter(found.values())).values())).values()))
     about = ABOUT.format(date=datetime.date.today(), processor=any_cell["processor"], **any_cell["versions"])
-    parts = ["# Three ideas, tried", about]
+    parts = ["# Four ideas, tried", about]
     for told in IDEAS:
         idea = Idea(**told)
         parts += [f"## {idea.title}", idea.text, f"**{idea.verdict}**", tables(found, idea, "test")]

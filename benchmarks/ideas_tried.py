@@ -35,6 +35,8 @@ def settings(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
     """What `ressa prune` is asked for beside method, sparsity and seed."""
     if name == "image":
         return {"token_weights": f"image={told['weight']}"}
+    if name == "shrinkage":
+        return {"shrinkage": told["share"]}
     return {"allocation": name} | told if name in ALLOCATED else {}
 
 

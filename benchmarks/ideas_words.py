@@ -6,8 +6,8 @@ from typing import Any
 ABOUT = """{date}, {processor}, one thread, ressa {ressa}, torch {torch}, transformers {transformers}.
 `python benchmarks/ideas.py WORK`.
 
-Three ideas of `--token-weights`, `--allocation` and reconstruction, each beside what ressa
-has. Embedded models: KL to the dense model over the answer tokens of 1,000 test questions
+Three ideas of `--token-weights`, `--allocation` and reconstruction, and one of `--shrinkage`, each
+beside what ressa has. Embedded models: KL to the dense model over the answer tokens of 1,000 test questions
 (nats, lower is better), and exact match in per cent (greedy decoding, told from the forward
 that gives the KL); 128 questions calibrate. SmolLM2-135M: perplexity of 6 windows of 510
 tokens of either text; 16 windows calibrate, products in bfloat16. Nothing is repaired. A
@@ -114,6 +114,17 @@ are the same for all and tuned for none.""",
             "dense inputs' target, in the walk",
             "not trained",
         ),
+    },
+    {
+        "title": "Shrinkage for few tokens",
+        "text": """Of this project, after ALPS was seen to lose to ADMM on `emoji-instructblip`, whose decoder
+sees three tokens a record. 0.5 times inputs over tokens is added to the Gram's diagonal, as a
+share of it, before the method's own damping (0.01, ADMM 0.1); towards uncorrelated inputs, as the
+estimator of Ledoit and Wolf (2004) goes. 0.3, 0.5 and 1 were tried on 400 validation questions,
+seed 0, with the three methods at 2:4 and 70 % on both models.""",
+        "verdict": """@@VERDICT@@""",
+        "variants": ("plain", "shrinkage(share=0.5)"),
+        "names": ("no shrinkage", "0.5"),
     },
 ]
 UNRUN = """Gradient: other powers and clips once each answer token pulled alike; the gradient of a block's

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ressa.errors import RessaError
-from ressa.statistics import Gram, InputNorm, Moments
+from ressa.statistics import Gram, GramAndMoments, InputNorm, Moments
 
 ALL = pytest.mark.parametrize("statistic", [InputNorm, Moments, Gram])
 
@@ -166,3 +166,13 @@ def test_a_gram_that_cannot_be_factored_is_damped_more_with_a_warning_and_stays_
 def test_inputs_that_are_all_zero_have_no_inverse():
     with pytest.raises(RessaError, match="all inputs zero"):
         gathered(Gram, (torch.zeros(5, 4), None)).inverse_factor()
+
+
+@pytest.mark.parametrize("kind", [Gram, GramAndMoments])
+def test_shrinkage_adds_inputs_over_tokens_to_the_diagonal_and_nothing_else(kind, tokens):
+    plain, shrunk = gathered(kind, tokens), gathered(kind, tokens)
+    shrunk.shrink(0.5)
+    share = 0.5 * 10 / plain.tokens
+    torch.testing.assert_close(shrunk.gram_II, plain.gram_II + torch.diag(share * plain.gram_II.diagonal()))
+    assert torch.equal(shrunk.norm_I, plain.norm_I)
+    torch.testing.assert_close(shrunk.unit_gram_II.diagonal(), torch.full((10,), 1 + share))

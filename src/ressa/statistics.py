@@ -89,7 +89,14 @@ class Moments:
 
 
 class Gram:
-    """The mean of x xT: all that a layer's squared output error knows of its inputs."""
+    """The mean of x xT: all that a layer's squared output error knows of its inputs.
+
+    Of few tokens it is a rough estimate, which the weights would be fitted to: `shrinkage` (0: none) times inputs over
+    tokens is added to its diagonal, as a share of that, which is a step towards inputs that do not correlate (Ledoit
+    and Wolf 2004, whose share falls with the tokens alike).
+    """
+
+    shrinkage = 0.0
 
     def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
         self.tokens = 0.0
@@ -109,7 +116,9 @@ class Gram:
     def gram_II(self) -> Tensor:
         for a, b in addends.panels(len(self.products_II)):
             self.products_II[b:, a:b] = self.products_II[a:b, b:].T
-        return _mean(self.products_II, self.tokens)
+        mean_II = _mean(self.products_II, self.tokens)
+        mean_II.diagonal().mul_(1 + self.shrinkage * len(mean_II) / self.tokens)
+        return mean_II
 
     @property
     def norm_I(self) -> Tensor:
@@ -128,6 +137,12 @@ class Gram:
         """The Gram of the inputs once each is scaled to norm one: 1 on the diagonal, 0 for one that is always zero."""
         scale_I = self.scale_I
         return self.gram_II.div_(scale_I).div_(scale_I[:, None])
+
+    def shrink(self, share: float) -> None:
+        """Sets `shrinkage`."""
+        if share != self.shrinkage:
+            self.shrinkage = share
+            self._made.clear()
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` makes of this Gram, kept until more inputs come: linears that read the same input share it."""

@@ -307,3 +307,33 @@ def error_of(name: str, pattern: NofM | Unstructured) -> float:
 def test_solvers_need_the_gram_and_the_refit_is_no_method():
     assert METHODS["admm"].needs is METHODS["alps"].needs is Gram
     assert "refit" not in METHODS
+
+
+# ---- few tokens ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "admm", "alps", "wanda+refit"])
+def test_shrinkage_leaves_less_error_on_other_tokens_where_few_calibrate(name):
+    """As many tokens as inputs; the error is that on the inputs' true Gram. With many tokens little changes."""
+    random = torch.Generator().manual_seed(0)
+    mix_II = torch.randn(64, 64, generator=random) / 8 + torch.eye(64)
+    weight_OI, true_II = torch.randn(48, 64, generator=random), mix_II.T @ mix_II
+    errors = {}
+    for tokens in (64, 200_000):
+        inputs = Gram(64)
+        inputs.add(torch.randn(tokens, 64, generator=random) @ mix_II)
+        for share in (None, 0.5):
+            off_OI = get(name, shrinkage=share)(weight_OI, inputs, parse("50%")) - weight_OI
+            errors[tokens, share] = ((off_OI @ true_II) * off_OI).sum().item()
+            inputs.shrink(0.0)
+    assert errors[64, 0.5] < 0.98 * errors[64, None]
+    assert errors[200_000, 0.5] == pytest.approx(errors[200_000, None], rel=0.02)
+
+
+def test_no_shrinkage_changes_no_bit_and_a_method_without_a_gram_has_none():
+    weight_OI, inputs = small(0)
+    assert torch.equal(
+        get("alps", shrinkage=0.0)(weight_OI, inputs, parse("2:4")), get("alps")(weight_OI, inputs, parse("2:4"))
+    )
+    with pytest.raises(RessaError, match="'wanda' reads no Gram, so nothing shrinks: leave shrinkage out"):
+        get("wanda", shrinkage=0.5)

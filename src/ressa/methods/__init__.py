@@ -25,11 +25,12 @@ METHODS: dict[str, Method] = {name: getattr(import_module(f"ressa.methods.{name}
 REFIT = "+refit"  # after a method's name: its zeros, and for them the best weights
 
 
-def get(name: str, seed: int | None = None, **settings: Any) -> Method:
+def get(name: str, seed: int | None = None, shrinkage: float | None = None, **settings: Any) -> Method:
     """The method called `name`, with those of its `settings` fixed that are not None; RessaError for unknown ones.
 
     "wanda+refit" is Wanda's zeros with the least-squares answer for them; so with any other. Its own parameters stand
-    in brackets: "ria(power=0.3)". `seed` is for a method that draws by lot; others ignore it.
+    in brackets: "ria(power=0.3)". `seed` is for a method that draws by lot; others ignore it. `shrinkage` is that
+    of the Gram (`ressa.statistics.Gram`).
 
     >>> get("sparsegpt", damp=0.1).needs.__name__, get("ria(power=0.3)+refit").needs.__name__
     ('Gram', 'Gram')
@@ -50,7 +51,8 @@ def get(name: str, seed: int | None = None, **settings: Any) -> Method:
         raise RessaError(f"method '{name}' has no setting '{key}': leave it out")
     for key in given.keys() & (rest[0][1] if rest else own).keys():
         raise RessaError(f"method '{name}': {key} is told twice, here and as a setting of its own; leave one out")
-    return _fixed(method, **given) if given else method
+    method = _fixed(method, **given) if given else method
+    return method if shrinkage is None else _shrunk(name, method, shrinkage)
 
 
 def check_moving(name: str, asymmetric: float) -> None:
@@ -65,6 +67,17 @@ def _settings(method: Method) -> set[str]:
 
 def _fixed(method: Method, **given: Any) -> Method:
     return cast(Method, update_wrapper(partial(method, **given), method))
+
+
+def _shrunk(name: str, method: Method, share: float) -> Method:
+    if not issubclass(method.needs or object, Gram):
+        raise RessaError(f"method '{name}' reads no Gram, so nothing shrinks: leave shrinkage out")
+
+    def over(weight_OI: Tensor, inputs: Gram, pattern: Pattern, **settings: Any) -> Tensor:
+        inputs.shrink(share)
+        return method(weight_OI, inputs, pattern, **settings)
+
+    return cast(Method, update_wrapper(over, method))
 
 
 def _refitted(method: Method, **fixed: Any) -> Method:

@@ -29,7 +29,7 @@ class Request:
     def check(self) -> None:
         """Raises RessaError, one line, for what cannot be or contradicts itself."""
         asked = self.asked
-        methods.get(asked.method, damp=asked.damp)
+        methods.get(asked.method, damp=asked.damp, shrinkage=asked.shrinkage)
         methods.check_moving(asked.method, asked.asymmetric)
         check_counts(self.token_weights)
         if asked.shard_size is not None:

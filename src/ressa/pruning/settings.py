@@ -79,6 +79,12 @@ class Prune:
         "as the method's page says]",
         least=0,
     )
+    shrinkage: float | None = setting(
+        None,
+        "Added to the Gram's diagonal besides, as a share of it: so much times inputs over tokens. 0.5 helps where few "
+        "tokens calibrate, as in decoders of short answers. [0]",
+        least=0,
+    )
     order: str = setting(
         "block",
         "What is pruned from one gathering of inputs: a block, or its linears one after the other (layer: slower).",

@@ -72,7 +72,8 @@ def prune(
     check_paths("prune", model=model, out=out)
     check_machine(parallel.device_of(runtime.device), runtime.dtype, runtime.threads)
     with parallel.together(runtime.device) as team:
-        request, method = Request(settings), methods.get(settings.method, seed=settings.seed, damp=settings.damp)
+        request, asked = Request(settings), settings
+        method = methods.get(asked.method, seed=asked.seed, shrinkage=asked.shrinkage, damp=asked.damp)
         out, saved, records = _checked(request, method, model, out, data)
         chosen, calibration, plan, dtypes = _loaded(model, out, records, request, method, runtime, progress)
         patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
