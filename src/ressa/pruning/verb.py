@@ -72,8 +72,8 @@ def prune(
     check_paths("prune", model=model, out=out)
     check_machine(parallel.device_of(runtime.device), runtime.dtype, runtime.threads)
     with parallel.together(runtime.device) as team:
-        request, asked = Request(settings), settings
-        method = methods.get(asked.method, seed=asked.seed, shrinkage=asked.shrinkage, damp=asked.damp)
+        request = Request(settings)
+        method = methods.get(settings.method, seed=settings.seed, shrinkage=settings.shrinkage, damp=settings.damp)
         out, saved, records = _checked(request, method, model, out, data)
         chosen, calibration, plan, dtypes = _loaded(model, out, records, request, method, runtime, progress)
         patterns, allotted = assign_patterns(request, saved, plan, calibration, method)
