@@ -139,7 +139,7 @@ class Gram:
         return self.gram_II.div_(scale_I).div_(scale_I[:, None])
 
     def shrink(self, share: float) -> None:
-        """Sets `shrinkage`."""
+        """Sets `shrinkage`; what was made with another one is forgotten."""
         if share != self.shrinkage:
             self.shrinkage = share
             self._made.clear()

@@ -18,7 +18,7 @@ PLAIN = ("F16", "BF16", "F32", "F64")  # as safetensors spells dtypes
 PACKED = "is stored as {}, and the config says of no quantisation how to read it"
 SCALE = "_scale_inv"  # what transformers multiplies 8-bit floats in blocks with
 SCALES = (SCALE, "weight_scale", "weight_zero_point", ".scales", ".qzeros", ".absmax")
-PIECE = 1 << 22  # numbers that are looked at together where they are too short for it
+PIECE = 1 << 22  # numbers of float8 that are looked at together, in float32
 LARGER = 4  # a config that describes so many times as many weights as there are is of another model
 
 
@@ -112,7 +112,7 @@ def check_numbers(name: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 def _finite(tensor: Tensor) -> bool:
     """Whether every number is: least and largest are NaN if any is."""
-    pieces = [tensor] if tensor.itemsize > 1 else (piece.float() for piece in tensor.flatten().split(PIECE))  # float8
+    pieces = [tensor] if tensor.itemsize > 1 else (piece.float() for piece in tensor.flatten().split(PIECE))
     return all(bool(end.isfinite()) for piece in pieces if piece.numel() for end in piece.aminmax())
 
 
