@@ -119,7 +119,7 @@ TODAY = ", no connector"  # behind the name of a cell: repaired with the default
 
 def table(rows: Sequence[dict[str, Any]], on: str) -> str:
     """Percent right of every cell, over all seeds; behind it the difference from repair on questions with its 95 %
-    interval, record by record."""
+    interval, record by record, over the seeds of both."""
     found: dict[str, dict[int, dict[str, list[int]]]] = {}
     for row in (row for row in rows if row["on"] == on):
         found.setdefault(row["cell"], {})[row["seed"]] = row["right"]
@@ -132,10 +132,10 @@ def table(rows: Sequence[dict[str, Any]], on: str) -> str:
             cells.append(f"{100 * sum(right) / len(right):.1f}")
             whole = [x for seed in seeds for x in found["dense"].get(seed, found["dense"][0])[kind]]
             worst.append(sum(right) / sum(whole))
-            if name not in ("dense", "pruned", "questions"):
-                pairs = [
-                    (a, b) for s in seeds for a, b in zip(seeds[s][kind], found["questions"][s][kind], strict=True)
-                ]
+            base = found["questions" + TODAY * name.endswith(TODAY)]
+            both = seeds.keys() & base.keys()
+            if name not in ("dense", "pruned") and seeds is not base and both:
+                pairs = [pair for s in both for pair in zip(seeds[s][kind], base[s][kind], strict=True)]
                 cells[-1] += f" ({interval([a - b for a, b in pairs])})"
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {min(worst):.0%} |")
     return "\n".join(lines)
